@@ -1,0 +1,144 @@
+"""How much faster one variant is than another: an interval, and what speaks against believing it.
+
+A process is one observation: inferences inside one are alike for reasons that have nothing to do
+with the model, so the interval is over rounds and never over single inferences.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.errors import UsageError
+from bench.latency import P90_SAMPLES, Latency
+
+CONFIDENCE = 0.95
+# Two-sided 95 % quantiles of Student's t for 1 to 8 degrees of freedom: NIST/SEMATECH e-Handbook of
+# Statistical Methods, 1.3.6.7.2. From 10 rounds on the bootstrap takes over, so no more are needed.
+_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
+_BOOTSTRAP_ROUNDS = len(_T) + 2
+_DRAWS = 10_000
+
+_STEAL_SHARE = 0.01
+_OTHERS_SHARE = 0.1
+_SPREAD = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How many times faster the candidate is.
+
+    Attributes:
+        baseline: Name of one variant.
+        candidate: Name of the other.
+        ratio: Time of the baseline over time of the candidate: above 1 the candidate is faster.
+            Geometric mean over rounds.
+        low: Lower end of the interval of `ratio`; None if one round was all there is.
+        high: Upper end of it.
+        confidence: Share of such intervals that hold the true ratio.
+        doubts: Reasons to trust it less, in words.
+    """
+
+    baseline: str
+    candidate: str
+    ratio: float
+    low: float | None
+    high: float | None
+    confidence: float
+    doubts: tuple[str, ...]
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether "equally fast" cannot be ruled out."""
+        return self.low is None or self.high is None or self.low <= 1.0 <= self.high
+
+
+def compare(
+    baseline: Latency, candidate: Latency, *, control: Comparison | None = None
+) -> Comparison:
+    """Compare two variants that `bench.latency.measure` timed together.
+
+    Args:
+        baseline: The one to be faster than.
+        candidate: The other.
+        control: The comparison of a variant with itself: shows what the machine's noise alone does.
+
+    Raises:
+        UsageError: They differ in something that has to be the same.
+    """
+    _refuse_unlike(baseline, candidate)
+    logs = [
+        math.log(b.median_ns / c.median_ns)
+        for b, c in zip(baseline.rounds, candidate.rounds, strict=True)
+    ]
+    low, high = _interval(logs)
+    return Comparison(
+        baseline=baseline.variant.name,
+        candidate=candidate.variant.name,
+        ratio=math.exp(math.fsum(logs) / len(logs)),
+        low=low,
+        high=high,
+        confidence=CONFIDENCE,
+        doubts=tuple(_doubts(baseline, candidate, control)),
+    )
+
+
+def _interval(logs: Sequence[float]) -> tuple[float | None, float | None]:
+    """Interval of the geometric mean: Student's t on the logs, or percentile bootstrap (Efron)."""
+    n = len(logs)
+    if n < 2:
+        return None, None
+    values = np.asarray(logs)
+    if n < _BOOTSTRAP_ROUNDS:
+        half = _T[n - 2] * float(values.std(ddof=1)) / math.sqrt(n)
+        return math.exp(values.mean() - half), math.exp(values.mean() + half)
+    draws = np.random.default_rng(0).choice(values, size=(_DRAWS, n)).mean(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, (tail, 1 - tail))
+    return math.exp(low), math.exp(high)
+
+
+def _refuse_unlike(a: Latency, b: Latency) -> None:
+    pairs: list[tuple[str, Any, Any]] = [
+        ("batch", a.variant.batch, b.variant.batch),
+        ("inputs (digest)", a.feeds_sha256[:12], b.feeds_sha256[:12]),
+        ("number of rounds", len(a.rounds), len(b.rounds)),
+    ]
+    # A CPU's threads mean nothing on a GPU; CPU against GPU is a question people have.
+    if a.variant.device == b.variant.device:
+        pairs.append(("threads", a.variant.threads, b.variant.threads))
+    for field, left, right in pairs:
+        if left != right:
+            raise UsageError(
+                f"cannot compare {a.variant.name!r} with {b.variant.name!r}: {field} is {left} "
+                f"there and {right} here. Measure both in the same way."
+            )
+
+
+def _doubts(a: Latency, b: Latency, control: Comparison | None) -> list[str]:
+    found = []
+    if len(a.rounds) < 2:
+        found.append("one round only, so there is no interval")
+    if control is not None and not control.holds_one:
+        found.append(
+            f"the same model against itself measured {control.ratio:.3f}x "
+            f"({control.low:.3f} to {control.high:.3f}): the machine is too noisy, or drifts"
+        )
+    for latency in (a, b):
+        name = latency.variant.name
+        fewest = min(len(r.samples_ns) for r in latency.rounds)
+        if fewest < P90_SAMPLES:
+            found.append(f"{name}: {fewest} samples in a round, better {P90_SAMPLES} or more")
+        if latency.steal_share > _STEAL_SHARE:
+            found.append(f"{name}: other guests took {latency.steal_share:.1%} of the CPU time")
+        if latency.others_share > _OTHERS_SHARE:
+            found.append(f"{name}: other processes took {latency.others_share:.0%} of the CPU time")
+        if latency.throttled_periods:
+            found.append(f"{name}: the CPU quota stopped it {latency.throttled_periods} times")
+        if latency.spread > _SPREAD:
+            found.append(
+                f"{name}: the middle half of the samples spans {latency.spread:.0%} of the median"
+            )
+    return found

@@ -1,0 +1,74 @@
+"""Every error that vnnify raises on purpose, and the exit codes of its commands.
+
+    VnnifyError
+    ├── UsageError        2  the command or the configuration is wrong
+    ├── InputError        5  a model or data file is unusable or unsafe
+    ├── UnsupportedError  6  the model is valid but cannot be handled, or nothing in it can be quantized
+    ├── UnfitError        7  this machine or environment lacks something: an extra, a GPU, an ISA
+    ├── ResourceError     8  memory, disk, a timeout or a crash of native code
+    └── OutputError       9  the output exists, is locked or cannot be written
+
+A message says what went wrong, where, what was found, what was expected, and what to do. Verdicts
+(3 refused, 4 inconclusive) are results, not errors. Anything else that escapes is a bug of ours: 1.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means to a CI job."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    REFUSED = 3
+    INCONCLUSIVE = 4
+    INPUT = 5
+    UNSUPPORTED = 6
+    UNFIT = 7
+    RESOURCE = 8
+    OUTPUT = 9
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class VnnifyError(Exception):
+    """Root of the tree; never raised itself."""
+
+    exit_code = ExitCode.BUG
+
+
+class UsageError(VnnifyError):
+    """The command line or the configuration contradicts itself or names something unknown."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(VnnifyError):
+    """A model, data or weights file is unusable or unsafe."""
+
+    exit_code = ExitCode.INPUT
+
+
+class UnsupportedError(VnnifyError):
+    """The model is valid, but vnnify cannot handle it or has nothing to quantize in it."""
+
+    exit_code = ExitCode.UNSUPPORTED
+
+
+class UnfitError(VnnifyError):
+    """This machine or environment lacks something: a package, a device, an instruction set."""
+
+    exit_code = ExitCode.UNFIT
+
+
+class ResourceError(VnnifyError):
+    """Memory, disk or time ran out, or native code crashed."""
+
+    exit_code = ExitCode.RESOURCE
+
+
+class OutputError(VnnifyError):
+    """The output exists already, is locked by another run, or cannot be written."""
+
+    exit_code = ExitCode.OUTPUT

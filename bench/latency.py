@@ -1,0 +1,391 @@
+"""Time models: every round of every variant in a fresh process, interleaved, raw samples kept.
+
+Two processes that run the same file differ by more than two runs inside one process (memory layout,
+page placement), and a machine drifts. So a round is a process, variants take turns in ABBA order,
+and `bench.compare` builds its intervals over rounds.
+"""
+
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bench.errors import UsageError
+from bench.feeds import feeds_digest, load_feeds, save_feeds
+from bench.isolate import peak_rss_bytes, run_isolated
+from bench.machine import disturbance
+from bench.models import Feeds, Model
+from bench.runtimes import Session, Settings, find_runtime
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with rounds done, rounds in all, and what runs next."""
+
+MIN_SAMPLES = 5
+# Fewest samples that bound a percentile with 99 % confidence and one outlier to spare: MLPerf
+# Inference, loadgen/early_stopping.cc.
+P90_SAMPLES = 64
+P99_SAMPLES = 662
+
+_MAX_SAMPLES = 100_000
+_WARMUP_S = 1.0
+_WINDOW = 10
+_STABLE = 1.02
+_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run one model.
+
+    Attributes:
+        name: What to call it; unique among those measured together.
+        model: The file.
+        runtime: A name in `bench.runtimes.RUNTIMES`.
+        device: "cpu" or "cuda".
+        threads: Threads inside one inference.
+        batch: Samples in one inference.
+    """
+
+    name: str
+    model: Model
+    runtime: str
+    device: str
+    threads: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One process: it loads the model, warms up, and is timed. Arrays in, arrays out.
+
+    Attributes:
+        load_ns: To open and compile the model; importing the runtime not counted.
+        first_ns: The first inference.
+        warmup_ns: Inferences after it that are not counted, in order.
+        samples_ns: Inferences that are, in order; nothing is dropped.
+        peak_rss_bytes: The most memory that the process held.
+        steal_share: Share of the machine's CPU time, while sampling, that the hypervisor gave away.
+        others_share: Share of it that other processes of this machine took.
+        throttled_periods: How often the CPU quota stopped the process while sampling.
+    """
+
+    load_ns: int
+    first_ns: int
+    warmup_ns: tuple[int, ...]
+    samples_ns: tuple[int, ...]
+    peak_rss_bytes: int
+    steal_share: float
+    others_share: float
+    throttled_periods: int
+
+    @property
+    def median_ns(self) -> float:
+        """Median of the samples."""
+        return statistics.median(self.samples_ns)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range of the samples over their median."""
+        low, high = np.percentile(self.samples_ns, (25, 75))
+        return float((high - low) / self.median_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one variant takes.
+
+    Attributes:
+        variant: What ran.
+        runtime_version: Of the package that ran it.
+        feeds_sha256: Digest of the inputs it ran on.
+        rounds: One per process, in the order in which they ran.
+    """
+
+    variant: Variant
+    runtime_version: str
+    feeds_sha256: str
+    rounds: tuple[Round, ...]
+
+    @property
+    def samples_ns(self) -> tuple[int, ...]:
+        """The samples of all rounds."""
+        return tuple(s for r in self.rounds for s in r.samples_ns)
+
+    @property
+    def median_ms(self) -> float:
+        """Median over rounds of their medians."""
+        return statistics.median(r.median_ns for r in self.rounds) / 1e6
+
+    @property
+    def p90_ms(self) -> float | None:
+        """90th percentile over all samples; None if there are too few to know."""
+        return self._percentile_ms(0.90, P90_SAMPLES)
+
+    @property
+    def p99_ms(self) -> float | None:
+        """99th percentile over all samples; None if there are too few to know."""
+        return self._percentile_ms(0.99, P99_SAMPLES)
+
+    @property
+    def per_second(self) -> float:
+        """Samples per second of one caller that waits for each answer."""
+        return self.variant.batch * 1000 / self.median_ms
+
+    @property
+    def load_ms(self) -> float:
+        """Median time to open and compile the model."""
+        return statistics.median(r.load_ns for r in self.rounds) / 1e6
+
+    @property
+    def first_ms(self) -> float:
+        """Median time of the first inference."""
+        return statistics.median(r.first_ns for r in self.rounds) / 1e6
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """The most memory that a round held."""
+        return max(r.peak_rss_bytes for r in self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median, of the typical round."""
+        return statistics.median(r.spread for r in self.rounds)
+
+    @property
+    def steal_share(self) -> float:
+        """Share of CPU time that the hypervisor gave away, mean over rounds.
+
+        The kernel counts in ticks of 10 ms, so a single short round says little.
+        """
+        return statistics.fmean(r.steal_share for r in self.rounds)
+
+    @property
+    def others_share(self) -> float:
+        """Share of CPU time that other processes of this machine took, mean over rounds."""
+        return statistics.fmean(r.others_share for r in self.rounds)
+
+    @property
+    def throttled_periods(self) -> int:
+        """How often the CPU quota stopped the rounds."""
+        return sum(r.throttled_periods for r in self.rounds)
+
+    def _percentile_ms(self, share: float, fewest: int) -> float | None:
+        samples = self.samples_ns
+        if len(samples) < fewest:
+            return None
+        return float(np.percentile(samples, share * 100, method="inverted_cdf")) / 1e6
+
+
+def measure(
+    variants: Sequence[Variant],
+    feeds: Sequence[Feeds],
+    *,
+    rounds: int = 5,
+    seconds_per_round: float = 1.0,
+    seed: int = 0,
+    control: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Latency, ...]:
+    """Time `variants` on the same inputs, taking turns.
+
+    Args:
+        variants: What to compare.
+        feeds: Distinct inputs, given in rotation.
+        rounds: Processes per variant; with 1 there is no interval.
+        seconds_per_round: Time to take samples in one process; warm-up takes at most as much again.
+            At least `MIN_SAMPLES` are taken however long they last.
+        seed: Of the order.
+        control: Also time the first variant a second time as if it were another. What differs
+            between the two is noise; it comes last in the result, named "… (control)".
+        progress: Told before every round.
+
+    Returns:
+        One `Latency` per variant, in order, then the control.
+
+    Raises:
+        UsageError: A variant does not fit the inputs, or a number makes no sense.
+        UnfitError: A runtime or a device is missing.
+        ResourceError: A process crashed or hung.
+    """
+    _refuse_nonsense(variants, feeds, rounds, seconds_per_round)
+    entrants = list(variants)
+    if control:
+        entrants.append(replace(variants[0], name=f"{variants[0].name} (control)"))
+    orders = turns(len(entrants), rounds, seed)
+    found: list[list[Round]] = [[] for _ in entrants]
+    versions = [""] * len(entrants)
+    with tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder:
+        scratch = Path(folder)
+        save_feeds(feeds, scratch / "feeds.npz")
+        for done, which in enumerate(w for order in orders for w in order):
+            variant = entrants[which]
+            if progress is not None:
+                progress(done, rounds * len(entrants), variant.name)
+            answer = run_isolated(
+                "bench.latency:run_round",
+                _job(variant, scratch / "feeds.npz", seconds_per_round),
+                scratch=scratch,
+                name=f"measuring {variant.name!r} in {variant.runtime}",
+                timeout_s=_TIMEOUT_S + 10 * seconds_per_round,
+            )
+            versions[which] = answer.pop("runtime_version")
+            found[which].append(_round(answer))
+    digest = feeds_digest(feeds)
+    return tuple(
+        Latency(v, version, digest, tuple(r))
+        for v, version, r in zip(entrants, versions, found, strict=True)
+    )
+
+
+def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
+    """Who runs when: a random order for every other round, its mirror image for the next.
+
+    A drift that is linear in time then cancels out within each pair of rounds.
+    """
+    rng = np.random.default_rng(seed)
+    orders: list[list[int]] = []
+    for i in range(rounds):
+        orders.append(orders[-1][::-1] if i % 2 else rng.permutation(count).tolist())
+    return orders
+
+
+def time_session(
+    session: Session,
+    feeds: Sequence[Feeds],
+    *,
+    seconds: float,
+    clock: Callable[[], int] = perf_counter_ns,
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Run a session until it is warm, then for `seconds`, feeds in rotation.
+
+    Args:
+        session: What to run.
+        feeds: Its inputs.
+        seconds: Time for samples, and the most for warming up; at least `MIN_SAMPLES` are taken.
+        clock: Nanoseconds from any origin.
+
+    Returns:
+        Time of the first inference, of the warm-up's, and of those that count, in ns.
+    """
+
+    def run(index: int) -> int:
+        start = clock()
+        session.run(feeds[index % len(feeds)])
+        return clock() - start
+
+    first = run(0)
+    warmup: list[int] = []
+    end = clock() + int(min(seconds, _WARMUP_S) * 1e9)
+    while clock() < end and not _is_stable(warmup):
+        warmup.append(run(1 + len(warmup)))
+    samples: list[int] = []
+    offset = 1 + len(warmup)
+    end = clock() + int(seconds * 1e9)
+    while len(samples) < MIN_SAMPLES or (clock() < end and len(samples) < _MAX_SAMPLES):
+        samples.append(run(offset + len(samples)))
+    return first, tuple(warmup), tuple(samples)
+
+
+def run_round(job: dict[str, Any]) -> dict[str, Any]:
+    """One round, in the process that calls; `measure` calls it in fresh ones.
+
+    Args:
+        job: As `_job` makes it.
+
+    Returns:
+        The fields of a `Round`, and `runtime_version`.
+    """
+    runtime = find_runtime(job["runtime"])
+    feeds = load_feeds(Path(job["feeds"]))
+    version = runtime.version()  # Imports the package, before the clock starts.
+    start = perf_counter_ns()
+    session = runtime.open(Path(job["model"]), Settings(job["threads"], job["device"]))
+    load_ns = perf_counter_ns() - start
+    gc.collect()
+    gc.disable()
+    before, own_before = disturbance(), time.process_time()
+    try:
+        first, warmup, samples = time_session(session, feeds, seconds=job["seconds"])
+    finally:
+        gc.enable()
+    after, own_after = disturbance(), time.process_time()
+    session.close()
+    ticks = max(after.total_ticks - before.total_ticks, 1)
+    own_ticks = (own_after - own_before) * os.sysconf("SC_CLK_TCK")
+    return {
+        "runtime_version": version,
+        "load_ns": load_ns,
+        "first_ns": first,
+        "warmup_ns": warmup,
+        "samples_ns": samples,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "steal_share": (after.steal_ticks - before.steal_ticks) / ticks,
+        "others_share": max(after.busy_ticks - before.busy_ticks - own_ticks, 0.0) / ticks,
+        "throttled_periods": after.throttled_periods - before.throttled_periods,
+    }
+
+
+def _is_stable(warmup: Sequence[int]) -> bool:
+    """Whether the last medians of a sliding window agree."""
+    if len(warmup) < 2 * _WINDOW - 1:
+        return False
+    tail = warmup[-(2 * _WINDOW - 1) :]
+    medians = [statistics.median(tail[i : i + _WINDOW]) for i in range(_WINDOW)]
+    return max(medians) <= min(medians) * _STABLE
+
+
+def _job(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "model": str(variant.model.path.resolve()),
+        "runtime": variant.runtime,
+        "device": variant.device,
+        "threads": variant.threads,
+        "feeds": str(feeds),
+        "seconds": seconds,
+    }
+
+
+def _round(answer: dict[str, Any]) -> Round:
+    lists = {k: tuple(answer[k]) for k in ("warmup_ns", "samples_ns")}
+    return Round(**{**answer, **lists})
+
+
+def _refuse_nonsense(
+    variants: Sequence[Variant], feeds: Sequence[Feeds], rounds: int, seconds: float
+) -> None:
+    names = [v.name for v in variants]
+    if not variants or not feeds:
+        raise UsageError("nothing to measure: give at least one model and one input.")
+    if len(set(names)) < len(names):
+        raise UsageError(f"variants need different names, found {names}.")
+    if rounds < 1 or seconds <= 0:
+        raise UsageError(f"rounds and seconds must be positive, found {rounds} and {seconds:g}.")
+    for variant in variants:
+        if variant.threads < 1:
+            raise UsageError(f"{variant.name}: threads must be at least 1, not {variant.threads}.")
+        takes = {s.name for s in variant.model.inputs}
+        for feed in feeds:
+            if feed.keys() != takes:
+                raise UsageError(
+                    f"{variant.name}: the model takes {sorted(takes)}, the inputs are "
+                    f"{sorted(feed)}. Models measured together need the same inputs."
+                )
+        _refuse_batch(variant, feeds)
+
+
+def _refuse_batch(variant: Variant, feeds: Sequence[Feeds]) -> None:
+    free = [s.name for s in variant.model.inputs if s.batch_is_free]
+    sizes = {f[n].shape[:1] for f in feeds for n in free}
+    if free and (variant.batch,) not in sizes:
+        found = ", ".join(sorted(str(s[0]) for s in sizes if s)) or "no"
+        raise UsageError(
+            f"{variant.name}: batch is {variant.batch}, but the inputs hold {found} samples each."
+        )

@@ -1,0 +1,303 @@
+"""Model files: what a file takes and returns, and whether it is safe to hand to native code.
+
+A file is read here before any runtime sees its path. What the runtimes and `onnx.load` let pass
+silently (an empty file, an unknown opset, external data outside the model's folder) is refused here.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import InputError, UnsupportedError
+
+Array: TypeAlias = NDArray[Any]
+Feeds: TypeAlias = dict[str, Array]
+
+# Newest opset of the ONNX domain that the oldest supported onnxruntime (1.24) loads and ours is tested
+# with. OpenVINO compiles anything, even opset 99, so the limit has to be ours.
+MAX_OPSET = 26
+
+_SIGNATURES = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"PK\x03\x04": "a zip archive (a .pt2, .npz or .keras file?)",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x80\x02": "a Python pickle",
+    b"\x80\x03": "a Python pickle",
+    b"\x80\x04": "a Python pickle",
+    b"\x80\x05": "a Python pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"<!": "an HTML page",
+    b"<h": "an HTML page",
+    b"<?xml": "an XML file (OpenVINO IR?)",
+    b"{": "a JSON file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: numpy's name of the element type ("float32", "int64", …; "string" for text).
+        shape: One entry per axis: a size, or a symbol's name, or None where the file says nothing;
+            None for the whole shape where even the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def batch_is_free(self) -> bool:
+        """Whether the first axis may be any size."""
+        return self.shape is not None and len(self.shape) > 0 and not isinstance(self.shape[0], int)
+
+    def __str__(self) -> str:
+        """`name:dtype[N,3,224,224]`, as `--input` takes it."""
+        if self.shape is None:
+            return f"{self.name}:{self.dtype}[…]"
+        return f"{self.name}:{self.dtype}[{','.join(str(d or '?') for d in self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model file on disk, looked at and found sound.
+
+    Attributes:
+        path: The `.onnx` file.
+        inputs: What has to be fed, in the graph's order (initializers left out).
+        outputs: What comes back, in the graph's order.
+        opset: Version of the default ONNX domain.
+        sha256: Digest over the file and every external data file that it names.
+        size_bytes: Size of all those files together.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    sha256: str
+    size_bytes: int
+
+
+def read_model(path: Path) -> Model:
+    """Look at an ONNX file without running it.
+
+    Args:
+        path: The file; its external data, if any, lies in the same folder or below.
+
+    Raises:
+        InputError: It is missing, empty, truncated, of another type, or its external data is missing
+            or lies outside its folder.
+        UnsupportedError: Its opset is newer than the runtimes know, or it takes something that is
+            not a tensor.
+    """
+    import onnx
+
+    _refuse_other_types(path)
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as e:
+        size = path.stat().st_size
+        raise InputError(
+            f"{path}: not a complete ONNX file ({size:,} bytes): {e}. Export or copy it again."
+        ) from e
+    if not proto.graph.node and not proto.graph.output:
+        raise InputError(f"{path}: holds no graph. Export or copy it again.")
+    if not proto.graph.output:
+        raise InputError(f"{path}: the graph has no outputs, so there is nothing to compute.")
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset > MAX_OPSET:
+        raise UnsupportedError(
+            f"{path}: declares opset {opset}, the newest supported is {MAX_OPSET}. "
+            "Export it again with an older opset."
+        )
+    files = [path, *external_files(proto, path)]
+    constants = {t.name for t in proto.graph.initializer}
+    return Model(
+        path=path,
+        inputs=tuple(_spec(v, path) for v in proto.graph.input if v.name not in constants),
+        outputs=tuple(_spec(v, path) for v in proto.graph.output),
+        opset=opset,
+        sha256=digest(files),
+        size_bytes=sum(f.stat().st_size for f in files),
+    )
+
+
+def digest(files: list[Path]) -> str:
+    """SHA-256 over the contents of `files`, in order."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def external_files(proto: object, path: Path) -> list[Path]:
+    """External data files that a model names, each checked to lie in the model's folder.
+
+    Args:
+        proto: `onnx.ModelProto`, loaded without its external data.
+        path: Where the model was read from.
+
+    Raises:
+        InputError: One is missing, is a link, or lies outside the folder. Nothing is opened.
+    """
+    folder = path.parent.resolve()
+    found: dict[str, Path] = {}
+    for name, location in _locations(proto):
+        if location in found:
+            continue
+        pure = PurePosixPath(location)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise InputError(
+                f"{path}: tensor {name!r} keeps its data in {location!r}, outside the model's folder. "
+                "That is unsafe; save the model again with its data beside it."
+            )
+        file = folder / location
+        if file.is_symlink() or not file.resolve().is_relative_to(folder):
+            raise InputError(
+                f"{path}: external data {location!r} is a symbolic link, which may point anywhere. "
+                "Copy the real file beside the model."
+            )
+        if not file.is_file():
+            raise InputError(
+                f"{path}: external data {location!r} of tensor {name!r} is missing. "
+                "Copy it beside the model."
+            )
+        found[location] = file
+    return [found[k] for k in sorted(found)]
+
+
+def synthetic_feeds(model: Model, *, batch: int, seed: int, count: int = 1) -> list[Feeds]:
+    """Random feeds that fit a model, for timing only.
+
+    Args:
+        model: Whose inputs to fill.
+        batch: Size of every free first axis; other free axes are refused.
+        seed: Of the generator.
+        count: How many distinct feeds.
+
+    Raises:
+        UnsupportedError: An input is text, or has a free axis other than the first.
+    """
+    rng = np.random.default_rng(seed)
+    return [{s.name: _synthetic(s, batch, rng) for s in model.inputs} for _ in range(count)]
+
+
+def _synthetic(spec: TensorSpec, batch: int, rng: np.random.Generator) -> Array:
+    shape = spec.shape or ()
+    free = [i for i, d in enumerate(shape) if not isinstance(d, int)]
+    if spec.shape is None or any(i > 0 for i in free):
+        raise UnsupportedError(
+            f"input {spec} has free axes besides the batch, so its size cannot be guessed. "
+            "Give real samples with --data."
+        )
+    sizes = tuple(batch if i in free else d for i, d in enumerate(shape))
+    dims = tuple(d for d in sizes if isinstance(d, int))
+    if spec.dtype == "string":
+        raise UnsupportedError(f"input {spec} takes text, which cannot be made up. Use --data.")
+    if spec.dtype == "bool":
+        return rng.integers(0, 2, dims).astype(bool)
+    if np.issubdtype(np.dtype(spec.dtype), np.integer):
+        # Small: integers are mostly indices, and the smallest vocabulary is not known.
+        return rng.integers(0, 2, dims).astype(spec.dtype)
+    return rng.standard_normal(dims).astype(spec.dtype)
+
+
+def _refuse_other_types(path: Path) -> None:
+    if not path.exists():
+        near = sorted(path.parent.glob("*.onnx")) if path.parent.is_dir() else []
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"{path}: no such file.{hint}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected an .onnx file.")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}.") from e
+    if not head:
+        raise InputError(f"{path}: the file is empty. Export or copy it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: is a Git LFS pointer, not the model. Run `git lfs pull`.")
+    for signature, kind in _SIGNATURES.items():
+        if head.startswith(signature):
+            raise InputError(f"{path}: is {kind}, expected an ONNX model.")
+
+
+def _locations(proto: object) -> Iterator[tuple[str, str]]:
+    """Name and external location of every tensor, in subgraphs, attributes and functions too."""
+    import onnx
+
+    assert isinstance(proto, onnx.ModelProto)
+    graphs = [proto.graph]
+    nodes = [n for f in proto.functions for n in f.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            for tensor in graph.initializer:
+                yield from _location(tensor)
+            for sparse in graph.sparse_initializer:
+                yield from _location(sparse.values)
+                yield from _location(sparse.indices)
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
+                yield from _location(tensor)
+            graphs.extend(attribute.graphs)
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+
+
+def _location(tensor: object) -> Iterator[tuple[str, str]]:
+    import onnx
+
+    assert isinstance(tensor, onnx.TensorProto)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        entries = {e.key: e.value for e in tensor.external_data}
+        yield tensor.name, entries.get("location", "")
+
+
+def _spec(value: object, path: Path) -> TensorSpec:
+    import onnx
+
+    assert isinstance(value, onnx.ValueInfoProto)
+    if value.type.WhichOneof("value") not in (None, "tensor_type"):
+        kind = value.type.WhichOneof("value")
+        raise UnsupportedError(
+            f"{path}: {value.name!r} is a {kind}, not a tensor. Remove the operator that makes it "
+            "(scikit-learn's ZipMap: convert with options={'zipmap': False})."
+        )
+    tensor = value.type.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(_axis(d) for d in tensor.shape.dim)
+    return TensorSpec(value.name, _dtype(tensor.elem_type), shape)
+
+
+def _axis(dim: Any) -> int | str | None:
+    # Exporters write a free axis as a symbol, as "?", as -1, as 0 or not at all.
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value > 0 else None
+    return dim.dim_param if dim.dim_param not in ("", "?", "-1") else None
+
+
+def _dtype(elem_type: int) -> str:
+    import onnx
+
+    if elem_type == onnx.TensorProto.STRING:
+        return "string"
+    if elem_type == onnx.TensorProto.UNDEFINED:
+        return "float32"
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)))

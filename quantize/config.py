@@ -1,0 +1,117 @@
+"""Options from `[tool.vnnify]` of pyproject.toml or from vnnify.toml; the command line wins."""
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from quantize.images import Preprocessing
+from quantize.plugins import nearest
+
+# Keys that stand for options of the same name, with dashes.
+OPTIONS = (
+    "data",
+    "calibration",
+    "calibration_samples",
+    "limit",
+    "metric",
+    "output",
+    "max_drop",
+    "confidence",
+    "inconclusive",
+    "target",
+    "objective",
+    "runtime",
+    "threads",
+    "rounds",
+    "seconds",
+    "seed",
+    "min_speedup",
+    "out",
+    "weights",
+)
+
+TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomment what you need.
+
+# data = "val/"                  # .npz, folder of samples or images, or file.py:function
+# metric = "top1"                # top1, top5, mae, mse, cosine, agreement, or file.py:function
+# max_drop = "1pt"               # 1pt: points of a 0..1 metric, 1%: of FP32's value, 0.1abs
+# inconclusive = "fail"          # fail, warn or pass when the samples are too few
+# target = "auto"                # auto, portable, vnni, amx, avx2
+# objective = "latency"          # latency refuses what is slower than FP32, size does not
+# runtime = "onnxruntime,openvino"
+# threads = 0                    # 0: all that this process may use
+# calibration_samples = 256
+
+# How images of a folder become arrays.
+# [preprocessing]
+# resize = 256                   # short side, or [height, width]
+# crop = 224
+# mean = [0.485, 0.456, 0.406]
+# std = [0.229, 0.224, 0.225]
+# channel_order = "rgb"          # or "bgr"
+# layout = "nchw"                # or "nhwc"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the file says.
+
+    Attributes:
+        options: By parameter name.
+        preprocessing: Of images; None where the file says nothing.
+        where: The file, or "" where there is none.
+    """
+
+    options: dict[str, Any]
+    preprocessing: Preprocessing | None
+    where: str
+
+
+def read_config(folder: Path) -> Config:
+    """Read vnnify.toml, or else `[tool.vnnify]` of pyproject.toml, in `folder`.
+
+    Raises:
+        UsageError: It is no TOML, or holds an unknown key or a value of the wrong type.
+    """
+    own, project = folder / "vnnify.toml", folder / "pyproject.toml"
+    if own.is_file():
+        return _config(_toml(own), str(own))
+    if project.is_file():
+        table = _toml(project).get("tool", {}).get("vnnify", {})
+        return _config(table, f"{project} [tool.vnnify]")
+    return Config({}, None, "")
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path}: not TOML: {e}") from e
+
+
+def _config(table: dict[str, Any], where: str) -> Config:
+    table = dict(table)
+    images = table.pop("preprocessing", None)
+    for key in table:
+        if key not in OPTIONS:
+            known = [*OPTIONS, "preprocessing"]
+            raise UsageError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+    return Config(table, _preprocessing(images, where) if images is not None else None, where)
+
+
+def _preprocessing(table: Any, where: str) -> Preprocessing:
+    known = [f.name for f in fields(Preprocessing)]
+    if not isinstance(table, dict):
+        raise UsageError(f"{where}: `preprocessing` has to be a table.")
+    values = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown key 'preprocessing.{key}'.{nearest(key, known)}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return Preprocessing(**values)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"{where}: preprocessing: {e}") from e

@@ -1,0 +1,55 @@
+"""`vnnify convert`: a trained model to one clean, checked FP32 ONNX file."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.machine import available_threads
+from bench.models import synthetic_feeds
+from bench.runtimes import RUNTIMES, Settings
+from quantize.data import infer_inputs, read_samples
+from quantize.images import Preprocessing
+from quantize.prepare import prepare
+from quantize.sources import ModelSpec, check_parity, convert, describe_inputs
+
+_PARITY_SAMPLES = 4
+
+
+def convert_file(
+    spec: ModelSpec, data: str | None, folder: Path, name: str, preprocessing: Preprocessing | None
+) -> dict[str, Any]:
+    """Convert, clean and compare.
+
+    Args:
+        spec: The trained model.
+        data: Real samples, or None for made-up ones.
+        folder: Where to work; the result lies in `clean/` in it.
+        name: Of the file.
+        preprocessing: How images become arrays.
+
+    Returns:
+        Names of the files, notes, size and digest.
+    """
+    samples = None
+    if data is not None:
+        inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data)
+        samples = read_samples(
+            data, inputs, scratch=folder, preprocessing=preprocessing, limit=_PARITY_SAMPLES
+        )
+    (folder / "source").mkdir()
+    source = convert(spec, samples, folder / "source" / "model.onnx")
+    clean = folder / "clean"
+    clean.mkdir()
+    prepared = prepare(source, clean / name)
+    feeds = (
+        [s.feeds for s in samples]
+        if samples is not None
+        else synthetic_feeds(source, batch=1, seed=0, count=_PARITY_SAMPLES)
+    )
+    reference = RUNTIMES["onnxruntime"].open(source.path, Settings(threads=available_threads()))
+    check_parity(reference.run, prepared.model.path, feeds)
+    return {
+        "files": sorted(f.name for f in clean.iterdir()),
+        "notes": list(prepared.notes),
+        "size_bytes": prepared.model.size_bytes,
+        "sha256": prepared.model.sha256,
+    }

@@ -1,0 +1,340 @@
+"""Samples: what a model is calibrated and judged on, from any of the formats in `READERS`.
+
+Every sample is read and checked once before anything is done with it, so that a damaged one is
+found now and not after an hour. Each has a digest of its content: it keeps calibration and
+evaluation apart, and pairs the scores of two models.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.errors import InputError, UsageError
+from bench.machine import available_threads
+from bench.models import Feeds, TensorSpec
+from quantize import archives, feeds, images, spool
+from quantize.feeds import Request, Rows
+from quantize.images import Preprocessing
+from quantize.labels import label_digest
+from quantize.plugins import is_function_text, nearest
+
+logger = logging.getLogger(__name__)
+
+# Samples that are compared to find out which axes vary.
+_PEEK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample.
+
+    Attributes:
+        feeds: Exactly what the model takes, batch axis included; read-only arrays by input name.
+        label: What the model should have said, in any form that the metric understands, or None.
+        digest: SHA-256 over the feeds' names, element types, shapes and bytes.
+    """
+
+    feeds: Feeds
+    label: object | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Samples on disk or in memory, with random access; each access reads the sample again.
+
+    Attributes:
+        source: What was read.
+        inputs: What the samples were checked against.
+        labelled: Whether every sample has a label.
+        digests: Digest of each sample's content.
+    """
+
+    source: str
+    inputs: tuple[TensorSpec, ...]
+    labelled: bool
+    digests: tuple[str, ...]
+    _load: Callable[[int], Feeds]
+    _label: Callable[[int], object] | None
+    _indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        position = range(len(self))[index]
+        return Sample(
+            feeds=self._load(self._indices[position]),
+            label=self.label(position),
+            digest=self.digests[position],
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def label(self, index: int) -> object | None:
+        """Label of one sample, without reading its feeds."""
+        return self._label(self._indices[index]) if self._label is not None else None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the digests of all samples and labels, in order."""
+        total = hashlib.sha256()
+        for i, digest in enumerate(self.digests):
+            total.update(f"{digest}{label_digest(self.label(i))}".encode())
+        return total.hexdigest()
+
+    def subset(self, indices: Sequence[int]) -> "Samples":
+        """The samples at `indices`, in that order."""
+        chosen = [range(len(self))[i] for i in indices]
+        return replace(
+            self,
+            digests=tuple(self.digests[i] for i in chosen),
+            _indices=tuple(self._indices[i] for i in chosen),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One data format.
+
+    Attributes:
+        accepts: Whether a source has this format.
+        read: Its samples.
+        peek: Its first samples, with nothing known about the model.
+    """
+
+    accepts: Callable[[str], bool]
+    read: Callable[[str, Request], Rows]
+    peek: Callable[[str, int], list[Feeds]]
+
+
+def read_samples(
+    source: str,
+    inputs: Sequence[TensorSpec],
+    *,
+    scratch: Path,
+    preprocessing: Preprocessing | None = None,
+    states: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> Samples:
+    """Read and check every sample of a source.
+
+    Args:
+        source: A file, a folder, or `file.py:function`; see `READERS`.
+        inputs: What the model takes.
+        scratch: Folder for temporary files; needed as long as the samples are.
+        preprocessing: How images become arrays; None for the defaults of image classification.
+        states: Inputs that carry state, with the outputs they come from; zeros where a sample does
+            not give them.
+        limit: Read at most so many samples; of class folders, spread evenly over the classes.
+
+    Raises:
+        InputError: The source is missing, damaged or empty, or a sample does not fit the model.
+        UsageError: The source has no format that is known.
+        ResourceError: It does not fit in memory or on the disk.
+    """
+    request = Request(
+        inputs=tuple(inputs),
+        scratch=scratch,
+        preprocessing=preprocessing,
+        states=frozenset(states or ()),
+        limit=limit,
+    )
+    return _examine(source, _reader(source).read(source, request), request)
+
+
+def infer_inputs(source: str) -> tuple[TensorSpec, ...]:
+    """What a model takes, judged by the first samples of its data.
+
+    First axes are free, and so are axes in which the samples differ.
+
+    Raises:
+        InputError: There are no samples, or they do not name their inputs.
+        UsageError: The format does not say what the model takes.
+    """
+    found = _reader(source).peek(source, _PEEK)
+    if not found:
+        raise InputError(f"{source}: holds no samples.")
+    return feeds.describe(found)
+
+
+def split(
+    samples: Samples, *, calibration_count: int, seed: int, ordered: bool
+) -> tuple[Samples, Samples]:
+    """Divide samples into some to calibrate with and the rest to judge by.
+
+    At most half of the distinct samples calibrate. Copies of a calibration sample are left out of
+    both parts, because they would flatter the verdict.
+
+    Args:
+        samples: All samples.
+        calibration_count: How many should calibrate.
+        seed: Of the choice.
+        ordered: The samples follow each other in time (a stateful model): the first part
+            calibrates, the order stays, and equal content does not make two samples the same.
+
+    Returns:
+        Calibration and evaluation samples, both in their original order. Where all labels are whole
+        numbers, classes have their share of the calibration samples.
+
+    Raises:
+        UsageError: `calibration_count` is below one.
+        InputError: There are fewer than two distinct samples.
+    """
+    if calibration_count < 1:
+        raise UsageError(f"{calibration_count} calibration samples asked for, at least 1 needed.")
+    # In time, a sample is its content and all that came before it.
+    keys = [str(i) for i in range(len(samples))] if ordered else list(samples.digests)
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    distinct = sorted(first.values())
+    count = _calibration_count(samples, len(distinct), calibration_count)
+    chosen = distinct[:count] if ordered else _choose(samples, distinct, count, seed)
+    spent = {keys[i] for i in chosen}
+    rest = [i for i, key in enumerate(keys) if key not in spent]
+    if copies := len(samples) - len(chosen) - len(rest):
+        logger.info("%s: %d copies of calibration samples are left out", samples.source, copies)
+    return samples.subset(chosen), samples.subset(rest)
+
+
+def refuse_overlap(calibration: Samples, evaluation: Samples) -> None:
+    """Refuse to judge a model by samples that it was calibrated with.
+
+    Raises:
+        InputError: Some sample is in both.
+    """
+    known = {d: i for i, d in reversed(list(enumerate(calibration.digests)))}
+    both = [i for i, d in enumerate(evaluation.digests) if d in known]
+    if both:
+        pair = known[evaluation.digests[both[0]]]
+        raise InputError(
+            f"{len(both)} of {len(evaluation)} evaluation samples ({evaluation.source}) are among "
+            f"the {len(calibration)} calibration samples ({calibration.source}); the first is "
+            f"evaluation sample {both[0]}, calibration sample {pair}. That flatters the verdict: "
+            "keep them apart, or give one data set and let it be split."
+        )
+
+
+def _examine(source: str, rows: Rows, request: Request) -> Samples:
+    """Read every row once; what does not fit is found here."""
+    count = rows.count if request.limit is None else min(rows.count, request.limit)
+    if count == 0:
+        raise InputError(f"{source}: holds no samples.")
+
+    def load(i: int) -> Feeds:
+        return _checked(rows, i, request)
+
+    return Samples(
+        source=source,
+        inputs=request.inputs,
+        labelled=rows.label is not None,
+        digests=_digests(load, count),
+        _load=load,
+        _label=rows.label,
+        _indices=tuple(range(count)),
+    )
+
+
+def _checked(rows: Rows, index: int, request: Request) -> Feeds:
+    found = feeds.with_states(rows.load(index), request.inputs, request.states)
+    feeds.check_feeds(found, request.inputs, rows.where(index))
+    return {s.name: feeds.frozen(found[s.name]) for s in request.inputs}
+
+
+def _digests(load: Callable[[int], Feeds], count: int) -> tuple[str, ...]:
+    """Read every sample once. Decoding and hashing leave the interpreter to other threads."""
+    with ThreadPoolExecutor(min(8, available_threads())) as pool:
+        return tuple(pool.map(lambda i: feeds.digest(load(i)), range(count)))
+
+
+def _calibration_count(samples: Samples, distinct: int, asked: int) -> int:
+    if distinct < 2:
+        raise InputError(
+            f"{samples.source}: {len(samples)} sample(s), of which {distinct} distinct; "
+            "calibration and evaluation need at least one each. Give more data."
+        )
+    count = min(asked, distinct // 2)
+    if count < asked:
+        logger.warning(
+            "%s: %d samples calibrate instead of %d, so that as many are left to judge by",
+            samples.source,
+            count,
+            asked,
+        )
+    return count
+
+
+def _choose(samples: Samples, distinct: list[int], count: int, seed: int) -> list[int]:
+    """Choose at random, and where labels are classes, from each in proportion.
+
+    The k-th of a class of n gets the key (k + u) / n with one random u per class; the smallest
+    keys of all classes together are then a proportional sample of any size.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = [distinct[i] for i in rng.permutation(len(distinct))]
+    labels = [samples.label(i) for i in shuffled]
+    if not samples.labelled or not all(type(v) is int for v in labels):
+        return sorted(shuffled[:count])
+    classes: dict[object, list[int]] = {}
+    for index, label in zip(shuffled, labels, strict=True):
+        classes.setdefault(label, []).append(index)
+    keyed = []
+    for members in classes.values():
+        u = rng.random()
+        keyed += [((k + u) / len(members), index) for k, index in enumerate(members)]
+    return sorted(index for _, index in sorted(keyed)[:count])
+
+
+def _reader(source: str) -> Reader:
+    for reader in READERS.values():
+        if reader.accepts(source):
+            return reader
+    path = Path(source)
+    if path.is_dir():
+        entries = [p for p in path.iterdir() if not p.name.startswith(".")]
+        raise InputError(
+            f"{source}: 0 of {len(entries)} entries matched *.npy, *.npz or an image "
+            f"({', '.join(images.SUFFIXES)}), here or in class folders."
+        )
+    if path.exists():
+        raise UsageError(
+            f"{source}: unknown data format {path.suffix!r}; known: {', '.join(READERS)}."
+        )
+    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise InputError(f"{source}: no such file or folder.{nearest(path.name, near)}")
+
+
+def _peek_images(source: str, _count: int) -> list[Feeds]:
+    raise UsageError(
+        f"{source}: a folder of images does not say what the model takes. Name its input with "
+        "--input, as in --input image:f32[N,3,224,224]."
+    )
+
+
+READERS: dict[str, Reader] = {
+    "array file (.npz, .npy)": Reader(
+        accepts=lambda s: Path(s).suffix in (".npz", ".npy") and Path(s).is_file(),
+        read=archives.read_npz,
+        peek=archives.peek_npz,
+    ),
+    "folder of arrays": Reader(
+        accepts=lambda s: Path(s).is_dir() and bool(archives.array_files(Path(s))),
+        read=archives.read_folder,
+        peek=archives.peek_folder,
+    ),
+    "folder of images": Reader(
+        accepts=lambda s: Path(s).is_dir() and bool(images.image_files(Path(s))),
+        read=images.read_images,
+        peek=_peek_images,
+    ),
+    "file.py:function": Reader(
+        accepts=lambda s: is_function_text(s) and not Path(s).exists(),
+        read=spool.read_function,
+        peek=spool.peek_function,
+    ),
+}

@@ -1,0 +1,315 @@
+"""Evaluations: the score of one model on every sample, in order, so that two models can be paired.
+
+Samples are run exactly as they are given and never regrouped into batches: dynamic quantization
+computes its scales over the batch, so a regrouped run would judge another model than the one
+that is served.
+"""
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from bench.errors import InputError, UsageError
+from bench.models import Feeds, Model
+from bench.runtimes.seam import Runtime, Session, Settings
+from quantize.data import Sample, Samples
+from quantize.metrics import Metric, run_labels
+from quantize.outputs import OutputStore, first_nonfinite
+from quantize.scores import Labels
+
+# The score of a non-finite sample where the metric has no worst one; JSON knows no infinity.
+_WORST = float(np.finfo(np.float32).max)
+
+Watch = Callable[[Sequence[float], int, int], bool]
+"""(scores so far, samples run, samples in all) -> whether to stop; called after each sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a model is run to be judged.
+
+    Attributes:
+        runtime: What opens it.
+        settings: Threads (used across samples where these do not depend on each other), device and
+            arithmetic.
+        states: Output -> input: what one run returned is fed to the next. The first run takes the
+            sample's own value. Scores are then not independent of each other.
+    """
+
+    runtime: Runtime
+    settings: Settings
+    states: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of one model.
+
+    Attributes:
+        model_sha256: Digest of the model.
+        runtime: Name of what ran it.
+        runtime_version: Its version.
+        arithmetic: "exact": INT8 products as VNNI computes them; "native": as this host does.
+        metric: Name of the metric.
+        output: The output it was asked to score, None where the metric chose.
+        higher_is_better: Direction of the scores.
+        binary: Whether every score is 0 or 1, wrong or right.
+        bounded: Whether scores lie in 0..1, so that points (pt) mean something.
+        chance: Score that guessing would get, None where that has no meaning.
+        scores: One per sample, all finite, in the order of the samples.
+        nonfinite: Runs with a NaN or a wrong infinity in some output. They have the worst score.
+        first_nonfinite: The first of them, and the output it was in.
+        samples_sha256: Digest of all samples and labels.
+        outputs: Names of the model's outputs.
+        seconds: How long it took.
+    """
+
+    model_sha256: str
+    runtime: str
+    runtime_version: str
+    arithmetic: Literal["exact", "native"]
+    metric: str
+    output: str | None
+    higher_is_better: bool
+    binary: bool
+    bounded: bool
+    chance: float | None
+    scores: tuple[float, ...]
+    nonfinite: int
+    first_nonfinite: str | None
+    samples_sha256: str
+    outputs: tuple[str, ...]
+    seconds: float
+
+    @property
+    def value(self) -> float:
+        """Mean score."""
+        return math.fsum(self.scores) / len(self.scores)
+
+
+def evaluate(
+    model: Model,
+    samples: Samples,
+    metric: Metric,
+    execution: Execution,
+    *,
+    reference: OutputStore | None = None,
+    keep: OutputStore | None = None,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Run a model on every sample and score it.
+
+    Args:
+        model: To judge.
+        samples: In the order in which scores are to be paired.
+        metric: One that compares with FP32 outputs takes the model's own where `reference` is None.
+        execution: Runtime, settings and carried states.
+        reference: Outputs of the FP32 model for the same samples.
+        keep: Filled with this model's outputs, to be the `reference` of others.
+        watch: Sees each new score; where it returns True, the remaining samples are left out. Pair
+            the result with `first_scores` of the baseline. Stop only for a loss that is certain:
+            stopping at the first moment that would pass voids the verdict's error rate.
+
+    Raises:
+        InputError: There are no samples, the model cannot run on one, or the metric refuses one;
+            the message numbers it.
+        UsageError: A state or an output does not exist.
+    """
+    _refuse_unknown_states(model, execution.states)
+    if len(samples) == 0:
+        raise InputError(f"{samples.source}: holds no samples to evaluate on.")
+    started_ns = time.perf_counter_ns()
+    tally = _Tally(metric, reference, keep)
+    with (
+        _opened(model, execution) as session,
+        contextlib.closing(_runs(session, samples, execution)) as runs,
+    ):
+        for index, sample, outputs in runs:
+            with _numbered(index):
+                tally.add(index, sample, outputs)
+            if watch is not None and watch(tally.scores, index + 1, len(samples)):
+                break
+    seconds = (time.perf_counter_ns() - started_ns) / 1e9
+    return _evaluation(model, samples, tally, execution, seconds)
+
+
+def first_scores(evaluation: Evaluation, count: int) -> Evaluation:
+    """The evaluation as if it had stopped after `count` scores, to pair with one that did."""
+    return replace(evaluation, scores=evaluation.scores[:count])
+
+
+def is_deterministic(model: Model, sample: Sample, execution: Execution) -> bool:
+    """Whether two runs on one sample return the same, up to the last bits of a float sum.
+
+    A model with random operators (dropout left in training mode) cannot be paired with another.
+    """
+    with _opened(model, execution) as session:
+        first, second = session.run(sample.feeds), session.run(sample.feeds)
+    return all(_same(first[name], second[name]) for name in first)
+
+
+@dataclass(slots=True)
+class _Tally:
+    metric: Metric
+    reference: OutputStore | None
+    keep: OutputStore | None
+    scores: list[float] = field(default_factory=list)
+    chance: float | None = None
+    nonfinite: int = 0
+    first_nonfinite: str | None = None
+
+    def add(self, index: int, sample: Sample, outputs: Feeds) -> None:
+        reference = None
+        if self.reference is not None:
+            reference = self.reference.of(index, sample.digest)
+        if self.keep is not None:
+            self.keep.append(sample.digest, outputs)
+        labels = run_labels(sample.label, _batch(sample.feeds, outputs))
+        own = self.keep is not None and reference is None
+        wrong = first_nonfinite(outputs, reference, own=own)
+        if wrong is not None:
+            self.nonfinite += 1
+            self.first_nonfinite = self.first_nonfinite or f"sample {index}, output {wrong!r}"
+            # The metric is not asked: argmax of NaN is a class, and a mean may skip it.
+            self.scores += [self._worst()] * self._count(labels, reference)
+            return
+        if self.metric.needs == "reference" and reference is None:
+            reference = outputs
+        scores = self.metric.score(outputs, labels, reference)
+        if not all(math.isfinite(s) for s in scores):
+            raise InputError(
+                f"metric {self.metric.name!r} gives {scores} for finite outputs; the label is "
+                f"{sample.label!r:.80}. Every score has to be a finite number."
+            )
+        self.scores += scores
+        if self.chance is None:
+            self.chance = self.metric.chance(outputs)
+
+    def _count(self, labels: Labels, reference: Feeds | None) -> int:
+        if self.metric.needs != "reference":
+            return len(labels)
+        return len(self.metric.score(reference, labels, reference)) if reference else 1
+
+    def _worst(self) -> float:
+        if not self.metric.higher_is_better:
+            return _WORST
+        return -_WORST if self.metric.bounded is False else 0.0
+
+
+def _evaluation(
+    model: Model, samples: Samples, tally: _Tally, execution: Execution, seconds: float
+) -> Evaluation:
+    metric = tally.metric
+    in_bounds = all(0 <= s <= 1 for s in tally.scores)
+    right_or_wrong = all(s in (0.0, 1.0) for s in tally.scores)
+    return Evaluation(
+        model_sha256=model.sha256,
+        runtime=execution.runtime.name,
+        runtime_version=execution.runtime.version(),
+        arithmetic="exact" if execution.settings.exact else "native",
+        metric=metric.name,
+        output=metric.output,
+        higher_is_better=metric.higher_is_better,
+        binary=metric.binary is not False and right_or_wrong,
+        bounded=in_bounds if metric.bounded is None else metric.bounded,
+        chance=tally.chance,
+        scores=tuple(tally.scores),
+        nonfinite=tally.nonfinite,
+        first_nonfinite=tally.first_nonfinite,
+        samples_sha256=samples.digest,
+        outputs=tuple(o.name for o in model.outputs),
+        seconds=seconds,
+    )
+
+
+def _batch(feeds: Feeds, outputs: Feeds) -> int:
+    """Samples in one run: the first axis that the feeds and all outputs share, else one."""
+    sizes = {a.shape[0] for a in outputs.values() if a.ndim}
+    sizes |= {a.shape[0] for a in list(feeds.values())[:1] if a.ndim}
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+
+
+@contextlib.contextmanager
+def _opened(model: Model, execution: Execution) -> Iterator[Session]:
+    settings = execution.settings
+    if not execution.states:
+        # Samples in parallel scale better than threads inside one small operator.
+        settings = replace(settings, threads=1)
+    session = execution.runtime.open(model.path, settings)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+@contextlib.contextmanager
+def _numbered(index: int) -> Iterator[None]:
+    try:
+        yield
+    except InputError as e:
+        raise InputError(f"sample {index}: {e}") from e
+
+
+_Runs = Generator[tuple[int, Sample, Feeds], None, None]
+
+
+def _runs(session: Session, samples: Samples, execution: Execution) -> _Runs:
+    if execution.states:
+        return _chained(session, samples, execution.states)
+    return _parallel(session, samples, execution.settings.threads)
+
+
+def _chained(session: Session, samples: Samples, states: Mapping[str, str]) -> _Runs:
+    carried: Feeds = {}
+    for index, sample in enumerate(samples):
+        with _numbered(index):
+            outputs = session.run({**sample.feeds, **carried})
+        carried = {taker: outputs[giver] for giver, taker in states.items()}
+        yield index, sample, outputs
+
+
+def _parallel(session: Session, samples: Samples, workers: int) -> _Runs:
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[int, Sample, Future[Feeds]]] = deque()
+
+    def oldest() -> tuple[int, Sample, Feeds]:
+        index, sample, future = waiting.popleft()
+        with _numbered(index):
+            return index, sample, future.result()
+
+    try:
+        for index, sample in enumerate(samples):
+            # Bounded, since each run in flight holds its feeds and outputs.
+            if len(waiting) >= 2 * workers:
+                yield oldest()
+            waiting.append((index, sample, pool.submit(session.run, sample.feeds)))
+        while waiting:
+            yield oldest()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _refuse_unknown_states(model: Model, states: Mapping[str, str]) -> None:
+    outputs, inputs = {o.name for o in model.outputs}, {i.name for i in model.inputs}
+    for giver, taker in states.items():
+        for name, known, kind in ((giver, outputs, "output"), (taker, inputs, "input")):
+            if name not in known:
+                raise UsageError(
+                    f"state {giver!r} -> {taker!r}: {model.path} has no {kind} {name!r}; it has "
+                    f"{', '.join(sorted(known))}."
+                )
+
+
+def _same(first: np.ndarray[tuple[int, ...], np.dtype[np.generic]], second: object) -> bool:
+    a, b = np.asarray(first), np.asarray(second)
+    if a.shape != b.shape or a.dtype.kind not in "fc":
+        return np.array_equal(a, b)
+    scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * float(scale), equal_nan=True))

@@ -1,0 +1,178 @@
+"""What models returned: the FP32 outputs kept to compare with, and how far others lie from them."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import numpy as np
+
+from bench.errors import InputError, ResourceError
+from bench.models import Array, Feeds
+
+_Read: TypeAlias = Callable[[], Array]
+
+
+class OutputStore:
+    """Outputs of one model, run by run: in memory up to a budget, the rest on disk.
+
+    A context manager: what went to disk is removed at the end. Text outputs are not kept.
+
+    Args:
+        budget_bytes: Arrays to hold in memory; later ones go to disk.
+        folder: Where to spool; None: a temporary folder of its own.
+    """
+
+    def __init__(self, *, budget_bytes: int = 256 << 20, folder: Path | None = None) -> None:
+        self._free_bytes = budget_bytes
+        self._parent = folder
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._runs: list[tuple[str, dict[str, _Read]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __getitem__(self, index: int) -> Feeds:
+        """Outputs of one run by name; read-only where they lie in memory."""
+        return {name: read() for name, read in self._runs[index][1].items()}
+
+    def append(self, digest: str, outputs: Feeds) -> None:
+        """Keep the outputs of the next run.
+
+        Args:
+            digest: Of the sample that was run.
+            outputs: What the model returned.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        run = len(self._runs)
+        kept = {
+            name: self._keep(array, f"{run}-{i}.npy")
+            for i, (name, array) in enumerate(outputs.items())
+            if array.dtype.kind not in "OUS"
+        }
+        self._runs.append((digest, kept))
+
+    def of(self, index: int, digest: str) -> Feeds:
+        """Outputs of the run at `index`, which has to be of the sample with this digest.
+
+        Raises:
+            InputError: It was of another sample, or there is none.
+        """
+        if index >= len(self._runs):
+            raise InputError(f"only {len(self._runs)} samples have FP32 outputs to compare with.")
+        found = self._runs[index][0]
+        if found != digest:
+            raise InputError(
+                f"the data gave sample {found[:12]}… here when FP32 ran, and now {digest[:12]}…. "
+                "It has to give the same samples in the same order each time."
+            )
+        return self[index]
+
+    def close(self) -> None:
+        """Forget everything and remove what went to disk."""
+        self._runs.clear()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def _keep(self, array: Array, name: str) -> _Read:
+        if array.nbytes <= self._free_bytes:
+            self._free_bytes -= array.nbytes
+            view = array.view()
+            view.flags.writeable = False
+            return lambda: view
+        try:
+            if self._scratch is None:
+                self._scratch = tempfile.TemporaryDirectory(prefix="outputs-", dir=self._parent)
+            path = Path(self._scratch.name) / name
+            np.save(path, array, allow_pickle=False)
+        except OSError as e:
+            raise ResourceError(
+                f"cannot keep {array.nbytes:,} bytes of FP32 outputs on disk: {e}. Free some space "
+                "or evaluate fewer samples."
+            ) from e
+        return lambda: np.asarray(np.load(path, allow_pickle=False))
+
+
+@dataclass(slots=True)
+class NoiseTally:
+    """Running sums behind the signal-to-quantization-noise ratio of each output."""
+
+    signal: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+
+    def add(self, reference: Feeds, outputs: Feeds) -> None:
+        """Count one run; float outputs of equal shape, at places where the reference is finite."""
+        for name, wanted in reference.items():
+            found = outputs.get(name)
+            if found is None or wanted.dtype.kind != "f" or wanted.shape != found.shape:
+                continue
+            where = np.isfinite(wanted)
+            a = wanted[where].astype(np.float64)
+            b = found[where].astype(np.float64)
+            # What became infinite or NaN is noise without end, not an accident to warn of.
+            with np.errstate(invalid="ignore", over="ignore"):
+                off = float(((a - b) ** 2).sum())
+            self.signal[name] = self.signal.get(name, 0.0) + float((a**2).sum())
+            self.noise[name] = self.noise.get(name, 0.0) + (off if math.isfinite(off) else math.inf)
+
+    def sqnr_db(self) -> dict[str, float]:
+        """10 log10(sum ref² / sum (ref - out)²) of each output; inf where nothing differs."""
+        return {name: _decibels(self.signal[name], self.noise[name]) for name in self.signal}
+
+
+def sqnr_db(reference: Feeds, outputs: Feeds) -> dict[str, float]:
+    """Signal-to-quantization-noise ratio of one run, per float output, in dB; see `NoiseTally`."""
+    tally = NoiseTally()
+    tally.add(reference, outputs)
+    return tally.sqnr_db()
+
+
+def first_nonfinite(outputs: Feeds, reference: Feeds | None, *, own: bool = False) -> str | None:
+    """Name of the first output with a value that no metric may repair, or None.
+
+    A NaN always counts. An infinity counts unless the reference has the same one in the same place:
+    masked logits are -inf by design.
+
+    Args:
+        outputs: Of one run.
+        reference: Of the FP32 model, for the same sample.
+        own: These are the reference themselves: -inf is by design, +inf and NaN are not.
+    """
+    for name, found in outputs.items():
+        if found.dtype.kind not in "fc" or np.isfinite(found).all():
+            continue
+        allowed = np.zeros(found.shape, dtype=bool)
+        wanted = (reference or {}).get(name)
+        if own:
+            allowed = np.isneginf(found)
+        elif wanted is not None and wanted.shape == found.shape:
+            allowed = np.isinf(found) & (found == wanted)
+        if not (np.isfinite(found) | allowed).all():
+            return name
+    return None
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    with contextlib.suppress(ValueError):
+        return 10 * math.log10(signal / noise)
+    return -math.inf

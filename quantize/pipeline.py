@@ -1,0 +1,585 @@
+"""The only place that knows the order.
+
+    convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ search ─▶ verify ─▶ benchmark ─▶ Report
+
+Everything is written into a staging folder; the caller publishes it whole. A model that was refused
+goes to `refused/` in it.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import onnx_ir as ir
+
+from bench.compare import Comparison, compare
+from bench.errors import UnfitError, UnsupportedError, UsageError
+from bench.isolate import Stage, stage
+from bench.latency import Latency, Variant, measure
+from bench.machine import available_threads, canary, describe
+from bench.models import Model, TensorSpec, read_model
+from bench.runtimes import RUNTIMES, Settings, find_runtime
+from quantize.calibrate import calibrate
+from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
+from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
+from quantize.gate import Tolerance, Verdict, judge, parse_tolerance
+from quantize.images import Preprocessing
+from quantize.metrics import Metric, resolve_metric
+from quantize.outputs import OutputStore
+from quantize.placement import find_anchors, watch_list
+from quantize.prepare import prepare
+from quantize.quantizers import QuantizedModel
+from quantize.recipe import fingerprints, from_toml, to_toml
+from quantize.report import Data, Report, TrialRow, conclude
+from quantize.search import Found, search
+from quantize.sources import ModelSpec, check_parity, convert, describe_inputs
+from quantize.targets import TARGETS, find_target
+from quantize.trials import PROBES, Workbench, attempt, run_probes
+
+logger = logging.getLogger(__name__)
+
+# Of AUTO: what is right on every CPU comes first.
+_AUTO = ("portable", "vnni")
+_PARITY_SAMPLES = 4
+_FEW = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """Where samples come from.
+
+    Attributes:
+        source: Labelled or not; also calibrates where `calibration` is None.
+        calibration: Another source to calibrate with.
+        calibration_count: Samples that calibrate, at most.
+        limit: Samples read from each source, at most; None for all.
+        preprocessing: How images become arrays.
+        states: Output to input names that carry state.
+        seed: Of the split.
+    """
+
+    source: str
+    calibration: str | None = None
+    calibration_count: int = 256
+    limit: int | None = None
+    preprocessing: Preprocessing | None = None
+    states: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the INT8 model has to meet.
+
+    Attributes:
+        metric: Name or `file.py:function`; None chooses by the labels.
+        output: The output to score.
+        max_drop: Tolerance with its unit; None for 1pt, or 1% where the metric is not in 0..1.
+        confidence: One-sided, of the verdict.
+        inconclusive: What becomes of a model when the samples cannot tell.
+        objective: "latency" refuses a model that is not faster than FP32, "size" does not.
+    """
+
+    metric: str | None = None
+    output: str | None = None
+    max_drop: str | None = None
+    confidence: float = 0.95
+    inconclusive: Literal["fail", "warn", "pass"] = "fail"
+    objective: Literal["latency", "size"] = "latency"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How the model is made and timed.
+
+    Attributes:
+        target: A name in `TARGETS`, or "auto".
+        runtimes: Names that may serve; empty for all that are installed.
+        threads: Inside one inference; 0 for all that this process may use.
+        rounds: Processes per variant in the benchmark.
+        seconds: Sampling per process.
+        recipe: A recipe to replay instead of a search.
+    """
+
+    target: str = "auto"
+    runtimes: tuple[str, ...] = ()
+    threads: int = 0
+    rounds: int = 5
+    seconds: float = 0.3
+    recipe: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that one `vnnify quantize` was asked."""
+
+    model: ModelSpec
+    data: DataSpec
+    limits: Limits
+    effort: Effort
+    command: str
+
+
+class Progress(Protocol):
+    """Where the pipeline tells what it does."""
+
+    def begin(self, name: str) -> None:
+        """A stage begins."""
+        ...
+
+    def step(self, done: int, total: int) -> None:
+        """So much of the stage is done."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+def run(job: Job, staging: Path, progress: Progress) -> Report:
+    """Do a whole job.
+
+    Args:
+        job: What to do.
+        staging: An empty folder; holds the results afterwards, besides a `scratch` folder that is
+            removed.
+        progress: Told what happens.
+
+    Returns:
+        What `report.json` says; every format of it is left to the caller.
+
+    Raises:
+        VnnifyError: See `bench.errors`.
+    """
+    scratch = staging / "scratch"
+    scratch.mkdir()
+    return _Run(job, staging, scratch, progress).report()
+
+
+class _Run:
+    """One job while it runs; every method is one stage."""
+
+    def __init__(self, job: Job, staging: Path, scratch: Path, progress: Progress) -> None:
+        self.job, self.staging, self.scratch, self.progress = job, staging, scratch, progress
+        self.stages: list[Stage] = []
+        self.notes: list[str] = []
+        self.threads = job.effort.threads or available_threads()
+        self.runtimes = _runtimes(job.effort.runtimes)
+        self.targets = (
+            _AUTO if job.effort.target == "auto" else (find_target(job.effort.target).name,)
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress.begin(name)
+        with stage(name) as watch:
+            yield
+        if watch.result is not None:
+            self.stages.append(watch.result)
+
+    def report(self) -> Report:
+        with self.stage("read"):
+            everything, calibration = self.read()
+            source = self.convert(everything)
+        with self.stage("prepare"):
+            fp32 = self.prepare(source, everything)
+            calibration, evaluation = self.divide(everything, calibration)
+            metric = self.metric(evaluation)
+        with self.stage("baseline"), OutputStore(folder=self.scratch) as reference:
+            baseline, tolerance = self.baseline(fp32, evaluation, metric, reference)
+            judging = _Judging(self, fp32, evaluation, metric, reference, baseline, tolerance)
+            with self.stage("calibrate"):
+                bench = self.calibrate(fp32, calibration)
+            with self.stage("search"):
+                found = self.search(bench, judging)
+            with self.stage("verify"):
+                evaluations = self.verify(found, judging)
+            with self.stage("benchmark"):
+                latencies, comparisons, control = self.benchmark(bench, found)
+        facts = Data(
+            calibration.source,
+            len(calibration),
+            calibration.digest,
+            evaluation.source,
+            len(evaluation),
+            evaluation.digest,
+        )
+        return self.finish(
+            job_parts=(source, fp32, bench, found, facts),
+            judged=(metric, tolerance, (baseline, *evaluations)),
+            timed=(latencies, comparisons, control),
+        )
+
+    # Stages
+
+    def read(self) -> tuple[Samples, Samples | None]:
+        spec, data = self.job.model, self.job.data
+        inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data.source)
+        everything = self._samples(data.source, inputs)
+        calibration = self._samples(data.calibration, inputs) if data.calibration else None
+        return everything, calibration
+
+    def _samples(self, source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
+        data = self.job.data
+        return read_samples(
+            source,
+            inputs,
+            scratch=self.scratch,
+            preprocessing=data.preprocessing,
+            states={i: o for o, i in data.states.items()},
+            limit=data.limit,
+        )
+
+    def convert(self, samples: Samples) -> Model:
+        folder = self.scratch / "source"
+        folder.mkdir()
+        model = convert(self.job.model, samples, folder / "model.onnx")
+        _refuse_unknown_states(model, self.job.data.states)
+        return model
+
+    def prepare(self, source: Model, samples: Samples) -> Model:
+        prepared = prepare(source, self.staging / "model.fp32.onnx")
+        self.notes += prepared.notes
+        reference = RUNTIMES["onnxruntime"].open(source.path, Settings(threads=self.threads))
+        feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
+        check_parity(reference.run, prepared.model.path, feeds)
+        reference.close()
+        execution = Execution(RUNTIMES["onnxruntime"], Settings(threads=self.threads))
+        if not is_deterministic(prepared.model, samples[0], execution):
+            raise UnsupportedError(
+                f"{source.path.name}: two runs on one sample give different outputs, so INT8 cannot "
+                "be compared with FP32. Export it in evaluation mode (dropout and noise off)."
+            )
+        return prepared.model
+
+    def divide(self, everything: Samples, calibration: Samples | None) -> tuple[Samples, Samples]:
+        data = self.job.data
+        if calibration is None:
+            calibration, evaluation = split(
+                everything,
+                calibration_count=data.calibration_count,
+                seed=data.seed,
+                ordered=bool(data.states),
+            )
+        else:
+            evaluation = everything
+            if len(calibration) > data.calibration_count:
+                calibration = calibration.subset(_spread(len(calibration), data.calibration_count))
+            refuse_overlap(calibration, evaluation)
+        if len(calibration) < _FEW:
+            self.notes.append(
+                f"only {len(calibration)} samples calibrate; ranges settle with {_FEW} and more"
+            )
+        return calibration, evaluation
+
+    def metric(self, evaluation: Samples) -> Metric:
+        limits = self.job.limits
+        label = evaluation.label(0) if evaluation.labelled else None
+        return resolve_metric(
+            limits.metric, labelled=evaluation.labelled, first_label=label, output=limits.output
+        )
+
+    def baseline(
+        self, fp32: Model, samples: Samples, metric: Metric, keep: OutputStore
+    ) -> tuple[Evaluation, Tolerance]:
+        execution = Execution(
+            RUNTIMES["onnxruntime"], Settings(threads=self.threads), self.job.data.states
+        )
+        found = evaluate(fp32, samples, metric, execution, keep=keep, watch=self._watch)
+        text = self.job.limits.max_drop or ("1pt" if found.bounded or found.binary else "1%")
+        tolerance = parse_tolerance(text)
+        self.progress.say(f"FP32: {metric.name} {found.value:.4f} on {len(samples):,} samples")
+        # Refuses a broken baseline and a tolerance that does not fit, before the work begins.
+        judge(found, found, tolerance, confidence=self.job.limits.confidence)
+        return found, tolerance
+
+    def _watch(self, _scores: object, done: int, total: int) -> bool:
+        self.progress.step(done, total)
+        return False
+
+    def calibrate(self, fp32: Model, samples: Samples) -> Workbench:
+        model = ir.load(fp32.path)
+        anchors, left = find_anchors(model)
+        if not anchors:
+            why = "; ".join(sorted(set(left.values()))) or "it has no Conv, Gemm, MatMul or LSTM"
+            raise UnsupportedError(f"nothing to quantize (0 of {len(left)}): {why}.")
+        held = _spread(len(samples), min(PROBES, max(len(samples) // 4, 1)))
+        rest = [i for i in range(len(samples)) if i not in set(held)] or held
+        statistics = calibrate(
+            fp32,
+            watch_list(model, anchors),
+            samples.subset(rest),
+            threads=self.threads,
+            scratch=self.scratch,
+            states=self.job.data.states,
+            progress=self.progress.step,
+        )
+        probes = tuple(samples[i].feeds for i in held)
+        return Workbench(
+            fp32,
+            anchors,
+            statistics,
+            probes,
+            run_probes(fp32, probes, self.threads),
+            self.runtimes,
+            self.threads,
+            self.scratch,
+        )
+
+    def search(self, bench: Workbench, judging: "_Judging") -> Found:
+        if self.job.effort.recipe is not None:
+            return self._replay(bench, judging, self.job.effort.recipe)
+        itself = judge(
+            judging.baseline,
+            judging.baseline,
+            judging.tolerance,
+            confidence=self.job.limits.confidence,
+        )
+        return search(
+            bench,
+            judging,
+            self.targets,
+            can_pass=itself.outcome == "pass",
+            need_speed=self.job.limits.objective == "latency",
+            say=self.progress.say,
+        )
+
+    def _replay(self, bench: Workbench, judging: "_Judging", path: Path) -> Found:
+        from quantize.search import Judged
+        from quantize.trials import time_quickly
+
+        model = ir.load(bench.fp32.path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as e:
+            raise UsageError(f"recipe {path}: cannot be read: {e.strerror}.") from e
+        recipe = from_toml(text, fingerprints(model, bench.anchors), str(path))
+        timed, fp32_ms = time_quickly(bench, [attempt(bench, recipe, "recipe")])
+        runtime = timed[0].fastest or "onnxruntime"
+        evaluation, verdict = judging(timed[0].quantized, runtime)
+        judged = Judged(timed[0], runtime, evaluation, verdict)
+        return Found(judged, (judged,), timed, fp32_ms, "the recipe was replayed")
+
+    def verify(self, found: Found, judging: "_Judging") -> tuple[Evaluation, ...]:
+        """Evaluations of the chosen model in every runtime, and natively where that differs."""
+        if found.best is None:
+            raise UnsupportedError(
+                "no INT8 candidate could be made of this model: "
+                f"{found.reason}. Run with --verbose to see each attempt."
+            )
+        rows = [found.best.evaluation]
+        quantized = found.best.trial.quantized
+        for runtime in self.runtimes:
+            if runtime not in found.best.trial.latency_ms:
+                continue
+            if runtime != found.best.runtime:
+                rows.append(judging.evaluate(quantized, runtime))
+            if canary(runtime) != "exact" and rows[-1].arithmetic == "exact":
+                rows.append(judging.evaluate(quantized, runtime, native=True))
+        return tuple(rows)
+
+    def benchmark(
+        self, bench: Workbench, found: Found
+    ) -> tuple[tuple[Latency, ...], tuple[Comparison, ...], Comparison | None]:
+        assert found.best is not None
+        int8 = found.best.trial.quantized.model
+        runtimes = [r for r in self.runtimes if r in found.fp32_ms]
+        variants = [
+            Variant(f"FP32 {r}", bench.fp32, r, "cpu", self.threads, bench.batch) for r in runtimes
+        ]
+        variants += [
+            Variant(f"INT8 {r}", int8, r, "cpu", self.threads, bench.batch)
+            for r in runtimes
+            if r in found.best.trial.latency_ms
+        ]
+        # The fastest FP32 comes first: it is the one to beat, and its own control.
+        variants.sort(key=lambda v: (v.model is int8, found.fp32_ms[v.runtime]))
+        effort = self.job.effort
+        *timed, control = measure(
+            variants,
+            bench.probes[:4],
+            rounds=effort.rounds,
+            seconds_per_round=effort.seconds,
+            control=True,
+            progress=lambda done, total, _name: self.progress.step(done, total),
+        )
+        noise = compare(timed[0], control)
+        fp32 = [t for t in timed if t.variant.model is not int8]
+        fastest = min(fp32, key=lambda t: t.median_ms)
+        pairs = [(fastest, t) for t in timed if t is not fastest]
+        pairs += [
+            (a, b)
+            for a in fp32
+            for b in timed
+            if a is not fastest
+            and b.variant.model is int8
+            and a.variant.runtime == b.variant.runtime
+        ]
+        return tuple(timed), tuple(compare(a, b, control=noise) for a, b in pairs), noise
+
+    def finish(
+        self,
+        job_parts: tuple[Model, Model, Workbench, Found, Data],
+        judged: tuple[Metric, Tolerance, tuple[Evaluation, ...]],
+        timed: tuple[tuple[Latency, ...], tuple[Comparison, ...], Comparison | None],
+    ) -> Report:
+        source, fp32, bench, found, facts = job_parts
+        metric, tolerance, evaluations = judged
+        latencies, comparisons, control = timed
+        assert found.best is not None
+        verdict = found.best.verdict
+        conclusion = conclude(
+            verdict,
+            found.best.runtime,
+            comparisons,
+            self.job.limits.inconclusive,
+            need_speed=self.job.limits.objective == "latency",
+        )
+        quantized = self._place_model(found.best.trial.quantized, shipped=conclusion.ships)
+        model = ir.load(fp32.path)
+        recipe = found.best.trial.quantized.recipe
+        text = to_toml(
+            recipe,
+            fingerprints(model, bench.anchors),
+            {"fp32_sha256": fp32.sha256, "calibration_sha256": facts.calibration_sha256},
+        )
+        (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
+        _, left = find_anchors(model)
+        return Report(
+            command=self.job.command,
+            source=self.job.model.text,
+            source_sha256=source.sha256,
+            fp32=_relative(fp32, self.staging),
+            int8=_relative(quantized, self.staging),
+            conclusion=conclusion,
+            verdict=verdict,
+            metric=metric.name,
+            max_drop=str(tolerance),
+            served_by=found.best.runtime,
+            target=recipe.target,
+            recipe=recipe,
+            layers=found.best.trial.quantized.layers,
+            left=left,
+            coverage=found.best.trial.quantized.coverage,
+            data=facts,
+            evaluations=evaluations,
+            latencies=latencies,
+            comparisons=comparisons,
+            control=control,
+            trials=_rows(found),
+            stages=tuple(self.stages),
+            machine=describe(),
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+    def _place_model(self, quantized: QuantizedModel, *, shipped: bool) -> Model:
+        folder = self.staging if shipped else self.staging / "refused"
+        folder.mkdir(exist_ok=True)
+        source = quantized.model.path
+        for file in sorted(source.parent.glob(f"{source.name}*")):
+            # External data keeps its name: the model refers to it.
+            name = "model.onnx" if file == source else file.name
+            file.rename(folder / name)
+        return read_model(folder / "model.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """Evaluates candidates as they would be served, with the target's arithmetic."""
+
+    run: _Run
+    fp32: Model
+    samples: Samples
+    metric: Metric
+    reference: OutputStore
+    baseline: Evaluation
+    tolerance: Tolerance
+
+    def __call__(self, quantized: QuantizedModel, runtime: str) -> tuple[Evaluation, Verdict]:
+        found = self.evaluate(quantized, runtime)
+        confidence = self.run.job.limits.confidence
+        return found, judge(self.baseline, found, self.tolerance, confidence=confidence)
+
+    def evaluate(
+        self, quantized: QuantizedModel, runtime: str, *, native: bool = False
+    ) -> Evaluation:
+        narrow = TARGETS[quantized.recipe.target].narrow
+        if canary(runtime) != "exact" and runtime != "onnxruntime" and not narrow and not native:
+            # Only ONNX Runtime can compute exactly on a CPU that saturates.
+            runtime = "onnxruntime"
+        exact = not native and (canary(runtime) == "exact" or runtime == "onnxruntime")
+        settings = Settings(threads=self.run.threads, exact=exact)
+        execution = Execution(find_runtime(runtime), settings, self.run.job.data.states)
+        return evaluate(
+            quantized.model,
+            self.samples,
+            self.metric,
+            execution,
+            reference=self.reference,
+            watch=self.run._watch,  # noqa: SLF001
+        )
+
+
+def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Those asked for, or all that are installed.
+
+    Raises:
+        UnfitError: One that was asked for is missing.
+    """
+    if asked:
+        for name in asked:
+            find_runtime(name).version()
+        return asked
+    installed = []
+    for name, runtime in RUNTIMES.items():
+        try:
+            runtime.version()
+        except UnfitError as e:
+            logger.info("%s", e)
+            continue
+        installed.append(name)
+    return tuple(installed)
+
+
+def _refuse_unknown_states(model: Model, states: dict[str, str]) -> None:
+    inputs, outputs = {i.name for i in model.inputs}, {o.name for o in model.outputs}
+    for output, target in states.items():
+        if output not in outputs or target not in inputs:
+            raise UsageError(
+                f"--state {output}:{target}: the model has outputs {sorted(outputs)} and inputs "
+                f"{sorted(inputs)}. Write --state OUTPUT:INPUT."
+            )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` indices spread evenly over `total`."""
+    return sorted({i * total // count for i in range(count)})
+
+
+def _relative(model: Model, folder: Path) -> Model:
+    return replace(model, path=model.path.relative_to(folder))
+
+
+def _rows(found: Found) -> tuple[TrialRow, ...]:
+    verdicts = {id(j.trial): j for j in found.judged}
+    rows = []
+    for trial in found.trials:
+        judged = verdicts.get(id(trial))
+        rows.append(
+            TrialRow(
+                name=trial.name,
+                recipe=trial.quantized.recipe.name,
+                noise_db=trial.noise_db,
+                latency_ms=trial.latency_ms,
+                size_bytes=trial.quantized.model.size_bytes,
+                coverage=trial.quantized.coverage,
+                runtime=judged.runtime if judged else None,
+                value=judged.evaluation.value if judged else None,
+                drop=judged.verdict.drop if judged else None,
+                outcome=judged.verdict.outcome if judged else "not evaluated",
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,427 @@
+"""Where Q/DQ pairs go: only where ONNX Runtime and OpenVINO turn them into integer kernels.
+
+    anchors (Conv, Gemm, MatMul, LSTM with constant weights) ─▶ modes ─▶ place() ─▶ Placement
+
+An anchor is what gains from INT8. Glue (Add, Mul, pools, reshapes, …) is quantized only between
+anchors, where a pair on every side lets the runtime stay in integers; elsewhere it stays in float,
+since a lone pair costs time and precision for nothing. What the runtimes fuse was read from onnxruntime
+1.31's QDQ selectors (`core/optimizer/qdq_transformer`) and OpenVINO's low-precision transformations.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+Mode: TypeAlias = Literal["static", "dynamic", "float"]
+
+# Whose output has the input's range, so that both share one scale and the kernel moves bytes.
+_MOVES = frozenset(
+    {
+        "MaxPool",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "DepthToSpace",
+    }
+)
+# Which have INT8 kernels with a range of their own.
+_COMPUTES = frozenset(
+    {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Relu"}
+)
+_RECTIFIERS = frozenset({"Relu", "Clip"})
+# Operators that blow up the small values which 8 bits round to nothing: after them a signal front end
+# (spectrogram, log-mel) has lost its quiet half.
+_MAGNIFIERS = frozenset({"Log", "Pow", "Sqrt", "Reciprocal"})
+# Inputs of one Concat share a scale; one whose range is this many times smaller keeps too few levels.
+_CONCAT_SPREAD = 8.0
+_FLOAT = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A node that INT8 makes cheaper.
+
+    Attributes:
+        name: Of the node, unique in the model.
+        op: "Conv", "Gemm", "MatMul" or "LSTM".
+        data: Name of its activation input.
+        output: Name of its output.
+        out_axis: Axis of the weights that counts output channels.
+        weight_count: Elements of its weights.
+        depthwise: Whether each output channel reads one input channel.
+        nested: Whether it lies inside an If, Loop or Scan, where no statistics reach.
+    """
+
+    name: str
+    op: str
+    data: str
+    output: str
+    out_axis: int
+    weight_count: int
+    depthwise: bool = False
+    nested: bool = False
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What can be done with it, in the order of expected speed."""
+        if self.op == "Conv":
+            return ("static", "float")
+        if self.op == "LSTM" or self.nested:
+            return ("dynamic", "float")
+        return ("static", "dynamic", "float")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which tensors are quantized, and who reads them.
+
+    Attributes:
+        modes: Mode of every anchor by node name.
+        glue: Names of other nodes that run in integers.
+        tensors: Quantized activations; each maps to the tensor whose scale it uses (mostly itself).
+        rectified: Anchors and glue whose Relu or Clip is folded into the scale, to that tensor.
+        reasons: Why an anchor is not "static" although it could be, or in float at all.
+    """
+
+    modes: dict[str, Mode]
+    glue: frozenset[str]
+    tensors: dict[str, str]
+    rectified: dict[str, str]
+    reasons: dict[str, str]
+
+
+def find_anchors(model: ir.Model) -> tuple[tuple[Anchor, ...], dict[str, str]]:
+    """Nodes that can run in INT8, and why the other Conv, Gemm, MatMul and recurrent nodes cannot."""
+    found: list[Anchor] = []
+    left: dict[str, str] = {}
+    top = {id(n) for n in model.graph}
+    for node in model.graph.all_nodes():
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        result = _anchor(node, nested=id(node) not in top)
+        if isinstance(result, Anchor):
+            found.append(result)
+        elif result:
+            left[node.name or "?"] = result
+    return tuple(found), left
+
+
+def _anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
+    match node.op_type:
+        case "Conv" | "Gemm" | "MatMul":
+            return _linear_anchor(node, nested=nested)
+        case "LSTM":
+            return _lstm_anchor(node, nested=nested)
+        case "GRU" | "RNN":
+            return "recurrent: no runtime has an INT8 kernel for it"
+        case "ConvTranspose":
+            return "transposed convolution: ONNX Runtime has no INT8 kernel for it"
+        case _:
+            return None
+
+
+def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
+    data, weight = node.inputs[0], node.inputs[1]
+    if data is None or weight is None or data.name is None:
+        return None
+    tensor = weight.const_value if weight.is_initializer() else None
+    if tensor is None:
+        return (
+            "both factors are activations" if node.op_type == "MatMul" else "weights are computed"
+        )
+    if tensor.dtype != _FLOAT:
+        return f"weights are {tensor.dtype.name.lower()}"
+    if not _constant_bias(node):
+        return "its bias is computed or not one value per channel"
+    rank = len(tensor.shape)
+    output = str(node.outputs[0].name)
+    count = int(np.prod(tensor.shape.numpy()))
+    name = str(node.name)
+    if node.op_type == "Conv":
+        if nested:
+            return "inside a subgraph, where no statistics reach"
+        shape = tensor.shape.numpy()
+        return Anchor(name, "Conv", data.name, output, 0, count, depthwise=int(shape[1]) == 1)
+    if rank != 2:
+        return f"weights of rank {rank}"
+    if node.op_type == "Gemm":
+        if _int(node, "transA", 0):
+            return "Gemm with transposed activations"
+        if nested:
+            return "inside a subgraph, where no statistics reach"
+        return Anchor(name, "Gemm", data.name, output, 0 if _int(node, "transB", 0) else 1, count)
+    return Anchor(name, "MatMul", data.name, output, 1, count, nested=nested)
+
+
+def _constant_bias(node: ir.Node) -> bool:
+    bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    if bias is None:
+        return True
+    if not bias.is_initializer() or bias.const_value is None:
+        return False
+    shape = bias.const_value.shape.numpy()
+    return int(np.prod(shape)) in (1, *shape[-1:])
+
+
+def _lstm_anchor(node: ir.Node, *, nested: bool) -> Anchor | str:
+    for value in node.inputs[1:3]:
+        if value is None or not value.is_initializer() or value.const_value is None:
+            return "weights are computed"
+    if _int(node, "layout", 0) or _int(node, "input_forget", 0):
+        return "LSTM in a layout that the INT8 kernel does not take"
+    if "clip" in node.attributes or (len(node.inputs) > 7 and node.inputs[7] is not None):
+        return "LSTM with clipping or peepholes"
+    weights = [v.const_value for v in node.inputs[1:3] if v is not None]
+    count = sum(int(np.prod(t.shape.numpy())) for t in weights if t is not None)
+    data = node.inputs[0]
+    return Anchor(
+        str(node.name),
+        "LSTM",
+        str(data.name if data else ""),
+        str(node.outputs[0].name),
+        1,
+        count,
+        nested=nested,
+    )
+
+
+def watch_list(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, int | None]:
+    """Tensors whose statistics any placement could ask for, each with its channel axis or None."""
+    widest = place(model, anchors, {a.name: a.modes[0] for a in anchors})
+    wanted: dict[str, int | None] = dict.fromkeys(widest.tensors.values())
+    for anchor in anchors:
+        if not anchor.nested and anchor.op != "LSTM":
+            wanted[anchor.data] = 1 if anchor.op == "Conv" else -1
+    return wanted
+
+
+def place(
+    model: ir.Model,
+    anchors: tuple[Anchor, ...],
+    modes: Mapping[str, Mode],
+    magnitudes: Mapping[str, float] | None = None,
+) -> Placement:
+    """Decide which tensors get Q/DQ pairs when the anchors run in `modes`.
+
+    Args:
+        model: The prepared FP32 graph.
+        anchors: From `find_anchors`.
+        modes: Mode by anchor name; one that is missing stays in float.
+        magnitudes: Largest absolute value by tensor name, once calibrated; a tensor that is missing
+            there cannot be quantized. None before calibration.
+    """
+    return _Placing(model, anchors, dict(modes), magnitudes).result()
+
+
+class _Placing:
+    """Holds the graph's cross-references while one placement is worked out."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        anchors: tuple[Anchor, ...],
+        modes: dict[str, Mode],
+        magnitudes: Mapping[str, float] | None,
+    ) -> None:
+        self.nodes = {str(n.name): n for n in model.graph}
+        self.outputs = {v.name for v in model.graph.outputs}
+        self.magnitudes = magnitudes
+        self.anchors = {a.name: a for a in anchors}
+        self.modes: dict[str, Mode] = {a.name: modes.get(a.name, "float") for a in anchors}
+        self.reasons: dict[str, str] = {}
+        self.rectified: dict[str, str] = {}
+
+    def result(self) -> Placement:
+        self._drop_unusable()
+        glue = self._glue()
+        tensors = self._tensors(glue)
+        return Placement(self.modes, frozenset(glue), tensors, self.rectified, self.reasons)
+
+    def _drop_unusable(self) -> None:
+        """Back to float where a tensor's range makes no sense for 8 bits."""
+        for anchor in self.anchors.values():
+            if self.modes[anchor.name] != "static":
+                continue
+            reason = self._unusable(anchor)
+            if reason:
+                self.modes[anchor.name] = "float"
+                self.reasons[anchor.name] = reason
+
+    def _unusable(self, anchor: Anchor) -> str | None:
+        node = self.nodes[anchor.name]
+        if not self._has_range(anchor.data):
+            return "its input holds non-finite values or was never seen"
+        end = self._end(node)
+        if anchor.op == "Conv" and not self._has_range(end):
+            return "its output holds non-finite values or was never seen"
+        if anchor.op == "Conv" and _feeds_magnifier(node):
+            return "a signal front end: its output goes into Log, Pow or Sqrt"
+        return None
+
+    def _has_range(self, name: str) -> bool:
+        return self.magnitudes is None or name in self.magnitudes
+
+    def _end(self, node: ir.Node) -> str:
+        """The tensor to quantize after `node`: its output, or that of the Relu or Clip behind it."""
+        value = node.outputs[0]
+        uses = value.uses()
+        if len(uses) == 1 and value.name not in self.outputs:
+            follower = next(iter(uses)).node
+            if str(follower.name) in self.nodes and _rectifies(follower):
+                self.rectified[str(node.name)] = str(follower.outputs[0].name)
+                return str(follower.outputs[0].name)
+        return str(value.name)
+
+    def _static(self) -> Iterator[Anchor]:
+        return (a for a in self.anchors.values() if self.modes[a.name] == "static")
+
+    def _glue(self) -> set[str]:
+        """The largest set of glue nodes whose inputs are all integers and whose output is wanted."""
+        glue = {
+            name
+            for name, node in self.nodes.items()
+            if node.op_type in _MOVES | _COMPUTES
+            and name not in self.rectified
+            and self._fits(node)
+        }
+        folded = {self._end(self.nodes[a.name]) for a in self._static()}
+        while True:
+            supplied = {self._end(self.nodes[n]) for n in glue}
+            supplied |= {self._end(self.nodes[a.name]) for a in self._static() if a.op == "Conv"}
+            wanted = {a.data for a in self._static()}
+            wanted |= {str(v.name) for n in glue for v in self.nodes[n].inputs if v is not None}
+            supplied |= {
+                self._end(self.nodes[a.name])
+                for a in self._static()
+                if self._end(self.nodes[a.name]) in wanted
+            }
+            anchored = {a.data for a in self._static()}
+            keep = {
+                n
+                for n in glue
+                if self._end(self.nodes[n]) in wanted
+                and self._inputs_supplied(n, supplied | anchored)
+                # A Relu folded into the scale of what comes before it is not a node of its own.
+                and not (_rectifies(self.nodes[n]) and self.nodes[n].outputs[0].name in folded)
+            }
+            if keep == glue:
+                return glue
+            glue = keep
+
+    def _inputs_supplied(self, name: str, supplied: set[str]) -> bool:
+        node = self.nodes[name]
+        data = node.inputs[:1] if node.op_type in _MOVES else node.inputs
+        values = [v for v in data if v is not None]
+        varying = [v for v in values if not v.is_initializer()]
+        return bool(varying) and all(v.name in supplied for v in varying)
+
+    def _fits(self, node: ir.Node) -> bool:
+        data = node.inputs[:1] if node.op_type in _MOVES else node.inputs
+        for value in (*data, node.outputs[0]):
+            if value is None or not _may_be_float(value):
+                return False
+            if value.is_initializer():
+                if node.op_type not in ("Add", "Mul"):
+                    return False
+            elif not self._has_range(str(value.name)):
+                return False
+        return node.op_type != "Concat" or self._concat_fits(node)
+
+    def _concat_fits(self, node: ir.Node) -> bool:
+        if self.magnitudes is None:
+            return True
+        sizes = [self.magnitudes[str(v.name)] for v in node.inputs if v is not None]
+        return max(sizes) <= _CONCAT_SPREAD * max(min(sizes), 1e-12)
+
+    def _tensors(self, glue: set[str]) -> dict[str, str]:
+        tensors: dict[str, str] = {}
+        for anchor in self._static():
+            tensors[anchor.data] = anchor.data
+        wanted = set(tensors) | {
+            str(v.name)
+            for n in glue
+            for v in self.nodes[n].inputs
+            if v is not None and not v.is_initializer()
+        }
+        for anchor in self._static():
+            end = self._end(self.nodes[anchor.name])
+            if anchor.op == "Conv" or end in wanted:
+                tensors[end] = end
+        for name in glue:
+            node = self.nodes[name]
+            data = node.inputs[:1] if node.op_type in _MOVES else node.inputs
+            for value in data:
+                if value is not None and not value.is_initializer():
+                    tensors.setdefault(str(value.name), str(value.name))
+            tensors.setdefault(self._end(node), self._end(node))
+        return self._share_scales(tensors, glue)
+
+    def _share_scales(self, tensors: dict[str, str], glue: set[str]) -> dict[str, str]:
+        """Point the outputs of nodes that only move bytes at their input's scale."""
+        for name, node in self.nodes.items():
+            if name in glue and node.op_type in _MOVES and name not in self.rectified:
+                source = str(node.inputs[0].name if node.inputs[0] is not None else "")
+                tensors[str(node.outputs[0].name)] = tensors[source]
+        return tensors
+
+
+def _rectifies(node: ir.Node) -> bool:
+    """Whether it is a Relu, or a Clip from 0, which an unsigned scale does for nothing."""
+    if node.op_type == "Relu":
+        return True
+    if node.op_type != "Clip" or len(node.inputs) < 2:
+        return False
+    low = node.inputs[1]
+    if low is None or not low.is_initializer() or low.const_value is None:
+        return False
+    return float(low.const_value.numpy().reshape(-1)[0]) == 0.0
+
+
+def _feeds_magnifier(node: ir.Node) -> bool:
+    """Whether Log, Pow, Sqrt or a square is reached before another weighted operator."""
+    seen: set[int] = set()
+    queue = [node.outputs[0]]
+    for _ in range(64):
+        if not queue:
+            return False
+        value = queue.pop()
+        for use in value.uses():
+            after = use.node
+            if id(after) in seen:
+                continue
+            seen.add(id(after))
+            if after.op_type in _MAGNIFIERS and not _normalizes(after):
+                return True
+            squares = after.op_type == "Mul" and after.inputs[0] is after.inputs[1]
+            if squares:
+                return True
+            if after.op_type in _MOVES or after.op_type in (
+                "Slice",
+                "Gather",
+                "Abs",
+                "Split",
+                "Pad",
+            ):
+                queue.extend(after.outputs)
+    return False
+
+
+def _normalizes(node: ir.Node) -> bool:
+    """Whether a Pow or Sqrt is a layer norm's, which tolerates 8 bits."""
+    following = [use.node.op_type for v in node.outputs for use in v.uses()]
+    return "ReduceMean" in following or "Div" in following
+
+
+def _may_be_float(value: ir.Value) -> bool:
+    return value.dtype in (None, _FLOAT)
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()

@@ -1,0 +1,343 @@
+"""One clean FP32 graph out of whatever an exporter wrote.
+
+    model.onnx ─▶ opset ≥ 13 ─▶ half → float ─▶ functions inlined, constants lifted, names fixed
+               ─▶ folded by ONNX Runtime's basic passes ─▶ own rewrites ─▶ weights checked finite
+
+Every step keeps what the graph computes; the caller compares the result with its source on real samples.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from bench.errors import InputError, UnsupportedError
+from bench.models import Model, read_model
+from bench.runtimes.onnxruntime import open_errors, session_options
+from bench.runtimes.seam import Settings
+
+logger = logging.getLogger(__name__)
+
+# Per-channel DequantizeLinear needs opset 13. 17 is preferred: newer LayerNormalization, same Q/DQ.
+_OPSETS = (17, 15, 13)
+_LOWEST_OPSET = 13
+# protobuf cannot hold more in memory; beyond it weights go to a file of their own.
+EXTERNAL_BYTES = 1_500_000_000
+_QUANTIZED_OPS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
+    | {"ConvInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul", "QAttention"}
+)
+# Left out of the folding: they change the graph's shape for one runtime's sake.
+_SKIPPED_PASSES = (
+    "MatMulAddFusion",
+    "TransposeOptimizer",
+    "ConstantSharing",
+    "GemmActivationFusion",
+)
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A clean FP32 model and what was done to get it.
+
+    Attributes:
+        model: The file, opset 13 or newer.
+        notes: One sentence per change that a user may want to know of.
+    """
+
+    model: Model
+    notes: tuple[str, ...]
+
+
+def prepare(source: Model, out: Path) -> Prepared:
+    """Write a clean FP32 copy of `source` to `out`.
+
+    Args:
+        source: A model as exported; not changed.
+        out: The `.onnx` to write, in a folder that holds nothing of the same name.
+
+    Raises:
+        InputError: A weight is NaN or infinite, or the runtime refuses the graph.
+        UnsupportedError: It is quantized already, its opset cannot be raised, or it uses unknown
+            operators.
+    """
+    notes: list[str] = []
+    model = _load(source, notes)
+    _refuse_quantized(model, source.path)
+    _widen_half(model, notes)
+    model = _tidy(model)
+    raw = out.with_name(f"{out.stem}.raw.onnx")
+    save(model, raw)
+    model = _fold(raw, model, notes)
+    _pool_means(model, notes)
+    model = _tidy(model)
+    refuse_nonfinite(model, source.path)
+    save(model, out)
+    for leftover in out.parent.glob(f"{out.stem}.raw*"):
+        leftover.unlink()
+    return Prepared(read_model(out), tuple(notes))
+
+
+def save(model: ir.Model, out: Path) -> None:
+    """Write a model deterministically; weights beside it when one protobuf could not hold them."""
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    if weights > EXTERNAL_BYTES:
+        ir.save(model, out, external_data=f"{out.name}.data")
+    else:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+        ir.save(model, out)
+
+
+def _load(source: Model, notes: list[str]) -> ir.Model:
+    if source.opset >= _LOWEST_OPSET:
+        return ir.load(source.path)
+    import onnx
+    from onnx import version_converter
+
+    if source.size_bytes > EXTERNAL_BYTES:
+        raise UnsupportedError(
+            f"{source.path}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which needs the "
+            "whole model in one protobuf (2 GB). Export it again with opset 17 or newer."
+        )
+    proto = onnx.load(str(source.path))
+    failures = []
+    for opset in _OPSETS:
+        try:
+            converted = version_converter.convert_version(proto, opset)
+        except RuntimeError as e:
+            failures.append(str(e).strip().splitlines()[0])
+            continue
+        notes.append(f"opset raised from {source.opset} to {opset}")
+        return ir.from_proto(converted)
+    raise UnsupportedError(
+        f"{source.path}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which 8-bit weights "
+        f"per channel need: {failures[-1]}. Export it again with opset 17 or newer."
+    )
+
+
+def _refuse_quantized(model: ir.Model, path: Path) -> None:
+    found = sorted({n.op_type for n in model.graph.all_nodes() if n.op_type in _QUANTIZED_OPS})
+    if found:
+        raise UnsupportedError(
+            f"{path}: is quantized already (it holds {', '.join(found)}). Give the FP32 model; to judge "
+            "this one use `vnnify gate FP32 INT8`."
+        )
+
+
+def _tidy(model: ir.Model) -> ir.Model:
+    """Inline functions, lift Constant nodes, drop what is unused, give everything a unique name."""
+    for domain_pass in (
+        passes.InlinePass(),
+        passes.RemoveInitializersFromInputsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.RemoveUnusedNodesPass(),
+        passes.NameFixPass(),
+        passes.TopologicalSortPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
+        model = domain_pass(model).model
+    # Initializers were inputs up to IR 3; what runtimes of today read is 8 and newer.
+    model.ir_version = max(model.ir_version, 8)
+    return model
+
+
+def _fold(path: Path, before: ir.Model, notes: list[str]) -> ir.Model:
+    """Fold constants, batch norms and no-ops by ONNX Runtime's basic, CPU-independent passes."""
+    import onnxruntime as ort
+
+    options = session_options(Settings(threads=1))
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    folded = path.with_name(f"{path.stem}.folded.onnx")
+    options.optimized_model_filepath = str(folded)
+    if path.with_name(f"{path.name}.data").exists():
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{folded.name}.data"
+        )
+    try:
+        ort.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(_SKIPPED_PASSES),
+        )
+    except open_errors() as e:
+        raise _refused(e) from e
+    after = ir.load(folded)
+    ours = {n.domain for n in before.graph.all_nodes()} | {"", "ai.onnx"}
+    if any(n.domain not in ours for n in after.graph.all_nodes()):
+        notes.append("constants not folded: the runtime's passes use operators of its own here")
+        return ir.load(path)
+    count = sum(1 for _ in before.graph.all_nodes()) - sum(1 for _ in after.graph.all_nodes())
+    if count > 0:
+        notes.append(f"{count} nodes folded away (constants, batch norms, no-ops)")
+    return after
+
+
+def _refused(error: Exception) -> InputError | UnsupportedError:
+    text = str(error).strip().splitlines()[0][:400]
+    if "not a registered function/op" in text or "No Op registered" in text:
+        return UnsupportedError(
+            f"the model uses an operator that onnxruntime does not know: {text}. Custom operators "
+            "cannot be quantized; export the model without them."
+        )
+    return InputError(f"onnxruntime refuses the model: {text}")
+
+
+def _pool_means(model: ir.Model, notes: list[str]) -> None:
+    """Write the mean over height and width as GlobalAveragePool, which has an INT8 kernel."""
+    try:
+        passes.ShapeInferencePass()(model)
+    except Exception as e:  # noqa: BLE001 - the pass wraps whatever the C++ inference throws
+        logger.info("shape inference failed, means stay as they are: %s", e)
+        return
+    changed = 0
+    for node in list(model.graph):
+        if node.op_type != "ReduceMean" or node.domain:
+            continue
+        value = node.inputs[0]
+        if value is None or value.shape is None or len(value.shape) != 4:
+            continue
+        if value.dtype != ir.DataType.FLOAT or _mean_axes(node) != (2, 3):
+            continue
+        keep = node.attributes.get("keepdims")
+        pooled = ir.node("GlobalAveragePool", [value], name=f"{node.name}_pool")
+        tail = pooled
+        if keep is not None and keep.as_int() == 0:
+            tail = ir.node(
+                "Flatten", [pooled.outputs[0]], attributes={"axis": 1}, name=f"{node.name}_flat"
+            )
+            model.graph.insert_before(node, pooled)
+        model.graph.insert_before(node, tail)
+        take_over(node, tail, model.graph)
+        changed += 1
+    if changed:
+        notes.append(f"{changed} means over height and width written as GlobalAveragePool")
+
+
+def _mean_axes(node: ir.Node) -> tuple[int, ...]:
+    if "axes" in node.attributes:
+        axes = tuple(node.attributes["axes"].as_ints())
+    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value:
+        axes = tuple(int(a) for a in node.inputs[1].const_value.numpy().reshape(-1))
+    else:
+        return ()
+    return tuple(sorted(a % 4 for a in axes))
+
+
+def take_over(old: ir.Node, new: ir.Node, graph: ir.Graph) -> None:
+    """Let `new`'s first output stand wherever `old`'s did, name and graph outputs included."""
+    was, now = old.outputs[0], new.outputs[0]
+    name, shape, kind = was.name, was.shape, was.type
+    was.replace_all_uses_with(now, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    now.name, now.shape, now.type = name, shape, kind
+
+
+def _widen_half(model: ir.Model, notes: list[str]) -> None:
+    """Turn half precision into float inside; inputs and outputs keep their types through casts."""
+    graph = model.graph
+    found = any(v.dtype in _HALF for v in (*graph.inputs, *graph.outputs)) or any(
+        t.dtype in _HALF for t in _tensors(graph)
+    )
+    if not found:
+        return
+    for value in graph.outputs:
+        if value.dtype in _HALF:
+            value.meta["half"], value.dtype = value.dtype, ir.DataType.FLOAT
+    for sub in (graph, *graph.subgraphs()):
+        for value in sub.initializers.values():
+            if value.const_value is not None and value.const_value.dtype in _HALF:
+                wide = value.const_value.numpy().astype(np.float32)
+                value.const_value = ir.Tensor(wide, name=value.name)
+                value.dtype = ir.DataType.FLOAT
+    for node in list(graph.all_nodes()):
+        _widen_node(node)
+    _cast_edges(graph)
+    notes.append("half precision widened to float inside; inputs and outputs keep their types")
+
+
+def _widen_node(node: ir.Node) -> None:
+    for attribute in list(node.attributes.values()):
+        if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
+            wide = attribute.as_tensor().numpy().astype(np.float32)
+            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.Tensor(wide))
+        if attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT:
+            if ir.DataType(attribute.as_int()) in _HALF:
+                node.attributes[attribute.name] = ir.AttrInt64(
+                    attribute.name, int(ir.DataType.FLOAT)
+                )
+    for value in node.outputs:
+        if value.dtype in _HALF:
+            value.dtype = ir.DataType.FLOAT
+
+
+def _cast_edges(graph: ir.Graph) -> None:
+    first = next(iter(graph), None)
+    for value in graph.inputs:
+        if value.dtype not in _HALF or first is None:
+            continue
+        cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)})
+        cast.outputs[0].name = f"{value.name}_float"
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        graph.insert_before(first, cast)
+    for i, value in enumerate(graph.outputs):
+        if "half" in value.meta:
+            _cast_output(graph, i, value)
+
+
+def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
+    kind = value.meta["half"]
+    cast = ir.node("Cast", [value], attributes={"to": int(kind)})
+    name = value.name
+    value.name = f"{name}_float"
+    cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, kind, value.shape
+    graph.append(cast)
+    graph.outputs[index] = cast.outputs[0]
+
+
+def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    for sub in (graph, *graph.subgraphs()):
+        for value in sub.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    for node in graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()
+
+
+def refuse_nonfinite(model: ir.Model, path: Path) -> None:
+    """Refuse NaN anywhere and infinity in weights; a constant -inf is an attention mask and may stay.
+
+    Raises:
+        InputError: It names the first three tensors.
+    """
+    bad = []
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+            continue
+        array = tensor.numpy()
+        masked = array.size and not np.isnan(array).any() and not np.isposinf(array).any()
+        if np.isfinite(array).all() or (masked and not _is_weight(value)):
+            continue
+        bad.append(f"{value.name!r} ({np.count_nonzero(~np.isfinite(array)):,} of {array.size:,})")
+    if bad:
+        raise InputError(
+            f"{path}: {len(bad)} weight tensors hold NaN or infinity: {', '.join(bad[:3])}. "
+            "The training diverged or the file is damaged; no quantization can mend it."
+        )
+
+
+def _is_weight(value: ir.Value) -> bool:
+    kinds = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "BatchNormalization"}
+    return any(use.node.op_type in kinds for use in value.uses())

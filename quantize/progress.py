@@ -1,0 +1,79 @@
+"""What a person sees while a job runs: a live line on a terminal, plain lines anywhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TextIO
+
+from bench.render.escape import clean
+from quantize.pipeline import Progress
+
+_STAGES = {
+    "read": "reading model and data",
+    "prepare": "preparing the FP32 graph",
+    "baseline": "scoring FP32",
+    "calibrate": "calibrating",
+    "search": "searching",
+    "verify": "verifying",
+    "benchmark": "timing",
+}
+_EVERY_S = 5.0
+
+
+@contextmanager
+def progress_for(stream: TextIO) -> Iterator[Progress]:
+    """A progress that fits the stream."""
+    if not stream.isatty():
+        yield _Plain(stream)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Live
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Live(*columns, console=Console(file=stream), transient=True) as live:
+        yield _Terminal(live)
+
+
+class _Plain:
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.name, self.last = stream, "", perf_counter()
+
+    def begin(self, name: str) -> None:
+        self.name = _STAGES.get(name, name)
+        self._line(f"{self.name} …")
+
+    def step(self, done: int, total: int) -> None:
+        if perf_counter() - self.last >= _EVERY_S:
+            self._line(f"{self.name}: {done:,} of {total:,}")
+
+    def say(self, text: str) -> None:
+        self._line(f"  {text}")
+
+    def _line(self, text: str) -> None:
+        self.last = perf_counter()
+        self.stream.write(clean(text) + "\n")
+        self.stream.flush()
+
+
+class _Terminal:
+    def __init__(self, live: object) -> None:
+        from rich.progress import Progress as Live
+
+        assert isinstance(live, Live)
+        self.live = live
+        self.task = live.add_task("", total=None)
+
+    def begin(self, name: str) -> None:
+        self.live.reset(self.task, description=_STAGES.get(name, name), total=None)
+
+    def step(self, done: int, total: int) -> None:
+        self.live.update(self.task, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        self.live.console.print(f"  {clean(text)}", markup=False, highlight=False)

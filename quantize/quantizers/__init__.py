@@ -1,0 +1,98 @@
+"""Recipe + statistics -> INT8 model, and the conditions that every INT8 model has to meet.
+
+FP32 Model + Recipe + Calibration ─engine─▶ file ─check()─▶ QuantizedModel
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from bench.errors import InputError, UnsupportedError
+from bench.models import Model, read_model
+from quantize.calibrate import Calibration
+from quantize.placement import Anchor, place
+from quantize.prepare import save
+from quantize.quantizers.native import QuantizedLayer, write
+from quantize.recipe import Recipe
+
+__all__ = ["QUANTIZERS", "QuantizedLayer", "QuantizedModel", "quantize"]
+
+# A scale this large means that one absurd value decided the range.
+_LARGEST_SCALE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedModel:
+    """An INT8 model and how it was made.
+
+    Attributes:
+        model: The file.
+        recipe: What was decided; anchors that turned out unusable stand as "float".
+        layers: One entry per anchor.
+        source_sha256: Of the FP32 model.
+        samples_sha256: Of the calibration samples.
+    """
+
+    model: Model
+    recipe: Recipe
+    layers: tuple[QuantizedLayer, ...]
+    source_sha256: str
+    samples_sha256: str
+
+    @property
+    def coverage(self) -> str:
+        """`37 of 41`: anchors in INT8, of all."""
+        return f"{sum(x.mode != 'float' for x in self.layers)} of {len(self.layers)}"
+
+
+def quantize(
+    source: Model, anchors: tuple[Anchor, ...], calibration: Calibration, recipe: Recipe, out: Path
+) -> QuantizedModel:
+    """Write the INT8 model that a recipe describes.
+
+    Args:
+        source: The prepared FP32 model.
+        anchors: Of its graph.
+        calibration: Of the same model.
+        recipe: What to do.
+        out: The `.onnx` to write.
+
+    Raises:
+        InputError: The statistics are of another model, or a scale came out absurd.
+        UnsupportedError: Nothing is left to quantize.
+    """
+    if calibration.model_sha256 != source.sha256:
+        raise InputError(
+            f"ranges were taken of model {calibration.model_sha256[:12]}…, not of "
+            f"{source.sha256[:12]}…. Calibrate again."
+        )
+    model = ir.load(source.path)
+    placement = place(model, anchors, recipe.modes, calibration.magnitudes())
+    if all(m == "float" for m in placement.modes.values()):
+        reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]
+        raise UnsupportedError(f"nothing to quantize (0 of {len(anchors)}): {'; '.join(reasons)}.")
+    layers = QUANTIZERS["native"](model, anchors, placement, calibration, recipe)
+    _check_scales(model)
+    save(model, out)
+    kept = Recipe(
+        recipe.target, recipe.ranges, recipe.correct_bias, placement.modes, recipe.ranges_by_tensor
+    )
+    return QuantizedModel(read_model(out), kept, layers, source.sha256, calibration.samples_sha256)
+
+
+def _check_scales(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        if not name.endswith("_scale") or value.const_value is None:
+            continue
+        scales = value.const_value.numpy()
+        if not np.isfinite(scales).all() or (scales <= 0).any() or (scales > _LARGEST_SCALE).any():
+            raise InputError(
+                f"scale {name!r} came out as {scales.max():g}: one absurd value decided the range. "
+                "Look for outliers in the calibration data."
+            )
+
+
+QUANTIZERS: dict[str, Callable[..., tuple[QuantizedLayer, ...]]] = {"native": write}

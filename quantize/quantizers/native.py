@@ -1,0 +1,471 @@
+"""Our own quantizer: Q/DQ pairs for static anchors, integer kernels for dynamic ones.
+
+    FP32 graph + Placement + Calibration + Recipe ─▶ INT8 graph, one pass, deterministic
+
+u8 asymmetric activations, s8 symmetric weights per output channel: the one format that is fast in both
+ONNX Runtime and OpenVINO. Zero points are never shared between tensors, since ONNX Runtime's exact
+mode (`session.x64quantprecision`) rejects graphs that do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quantize.calibrate import RANGE_METHODS, Calibration, Range
+from quantize.placement import Anchor, Placement
+from quantize.quantizers.weights import (
+    Codes,
+    bias_shift,
+    least_scales,
+    quantize_bias,
+    quantize_weights,
+)
+from quantize.recipe import Recipe
+from quantize.targets import TARGETS
+
+_MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """What became of one anchor.
+
+    Attributes:
+        name: Of the node.
+        op: Its operator.
+        mode: "static", "dynamic" or "float".
+        narrowed: Output channels narrowed to be safe on CPUs that saturate.
+        channels: Output channels in all.
+        reason: Why it is not INT8, or None.
+    """
+
+    name: str
+    op: str
+    mode: str
+    narrowed: int
+    channels: int
+    reason: str | None
+
+
+def write(
+    model: ir.Model,
+    anchors: tuple[Anchor, ...],
+    placement: Placement,
+    calibration: Calibration,
+    recipe: Recipe,
+) -> tuple[QuantizedLayer, ...]:
+    """Turn an FP32 graph into an INT8 one, in place.
+
+    Args:
+        model: A freshly loaded copy of the prepared model.
+        anchors: From `find_anchors` of that model.
+        placement: From `place` of that model.
+        calibration: Statistics of every tensor in `placement.tensors`.
+        recipe: Range methods, target, bias correction.
+
+    Returns:
+        One entry per anchor, in graph order.
+    """
+    return _Writer(model, anchors, placement, calibration, recipe).run()
+
+
+def choose_ranges(
+    placement: Placement, calibration: Calibration, recipe: Recipe, model: ir.Model
+) -> dict[str, Range]:
+    """The range of every quantized tensor that has a scale of its own."""
+    caps = {end: _cap(model, end) for end in placement.rectified.values()}
+    ranges = {}
+    for name in sorted(set(placement.tensors.values())):
+        method = recipe.ranges_by_tensor.get(name, recipe.ranges)
+        chosen = RANGE_METHODS[method](calibration.tensors[name])
+        if name in caps:
+            # A folded Relu or Clip must find nothing left to do below 0 and above its limit.
+            chosen = Range(0.0, min(chosen.high, caps[name]))
+        ranges[name] = chosen
+    return ranges
+
+
+def _cap(model: ir.Model, end: str) -> float:
+    """Upper limit of the Relu or Clip that makes the tensor `end`."""
+    for node in model.graph:
+        if node.outputs[0].name == end and node.op_type == "Clip" and len(node.inputs) > 2:
+            high = node.inputs[2]
+            if high is not None and high.const_value is not None:
+                return float(high.const_value.numpy().reshape(-1)[0])
+    return float("inf")
+
+
+class _Writer:
+    """The graph while it is rewritten, and the tables that keep pairs from being made twice."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        anchors: tuple[Anchor, ...],
+        placement: Placement,
+        calibration: Calibration,
+        recipe: Recipe,
+    ) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.anchors = anchors
+        self.placement = placement
+        self.calibration = calibration
+        self.recipe = recipe
+        self.narrow = TARGETS[recipe.target].narrow
+        self.ranges = choose_ranges(placement, calibration, recipe, model)
+        self.nodes = {str(n.name): n for n in model.graph.all_nodes()}
+        self.values = {str(v.name): v for n in model.graph for v in n.outputs}
+        self.values |= {str(v.name): v for v in model.graph.inputs}
+        self.dynamic_inputs: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def run(self) -> tuple[QuantizedLayer, ...]:
+        layers = []
+        for anchor in self.anchors:
+            mode = self.placement.modes[anchor.name]
+            codes: Codes | None = None
+            if mode == "static":
+                codes = self._static(anchor)
+            elif mode == "dynamic" and anchor.op == "LSTM":
+                codes = self._dynamic_lstm(anchor)
+            elif mode == "dynamic":
+                codes = self._dynamic_linear(anchor)
+            layers.append(self._layer(anchor, mode, codes))
+        self._quantize_glue_constants()
+        for name in self._in_order(self.placement.tensors):
+            self._pair(name)
+        self._drop_unused()
+        return tuple(layers)
+
+    def _layer(self, anchor: Anchor, mode: str, codes: Codes | None) -> QuantizedLayer:
+        reason = self.placement.reasons.get(anchor.name)
+        narrowed = int(codes.narrowed.sum()) if codes else 0
+        channels = len(codes.scales) if codes else 0
+        return QuantizedLayer(anchor.name, anchor.op, mode, narrowed, channels, reason)
+
+    def _in_order(self, names: Mapping[str, str]) -> list[str]:
+        order = [str(v.name) for v in self.graph.inputs]
+        order += [str(v.name) for n in self.graph for v in n.outputs]
+        return [n for n in order if n in names]
+
+    # Static
+
+    def _static(self, anchor: Anchor) -> Codes:
+        node = self.nodes[anchor.name]
+        if anchor.op == "Gemm":
+            _fold_gemm_factors(node, self)
+        weights = _channels_first(_array(node.inputs[1]), anchor.out_axis)
+        scale = self.ranges[self.placement.tensors[anchor.data]].scale
+        bias = self._bias(node, anchor, len(weights))
+        room = least_scales(bias.astype(np.float32), scale) if anchor.op != "MatMul" else None
+        codes = quantize_weights(weights, narrow=self.narrow, least_scales=room)
+        shift = self._shift(node, anchor, weights, codes)
+        if anchor.op == "MatMul":
+            self._shift_following_add(node, shift)
+        else:
+            had_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+            if had_bias or np.any(shift):
+                self._integer_bias(node, bias + shift, scale, codes)
+        self._weight_pair(node, anchor, codes)
+        return codes
+
+    def _bias(self, node: ir.Node, anchor: Anchor, channels: int) -> NDArray[np.float64]:
+        if anchor.op == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+            return np.zeros(channels)
+        return np.broadcast_to(_array(node.inputs[2]).reshape(-1), (channels,)).astype(np.float64)
+
+    def _shift(
+        self, node: ir.Node, anchor: Anchor, weights: NDArray[np.float32], codes: Codes
+    ) -> NDArray[np.float64]:
+        stats = self.calibration.tensors.get(anchor.data)
+        mean = stats.mean() if stats is not None and self.recipe.correct_bias else None
+        groups = _int(node, "group", 1)
+        if mean is None or mean.size != weights.shape[1] * groups:
+            return np.zeros(len(weights))
+        return bias_shift(weights, codes.values(), mean, groups)
+
+    def _shift_following_add(self, node: ir.Node, shift: NDArray[np.float64]) -> None:
+        """Put a MatMul's bias shift into the constant of the Add behind it, where there is one."""
+        uses = node.outputs[0].uses()
+        if not np.any(shift) or len(uses) != 1:
+            return
+        add = next(iter(uses)).node
+        if add.op_type != "Add":
+            return
+        for i, value in enumerate(add.inputs):
+            if value is not None and value.is_initializer() and value.const_value is not None:
+                bias = value.const_value.numpy()
+                if bias.size == shift.size and bias.shape[-1:] == shift.shape:
+                    moved = (bias + shift.reshape(bias.shape)).astype(np.float32)
+                    add.replace_input_with(i, self._constant(f"{value.name}_{node.name}", moved))
+                return
+
+    def _integer_bias(
+        self, node: ir.Node, bias: NDArray[np.float64], scale: np.float32, codes: Codes
+    ) -> None:
+        values, units = quantize_bias(bias, scale, codes.scales)
+        name = f"{node.name}_bias"
+        pair = ir.node(
+            "DequantizeLinear",
+            [
+                self._constant(f"{name}_quantized", values),
+                self._constant(f"{name}_scale", units),
+                self._constant(f"{name}_zero_point", np.zeros(len(units), np.int32)),
+            ],
+            attributes={"axis": 0},
+            name=f"{name}_dequantize",
+        )
+        pair.outputs[0].name = f"{name}_dequantized"
+        self.graph.insert_before(node, pair)
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, pair.outputs[0])
+
+    def _weight_pair(self, node: ir.Node, anchor: Anchor, codes: Codes) -> None:
+        name = f"{node.name}_weight"
+        stored = np.ascontiguousarray(np.moveaxis(codes.codes, 0, anchor.out_axis))
+        pair = ir.node(
+            "DequantizeLinear",
+            [
+                self._constant(f"{name}_quantized", stored),
+                self._constant(f"{name}_scale", codes.scales),
+                self._constant(f"{name}_zero_point", np.zeros(len(codes.scales), np.int8)),
+            ],
+            attributes={"axis": anchor.out_axis},
+            name=f"{name}_dequantize",
+        )
+        pair.outputs[0].name = f"{name}_dequantized"
+        self.graph.insert_before(node, pair)
+        node.replace_input_with(1, pair.outputs[0])
+
+    def _quantize_glue_constants(self) -> None:
+        """Constant operands of Add and Mul get a scale per tensor."""
+        for name in sorted(self.placement.glue):
+            node = self.nodes[name]
+            if node.op_type not in ("Add", "Mul"):
+                continue
+            for i, value in enumerate(node.inputs):
+                if value is not None and value.is_initializer():
+                    values = _array(value)
+                    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+                    scales = self._scale(f"{name}_operand_{i}", Range(min(low, 0), max(high, 0)))
+                    codes = _codes(values, Range(min(low, 0), max(high, 0)))
+                    held = self._constant(f"{name}_operand_{i}_quantized", codes)
+                    pair = ir.node("DequantizeLinear", [held, *scales], name=f"{name}_operand_{i}")
+                    pair.outputs[0].name = f"{name}_operand_{i}_dequantized"
+                    self.graph.insert_before(node, pair)
+                    node.replace_input_with(i, pair.outputs[0])
+
+    def _pair(self, name: str) -> None:
+        """Put a Q/DQ pair behind the tensor `name` and let integer readers read through it."""
+        value = self.values[name]
+        uses = list(value.uses())
+        produced = value.producer()
+        source = self.ranges[self.placement.tensors[name]]
+        quantize = ir.node(
+            "QuantizeLinear", [value, *self._scale(name, source)], name=f"{name}_quantize"
+        )
+        quantize.outputs[0].name = f"{name}_quantized"
+        # A second set of initializers: sharing them between Q and DQ is fine, between tensors is not.
+        back = ir.node(
+            "DequantizeLinear",
+            [quantize.outputs[0], *quantize.inputs[1:]],
+            name=f"{name}_dequantize",
+        )
+        back.outputs[0].name = f"{name}_dequantized"
+        self._insert_after(produced, [quantize, back])
+        for use in uses:
+            use.node.replace_input_with(use.idx, back.outputs[0])
+        self._move_output(value, back.outputs[0])
+
+    def _insert_after(self, producer: ir.Node | None, nodes: list[ir.Node]) -> None:
+        if producer is not None:
+            self.graph.insert_after(producer, nodes)
+            return
+        first = next(iter(self.graph))
+        self.graph.insert_before(first, nodes)
+
+    def _move_output(self, value: ir.Value, after: ir.Value) -> None:
+        """If `value` is a graph output, let `after` be it, under the same name."""
+        for i, output in enumerate(self.graph.outputs):
+            if output is value:
+                name = str(value.name)
+                after.type, after.shape = value.type, value.shape
+                self.graph.outputs[i] = after
+                value.name = f"{name}_float"
+                after.name = name
+
+    def _scale(self, name: str, chosen: Range) -> tuple[ir.Value, ir.Value]:
+        return (
+            self._constant(f"{name}_scale", np.asarray(chosen.scale, np.float32)),
+            self._constant(f"{name}_zero_point", np.asarray(chosen.zero_point, np.uint8)),
+        )
+
+    # Dynamic
+
+    def _dynamic_linear(self, anchor: Anchor) -> Codes:
+        """MatMul or Gemm as DynamicQuantizeLinear, MatMulInteger, Cast, Mul: the pattern that ONNX
+        Runtime fuses into DynamicQuantizeMatMul.
+        """
+        node = self.nodes[anchor.name]
+        graph = node.graph or self.graph
+        if anchor.op == "Gemm":
+            _fold_gemm_factors(node, self)
+        weights = _channels_first(_array(node.inputs[1]), anchor.out_axis)
+        codes = quantize_weights(weights, narrow=self.narrow)
+        name = str(node.name)
+        data, data_scale, data_zero = self._dynamic_input(node)
+        held = self._constant(f"{name}_weight_quantized", np.ascontiguousarray(codes.codes.T))
+        zero = self._constant(f"{name}_weight_zero_point", np.zeros(len(codes.scales), np.int8))
+        scales = self._constant(f"{name}_weight_scale", codes.scales)
+        product = ir.node("MatMulInteger", [data, held, data_zero, zero], name=f"{name}_integer")
+        cast = ir.node(
+            "Cast", product.outputs, attributes={"to": int(ir.DataType.FLOAT)}, name=f"{name}_cast"
+        )
+        unit = ir.node("Mul", [data_scale, scales], name=f"{name}_scales")
+        result = ir.node("Mul", [cast.outputs[0], unit.outputs[0]], name=f"{name}_scaled")
+        chain = [product, cast, unit, result]
+        for part in chain:
+            part.outputs[0].name = f"{part.name}_output"
+        shift = self._shift(node, anchor, weights, codes)
+        if anchor.op == "Gemm":
+            bias = self._bias(node, anchor, len(weights)) + shift
+            if np.any(bias):
+                held_bias = self._constant(f"{name}_bias_float", bias.astype(np.float32))
+                added = ir.node("Add", [result.outputs[0], held_bias], name=f"{name}_biased")
+                chain.append(added)
+        else:
+            self._shift_following_add(node, shift)
+        graph.insert_before(node, chain)
+        self._replace(node, chain[-1].outputs[0])
+        return codes
+
+    def _dynamic_input(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes, scale and zero point of a node's input; siblings share them."""
+        value = node.inputs[0]
+        assert value is not None
+        graph = node.graph or self.graph
+        key = f"{id(graph)}:{value.name}"
+        if key not in self.dynamic_inputs:
+            dynamic = ir.node(
+                "DynamicQuantizeLinear",
+                [value],
+                num_outputs=3,
+                name=f"{value.name}_{node.name}_dql",
+            )
+            for out, kind in zip(dynamic.outputs, ("codes", "scale", "zero"), strict=True):
+                out.name = f"{dynamic.name}_{kind}"
+            graph.insert_before(node, dynamic)
+            codes, scale, zero = dynamic.outputs
+            self.dynamic_inputs[key] = (codes, scale, zero)
+        return self.dynamic_inputs[key]
+
+    def _dynamic_lstm(self, anchor: Anchor) -> Codes:
+        """LSTM as ONNX Runtime's DynamicQuantizeLSTM; its weights are stored transposed."""
+        node = self.nodes[anchor.name]
+        graph = node.graph or self.graph
+        name = str(node.name)
+        parts = []
+        for label, value in (("W", node.inputs[1]), ("R", node.inputs[2])):
+            weights = _array(value)
+            directions, gates, width = weights.shape
+            codes = quantize_weights(weights.reshape(directions * gates, width), narrow=self.narrow)
+            stored = codes.codes.reshape(directions, gates, width).transpose(0, 2, 1)
+            scales = codes.scales.reshape(directions, gates)
+            held = self._constant(f"{name}_{label}_quantized", np.ascontiguousarray(stored))
+            unit = self._constant(f"{name}_{label}_scale", scales)
+            zero = self._constant(f"{name}_{label}_zero_point", np.zeros_like(scales, np.int8))
+            parts.append((codes, held, unit, zero))
+        (first, w, w_scale, w_zero), (second, r, r_scale, r_zero) = parts
+        optional = [*node.inputs[3:7], *([None] * (4 - len(node.inputs[3:7])))]
+        inputs = [node.inputs[0], w, r, *optional, None, w_scale, w_zero, r_scale, r_zero]
+        kept = {k: v for k, v in node.attributes.items() if k not in ("layout", "clip")}
+        quantized = ir.Node(
+            _MICROSOFT,
+            "DynamicQuantizeLSTM",
+            inputs,
+            kept.values(),
+            num_outputs=len(node.outputs),
+            name=f"{name}_quantized",
+        )
+        self.model.opset_imports.setdefault(_MICROSOFT, 1)
+        if graph is not self.graph:
+            graph.opset_imports.setdefault(_MICROSOFT, 1)
+        graph.insert_before(node, quantized)
+        for old, new in zip(node.outputs, quantized.outputs, strict=True):
+            label, shape, kind = old.name, old.shape, old.type
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            old.name = f"{label}_was" if label else old.name
+            new.name, new.shape, new.type = label, shape, kind
+            self.values[str(label)] = new
+        graph.remove(node, safe=True)
+        merged = np.concatenate([first.scales, second.scales])
+        narrowed = np.concatenate([first.narrowed, second.narrowed])
+        return Codes(first.codes, merged, narrowed)
+
+    def _replace(self, node: ir.Node, after: ir.Value) -> None:
+        was = node.outputs[0]
+        name, shape, kind = was.name, was.shape, was.type
+        was.replace_all_uses_with(after, replace_graph_outputs=True)
+        was.name = f"{name}_was"
+        after.name, after.shape, after.type = name, shape, kind
+        self.values[str(name)] = after
+        (node.graph or self.graph).remove(node, safe=True)
+
+    # Both
+
+    def _constant(self, name: str, values: NDArray[np.generic]) -> ir.Value:
+        """A new initializer of the main graph; a name that is taken gets a number."""
+        free, count = name, 1
+        while free in self.graph.initializers:
+            free = f"{name}_{count}"
+            count += 1
+        tensor = ir.Tensor(values, name=free)
+        value = ir.Value(
+            name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _drop_unused(self) -> None:
+        for name in list(self.graph.initializers):
+            value = self.graph.initializers[name]
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+
+
+def _fold_gemm_factors(node: ir.Node, writer: "_Writer") -> None:
+    """Move a Gemm's alpha and beta into its constants, since the INT8 kernel takes neither."""
+    alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 1.0
+    beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
+    if alpha != 1.0:
+        scaled = (_array(node.inputs[1]) * np.float32(alpha)).astype(np.float32)
+        node.replace_input_with(1, writer._constant(f"{node.name}_scaled", scaled))  # noqa: SLF001
+    if beta != 1.0 and len(node.inputs) > 2 and node.inputs[2] is not None:
+        scaled = (_array(node.inputs[2]) * np.float32(beta)).astype(np.float32)
+        node.replace_input_with(2, writer._constant(f"{node.name}_shifted", scaled))  # noqa: SLF001
+    for name in ("alpha", "beta"):
+        if name in node.attributes:
+            del node.attributes[name]
+
+
+def _codes(values: NDArray[np.float32], chosen: Range) -> NDArray[np.uint8]:
+    return np.clip(np.rint(values / chosen.scale) + chosen.zero_point, 0, 255).astype(np.uint8)
+
+
+def _array(value: ir.Value | None) -> NDArray[np.float32]:
+    assert value is not None
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy(), np.float32)
+
+
+def _channels_first(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    return np.ascontiguousarray(np.moveaxis(weights, axis, 0))
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()

@@ -1,0 +1,148 @@
+"""Weights and biases as integers: scales per output channel, narrowing, bias correction."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.targets import SAFE_PAIR_SUM, pair_sums
+
+S8_MAX = 127
+INT32_MAX = (1 << 31) - 1
+# Half of int32 is left to the products that the bias is added to.
+_BIAS_ROOM = INT32_MAX // 2
+# A channel's clipped range is tried down to this share of its largest weight.
+_SHRINKS = np.linspace(1.0, 0.8, 9)
+_MIN_SCALE = np.float32(1e-12)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Weights as signed 8-bit codes, symmetric, one scale per output channel.
+
+    Attributes:
+        codes: int8 [out channels, in channels, *taps].
+        scales: float32 [out channels]; weight = code * scale.
+        narrowed: bool [out channels], where codes use less than 8 bits so as not to saturate.
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    narrowed: NDArray[np.bool_]
+
+    def values(self) -> NDArray[np.float32]:
+        """The weights that the codes stand for, float32, shaped as `codes`."""
+        return self.codes.astype(np.float32) * _along_first(self.scales, self.codes.ndim)
+
+
+def quantize_weights(
+    weights: NDArray[np.float32], *, narrow: bool, least_scales: NDArray[np.float32] | None = None
+) -> Codes:
+    """Round weights to signed 8 bits, per output channel.
+
+    The scale of a channel is the one of nine clipped ranges that rounds it with the least squared
+    error.
+
+    Args:
+        weights: float32 [out channels, in channels, *taps], finite.
+        narrow: Widen scales until no pair of neighbours can saturate 16 bits.
+        least_scales: float32 [out channels]; scales are at least these, so that biases fit int32.
+    """
+    flat = weights.reshape(weights.shape[0], -1)
+    largest = np.abs(flat).max(axis=1, initial=0.0)
+    scales = np.maximum(_least_error_scales(flat, largest), _MIN_SCALE)
+    scales = np.where(largest > 0, scales, np.float32(1.0 / S8_MAX)).astype(np.float32)
+    if least_scales is not None:
+        scales = np.maximum(scales, least_scales.astype(np.float32))
+    codes = _round(weights, scales)
+    narrowed = np.zeros(len(scales), np.bool_)
+    while narrow:
+        sums = pair_sums(codes)
+        over = sums > SAFE_PAIR_SUM
+        if not over.any():
+            break
+        narrowed |= over
+        # Slightly more than needed: rounding may lift a pair back over the limit.
+        scales[over] *= (sums[over] / SAFE_PAIR_SUM * 1.002).astype(np.float32)
+        codes = _round(weights, scales)
+    return Codes(codes, scales, narrowed)
+
+
+def _least_error_scales(
+    flat: NDArray[np.float32], largest: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    best = np.full(len(flat), np.inf, np.float32)
+    chosen = (largest / S8_MAX).astype(np.float32)
+    for shrink in _SHRINKS:
+        scale = np.maximum(largest * np.float32(shrink / S8_MAX), _MIN_SCALE).astype(np.float32)
+        codes = np.clip(np.rint(flat / scale[:, None]), -S8_MAX, S8_MAX)
+        error = np.square(codes * scale[:, None] - flat).sum(axis=1)
+        better = error < best
+        best = np.where(better, error, best)
+        chosen = np.where(better, scale, chosen)
+    return chosen.astype(np.float32)
+
+
+def _round(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    scaled = weights / _along_first(scales, weights.ndim)
+    return np.clip(np.rint(scaled), -S8_MAX, S8_MAX).astype(np.int8)
+
+
+def least_scales(bias: NDArray[np.float32], input_scale: np.float32) -> NDArray[np.float32]:
+    """Weight scales below which a bias would overflow int32.
+
+    A bias is stored as round(bias / (input scale * weight scale)). Where a channel's weights are tiny
+    that overflows; this is how MobileNetV3 collapses per channel (onnxruntime issue 22020).
+
+    Args:
+        bias: float32 [out channels].
+        input_scale: Of the activations.
+    """
+    return (np.abs(bias) / (np.float64(input_scale) * _BIAS_ROOM)).astype(np.float32)
+
+
+def quantize_bias(
+    bias: NDArray[np.float64], input_scale: np.float32, scales: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """A bias as int32 in units of input scale times weight scale, and those units.
+
+    Args:
+        bias: float64 [out channels].
+        input_scale: Of the activations.
+        scales: float32 [out channels], of the weights.
+    """
+    units = (np.float32(input_scale) * scales).astype(np.float32)
+    codes = np.rint(bias / units.astype(np.float64))
+    return np.clip(codes, -INT32_MAX, INT32_MAX).astype(np.int32), units
+
+
+def bias_shift(
+    weights: NDArray[np.float32],
+    rounded: NDArray[np.float32],
+    input_mean: NDArray[np.float64],
+    groups: int,
+) -> NDArray[np.float64]:
+    """What to add to the bias so that rounded weights keep the mean of the output.
+
+    E[(W - Q(W)) x] = (W - Q(W)) E[x] (Nagel et al., "Data-Free Quantization", 2019, eq. 17). At padded
+    borders it is slightly too large.
+
+    Args:
+        weights: float32 [out channels, in channels / groups, *taps].
+        rounded: The same, as the codes stand for them.
+        input_mean: float64 [in channels].
+        groups: Of a convolution; 1 otherwise.
+
+    Returns:
+        float64 [out channels].
+    """
+    lost = (weights.astype(np.float64) - rounded).reshape(*weights.shape[:2], -1).sum(axis=2)
+    out_channels, per_group = lost.shape
+    means = input_mean.reshape(groups, per_group)
+    group_of = np.repeat(np.arange(groups), out_channels // groups)
+    shift: NDArray[np.float64] = np.einsum("oi,oi->o", lost, means[group_of])
+    return shift
+
+
+def _along_first(values: NDArray[np.float32], ndim: int) -> NDArray[np.float32]:
+    return values.reshape(-1, *([1] * (ndim - 1)))

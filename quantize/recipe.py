@@ -1,0 +1,171 @@
+"""Every decision behind one INT8 model, as a value and as TOML.
+
+A recipe names nodes by fingerprint, not by name: the operator, its attributes, the shapes of its
+weights and what comes before it. A retrained copy of the model keeps its fingerprints even where an
+exporter renamed everything.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from bench.errors import UsageError
+from quantize.calibrate import RANGE_METHODS
+from quantize.placement import Anchor, Mode
+from quantize.targets import TARGETS
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to make one INT8 model.
+
+    Attributes:
+        target: Name in `quantize.targets.TARGETS`.
+        ranges: Name in `quantize.calibrate.RANGE_METHODS`, for every activation.
+        correct_bias: Whether biases take up the mean error of the rounded weights.
+        modes: "static", "dynamic" or "float" by anchor name.
+        ranges_by_tensor: Methods of single tensors that differ from `ranges`.
+    """
+
+    target: str
+    ranges: str
+    correct_bias: bool
+    modes: dict[str, Mode]
+    ranges_by_tensor: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse names that no table holds."""
+        for method in (self.ranges, *self.ranges_by_tensor.values()):
+            if method not in RANGE_METHODS:
+                raise UsageError(
+                    f"unknown range method {method!r}; known: {', '.join(RANGE_METHODS)}."
+                )
+        if self.target not in TARGETS:
+            raise UsageError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}.")
+
+    @property
+    def name(self) -> str:
+        """`static 37, dynamic 2, float 4; mse ranges; portable`."""
+        kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]
+        counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
+        return f"{counts}; {self.ranges} ranges; {self.target}"
+
+
+def fingerprints(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, str]:
+    """A fingerprint per anchor name, the same for every training of one architecture.
+
+    It covers the operator, its attributes, the shapes of its weights, and the operators up to four
+    steps before it; equal ones are numbered in graph order.
+    """
+    known = {str(n.name): n for n in model.graph.all_nodes()}
+    counts: dict[str, int] = {}
+    marks: dict[str, str] = {}
+    for anchor in anchors:
+        text = json.dumps(_describe(known[anchor.name], depth=4), sort_keys=True)
+        mark = f"{anchor.op.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        counts[mark] = counts.get(mark, 0) + 1
+        marks[anchor.name] = f"{mark}-{counts[mark]}"
+    return marks
+
+
+def _describe(node: ir.Node, depth: int) -> list[Any]:
+    attributes = {
+        a.name: str(a.value)
+        for a in node.attributes.values()
+        if a.type in (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING)
+    }
+    shapes = [
+        list(v.const_value.shape.numpy())
+        for v in node.inputs
+        if v is not None and v.is_initializer() and v.const_value is not None
+    ]
+    before: list[Any] = []
+    if depth:
+        producers = [v.producer() for v in node.inputs if v is not None]
+        before = [_describe(p, depth - 1) for p in producers if p is not None]
+    return [node.op_type, attributes, shapes, before]
+
+
+def to_toml(recipe: Recipe, marks: Mapping[str, str], facts: Mapping[str, str]) -> str:
+    """A recipe as TOML, with comments for the reader.
+
+    Args:
+        recipe: What was decided.
+        marks: Fingerprint by anchor name.
+        facts: Where it came from (digests, versions); kept under `[made]`.
+    """
+    lines = [
+        "# How the INT8 model beside this file was made.",
+        f"schema = {SCHEMA}",
+        f"target = {_quote(recipe.target)}",
+        f"ranges = {_quote(recipe.ranges)}",
+        f"correct_bias = {str(recipe.correct_bias).lower()}",
+        "",
+        "# Mode by fingerprint; the node's name in this model stands behind it.",
+        "[modes]",
+    ]
+    lines += [f"{_quote(marks[n])} = {_quote(m)}  # {_comment(n)}" for n, m in recipe.modes.items()]
+    lines += ["", "[ranges_by_tensor]"]
+    lines += [f"{_quote(t)} = {_quote(m)}" for t, m in sorted(recipe.ranges_by_tensor.items())]
+    lines += ["", "[made]"]
+    lines += [f"{_quote(k)} = {_quote(v)}" for k, v in sorted(facts.items())]
+    return "\n".join(lines) + "\n"
+
+
+def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
+    """Read a recipe back and fit it to a model.
+
+    Args:
+        text: What `to_toml` wrote.
+        marks: Fingerprint by anchor name of the model that it shall fit.
+        where: The file's name, for errors.
+
+    Raises:
+        UsageError: It is not a recipe, has unknown keys, or does not fit the model's graph.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{where}: not TOML: {e}") from e
+    if raw.get("schema") != SCHEMA:
+        raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
+    known = {"schema", "target", "ranges", "correct_bias", "modes", "ranges_by_tensor", "made"}
+    if unknown := sorted(set(raw) - known):
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}.")
+    modes: dict[str, str] = raw.get("modes", {})
+    missing = [n for n, mark in marks.items() if mark not in modes]
+    extra = sorted(set(modes) - set(marks.values()))
+    if missing or extra:
+        at = f"node {missing[0]!r} is new" if missing else f"{extra[0]!r} is gone"
+        raise UsageError(
+            f"{where}: made for another graph: {at} ({len(missing)} new, {len(extra)} gone). "
+            "Run `vnnify quantize` without --recipe."
+        )
+    return Recipe(
+        target=raw["target"],
+        ranges=raw["ranges"],
+        correct_bias=raw["correct_bias"],
+        modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
+        ranges_by_tensor=raw.get("ranges_by_tensor", {}),
+    )
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """For JSON."""
+    return asdict(recipe)
+
+
+def _quote(text: str) -> str:
+    # JSON's string escapes are a subset of TOML's basic strings.
+    return json.dumps(text, ensure_ascii=True)
+
+
+def _comment(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:120]

@@ -1,0 +1,274 @@
+"""Which layers run in INT8, and how: accuracy first, then latency, few evaluations.
+
+    strategies ─▶ least noisy variant of each ─▶ quick latency ─▶ fastest first: evaluate, judge
+       none passes ─▶ noise of each layer alone ─▶ the noisiest stay in float, by bisection
+
+Full evaluations are what costs; noise at the outputs of a few samples is cheap and decides everything
+but the verdict.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from quantize.evaluate import Evaluation
+from quantize.gate import Verdict
+from quantize.placement import Anchor, Mode
+from quantize.quantizers import QuantizedModel
+from quantize.trials import Trial, Workbench, attempt, best_variant, single_noise, time_quickly
+
+logger = logging.getLogger(__name__)
+
+MAX_EVALUATIONS = 10
+# A candidate has to beat FP32 by this much in the quick look to be worth an evaluation.
+_WORTH = 1.03
+# Below this the outputs have nothing to do with FP32's any more, whatever the metric.
+_HOPELESS_DB = 0.0
+
+Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict]]
+"""(candidate, runtime) -> its evaluation there and the verdict against FP32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate with its verdict.
+
+    Attributes:
+        trial: The candidate.
+        runtime: Where it was judged and would be served.
+        evaluation: Its scores.
+        verdict: Against FP32.
+    """
+
+    trial: Trial
+    runtime: str
+    evaluation: Evaluation
+    verdict: Verdict
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Sorts the best first: a pass, then within the limit, then the rest by drop; then speed."""
+        verdict, ms = self.verdict, self.trial.latency_ms.get(self.runtime, float("inf"))
+        if verdict.outcome == "pass":
+            return (0, ms)
+        if verdict.outcome == "inconclusive" and verdict.drop <= verdict.limit:
+            return (1, ms)
+        return (2 if verdict.outcome == "inconclusive" else 3, verdict.drop)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search learned.
+
+    Attributes:
+        best: The candidate to ship or to refuse; None where no candidate ran.
+        judged: Everything that was evaluated, in order.
+        trials: Everything that was made, timed or not.
+        fp32_ms: Quick median of FP32 by runtime.
+        reason: Why it ended, one sentence.
+    """
+
+    best: Judged | None
+    judged: tuple[Judged, ...]
+    trials: tuple[Trial, ...]
+    fp32_ms: dict[str, float]
+    reason: str
+
+
+def strategies(anchors: Sequence[Anchor]) -> dict[str, dict[str, Mode]]:
+    """Ways to divide the anchors among static, dynamic and float, without duplicates."""
+    plans: dict[str, dict[str, Mode]] = {
+        "static": {a.name: a.modes[0] for a in anchors},
+        "convolutions static, rest dynamic": {
+            a.name: "static" if a.op == "Conv" else "dynamic" for a in anchors
+        },
+        "dynamic": {a.name: "dynamic" if "dynamic" in a.modes else "float" for a in anchors},
+        "static without depthwise": {
+            a.name: "float" if a.depthwise else a.modes[0] for a in anchors
+        },
+    }
+    distinct: dict[str, dict[str, Mode]] = {}
+    for name, modes in plans.items():
+        if modes not in distinct.values() and any(m != "float" for m in modes.values()):
+            distinct[name] = modes
+    return distinct
+
+
+def search(
+    bench: Workbench,
+    judge: Judge,
+    targets: Sequence[str],
+    *,
+    can_pass: bool,
+    need_speed: bool,
+    say: Callable[[str], None],
+) -> Found:
+    """Find the fastest INT8 model that passes.
+
+    Args:
+        bench: What all candidates share.
+        judge: Evaluates a candidate.
+        targets: Names of targets, the preferred one first.
+        can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
+            verdict, and the first candidate within the limit is taken.
+        need_speed: Whether a candidate that is not faster than FP32 is of no use.
+        say: Told what happens, one line at a time.
+    """
+    return _Search(bench, judge, can_pass=can_pass, need_speed=need_speed, say=say).run(targets)
+
+
+class _Search:
+    def __init__(
+        self,
+        bench: Workbench,
+        judge: Judge,
+        *,
+        can_pass: bool,
+        need_speed: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.bench, self.judge, self.say = bench, judge, say
+        self.can_pass, self.need_speed = can_pass, need_speed
+        self.judged: list[Judged] = []
+        self.trials: list[Trial] = []
+        self.fp32_ms: dict[str, float] = {}
+
+    def run(self, targets: Sequence[str]) -> Found:
+        slower = False
+        for target in targets:
+            made = [
+                best_variant(self.bench, modes, target, f"{name}, {target}")
+                for name, modes in strategies(self.bench.anchors).items()
+            ]
+            trials = [t for t in made if t is not None]
+            if not trials:
+                continue
+            ready = self._timed(trials)
+            slower = slower or not ready
+            if self._first_pass(ready) or self._floats(ready):
+                break
+        reason = "a candidate passed" if self._settled() else "no candidate passed"
+        if not self.judged and slower:
+            reason = "no candidate is faster than FP32"
+            self._judge_fastest()
+        best = min(self.judged, key=lambda j: j.rank, default=None)
+        return Found(best, tuple(self.judged), tuple(self.trials), self.fp32_ms, reason)
+
+    def _timed(self, trials: list[Trial]) -> list[Trial]:
+        """Candidates that gain, fastest first."""
+        timed, self.fp32_ms = time_quickly(self.bench, trials)
+        self.trials.extend(timed)
+        floor = min(self.fp32_ms.values())
+        gains = [
+            t
+            for t in timed
+            if t.latency_ms and (not self.need_speed or self._ms(t) * _WORTH < floor)
+        ]
+        for t in timed:
+            quick = f"{self._ms(t):.3g} ms" if t.latency_ms else "does not run"
+            self.say(f"{t.name}: {t.noise_db:.1f} dB, {quick} (FP32 {floor:.3g} ms)")
+        return sorted(gains, key=self._ms)
+
+    @staticmethod
+    def _ms(trial: Trial) -> float:
+        return min(trial.latency_ms.values(), default=float("inf"))
+
+    def _first_pass(self, trials: Sequence[Trial]) -> bool:
+        for trial in trials:
+            if trial.noise_db < _HOPELESS_DB:
+                self.say(f"{trial.name}: outputs are noise, not evaluated")
+                continue
+            if self._evaluate(trial) and self._settled():
+                return True
+        return False
+
+    def _evaluate(self, trial: Trial) -> bool:
+        if len(self.judged) >= MAX_EVALUATIONS or trial.fastest is None:
+            return False
+        evaluation, verdict = self.judge(trial.quantized, trial.fastest)
+        self.judged.append(Judged(trial, trial.fastest, evaluation, verdict))
+        self.say(
+            f"{trial.name} in {trial.fastest}: {verdict.outcome}, drop {verdict.drop:.4g} "
+            f"(limit {verdict.limit:.4g})"
+        )
+        return True
+
+    def _settled(self) -> bool:
+        """Whether the best so far is as good as the samples can show."""
+        best = min(self.judged, key=lambda j: j.rank, default=None)
+        return best is not None and best.rank[0] <= (0 if self.can_pass else 1)
+
+    def _judge_fastest(self) -> None:
+        """No candidate gains; evaluate the fastest all the same, so that the report can show it."""
+        timed = [t for t in self.trials if t.latency_ms]
+        if timed:
+            self._evaluate(min(timed, key=self._ms))
+
+    def _floats(self, trials: Sequence[Trial]) -> bool:
+        """Keep the noisiest anchors in float: as few as pass, found by bisection."""
+        for base in trials[:2]:
+            self.say(f"{base.name}: looking for the layers that cost accuracy")
+            alone = single_noise(self.bench, base)
+            order = sorted(alone, key=alone.__getitem__, reverse=True)
+            if self._bisect(base, order, _steps([alone[n] for n in order])):
+                return True
+        return False
+
+    def _bisect(self, base: Trial, order: list[str], steps: list[int]) -> bool:
+        """Try growing numbers of floats; after the first pass, halve the way back."""
+        failed, passed = 0, None
+        for count in steps:
+            outcome = self._with_floats(base, order[:count])
+            if outcome is None:
+                break
+            if outcome:
+                passed = count
+                break
+            failed = count
+        if passed is None:
+            return False
+        for _ in range(2):
+            middle = (failed + passed) // 2
+            if middle in (failed, passed):
+                break
+            if self._with_floats(base, order[:middle]):
+                passed = middle
+            else:
+                failed = middle
+        return True
+
+    def _with_floats(self, base: Trial, floats: Sequence[str]) -> bool | None:
+        """Whether `base` passes with `floats` in float; None where it is not faster any more."""
+        if len(self.judged) >= MAX_EVALUATIONS:
+            return None
+        modes: dict[str, Mode] = {
+            n: "float" if n in floats else m for n, m in base.quantized.recipe.modes.items()
+        }
+        if all(m == "float" for m in modes.values()):
+            return None
+        name = f"{base.name}, {len(floats)} in float"
+        trial = attempt(self.bench, replace(base.quantized.recipe, modes=modes), name)
+        if not (ready := self._timed([trial])):
+            self.say(f"{name}: no faster than FP32")
+            return None
+        before = len(self.judged)
+        self._evaluate(ready[0])
+        return len(self.judged) > before and self.judged[-1].rank[0] <= (0 if self.can_pass else 1)
+
+
+def _steps(noise: Sequence[float]) -> list[int]:
+    """How many of the noisiest to keep in float so that half, 80 %, 95 %, 99 % of the noise goes.
+
+    Args:
+        noise: Per anchor, falling.
+    """
+    total = sum(noise)
+    steps: list[int] = []
+    for share in (0.5, 0.8, 0.95, 0.99):
+        gone, count = 0.0, 0
+        while count < len(noise) and gone < share * total:
+            gone += noise[count]
+            count += 1
+        if count and count not in steps and count < len(noise):
+            steps.append(count)
+    return steps

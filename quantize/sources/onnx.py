@@ -1,0 +1,55 @@
+"""ONNX files: looked at and copied, external data and all."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.errors import OutputError, UsageError
+from bench.models import Model, TensorSpec, external_files, read_model
+from quantize.data import Samples
+from quantize.sources.seam import ModelSpec
+
+
+def accepts(text: str) -> bool:
+    """Whether `text` names an ONNX file."""
+    return Path(text).suffix == ".onnx"
+
+
+def describe_inputs(spec: ModelSpec) -> Sequence[TensorSpec]:
+    """The inputs that the file declares."""
+    return read_model(Path(spec.text)).inputs
+
+
+def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
+    """Copy a model and its external data into the folder of `out`.
+
+    Copied and not linked: ONNX Runtime refuses symbolic links to external data, onnx refuses hard
+    links. Judged is the copy, so a source that changes meanwhile does no harm.
+
+    Raises:
+        InputError: The file is unusable or unsafe; see `bench.models.read_model`.
+        OutputError: `out` is the model itself, or a data file would lie there.
+        UsageError: Weights were given; an ONNX file has its own.
+    """
+    if spec.weights is not None:
+        raise UsageError(f"{spec.text}: an ONNX file has its own weights; leave --weights out.")
+    source = Path(spec.text)
+    read_model(source)
+    files = external_files(_load_graph(source), source)
+    folder = source.parent.resolve()
+    targets = {f: out.parent / f.relative_to(folder) for f in files}
+    if out.resolve() in {source.resolve(), *(t.resolve() for t in targets.values())}:
+        raise OutputError(f"{out}: would overwrite a file of the model itself. Use another folder.")
+    for file, target in [*targets.items(), (source, out)]:
+        if target.resolve() == file.resolve():
+            raise OutputError(f"{target}: is the model's own data. Use another folder for output.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return read_model(out)
+
+
+def _load_graph(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(str(path), load_external_data=False)

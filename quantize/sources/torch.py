@@ -1,0 +1,146 @@
+"""PyTorch models: `.pt2` programs, and factories with their weights, exported with torch.export.
+
+Weights are read from safetensors or by torch's restricted unpickler; there is no second try
+without the restriction. Opening a `.pt2` file can run code: torch 2.13 unpickles payloads that the
+file's own index marks as pickled, unpickles sample inputs without restriction where the restricted
+way fails, and evaluates symbolic sizes as expressions. So it has to be trusted explicitly.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.errors import InputError, UnsupportedError, UsageError
+from bench.models import Array, Feeds, Model, TensorSpec, read_model
+from quantize.data import Samples
+from quantize.plugins import blame, is_function_text
+from quantize.sources.parity import check_parity
+from quantize.sources.seam import ModelSpec
+from quantize.sources.torch_export import export, fix_batch
+from quantize.sources.torch_program import (
+    Program,
+    import_torch,
+    leaves,
+    open_factory,
+    open_program,
+)
+
+logger = logging.getLogger(__name__)
+
+_PARITY_SAMPLES = 8
+# Size of free axes besides the batch in made-up samples.
+_SYNTHETIC_SIZE = 8
+_UNREADABLE = ("string", "bfloat16")
+
+
+def accepts(text: str) -> bool:
+    """Whether `text` names a `.pt2` file or a factory."""
+    return Path(text).suffix == ".pt2" or is_function_text(text)
+
+
+def describe_inputs(spec: ModelSpec) -> Sequence[TensorSpec] | None:
+    """The signature of a `.pt2` program, or what the user named, or None."""
+    if Path(spec.text).suffix == ".pt2":
+        return open_program(spec).inputs
+    return spec.inputs or None
+
+
+def convert(spec: ModelSpec, samples: Samples | None, out: Path) -> Model:
+    """Export a module and compare the ONNX file with it on real samples.
+
+    Raises:
+        UsageError: Its inputs are unknown, or a `.pt2` file is not trusted.
+        InputError: Weights do not fit, the module fails on a sample, or the export computes
+            something else.
+        UnsupportedError: torch cannot export it, or it is quantized already.
+    """
+    program = _open(spec, samples)
+    feeds = _samples_for(program, samples)
+    run = _reference(program, spec)
+    outputs = [run(f) for f in feeds]
+    inputs = program.inputs if spec.dynamic_batch else fix_batch(program.inputs, feeds[0])
+    export(replace(program, inputs=inputs), feeds, outputs, out)
+    known = iter(outputs)
+    check_parity(lambda _: next(known), out, feeds)
+    return read_model(out)
+
+
+def open_torch(spec: ModelSpec, samples: Samples | None = None) -> Callable[[Feeds], Feeds]:
+    """The module itself as a function from feeds to outputs, named as in the exported file."""
+    return _reference(_open(spec, samples), spec)
+
+
+def _open(spec: ModelSpec, samples: Samples | None) -> Program:
+    if Path(spec.text).suffix == ".pt2":
+        return open_program(spec)
+    inputs = spec.inputs or (samples.inputs if samples is not None else ())
+    if not inputs:
+        raise UsageError(
+            f"{spec.text}: what does it take? Give --data, or --input as in "
+            "--input image:f32[N,3,224,224]."
+        )
+    return open_factory(spec, inputs)
+
+
+def _samples_for(program: Program, samples: Samples | None) -> list[Feeds]:
+    for spec in program.inputs:
+        if spec.dtype in _UNREADABLE:
+            raise UnsupportedError(f"input {spec}: PyTorch cannot be fed {spec.dtype} arrays.")
+    if samples is not None:
+        return [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
+    batches = {s.shape[0] for s in program.inputs if s.shape}
+    rng = np.random.default_rng(0)
+    # Of two sizes: an axis that became fixed in the conversion shows only at another size.
+    return [{s.name: _made_up(s, batches, more, rng) for s in program.inputs} for more in range(2)]
+
+
+def _made_up(
+    spec: TensorSpec, batches: set[int | str | None], more: int, rng: np.random.Generator
+) -> Array:
+    """A batch of one, and a small size for other free axes; each larger by `more`."""
+    dims = [
+        d if isinstance(d, int) else more + (1 if axis == 0 or d in batches else _SYNTHETIC_SIZE)
+        for axis, d in enumerate(spec.shape or ())
+    ]
+    if np.issubdtype(np.dtype(spec.dtype), np.floating):
+        return rng.standard_normal(dims).astype(spec.dtype)
+    # Small: whole numbers are mostly indices, and the size of the table is not known.
+    return rng.integers(0, 2, dims).astype(spec.dtype)
+
+
+def _reference(program: Program, spec: ModelSpec) -> Callable[[Feeds], Feeds]:
+    """The module as a function from feeds to outputs by name."""
+    torch = import_torch()
+    order = [s.name for s in program.inputs]
+
+    def run(feeds: Feeds) -> Feeds:
+        # Copies: samples are read-only, which torch does not respect.
+        tensors = [torch.tensor(feeds[n]) for n in order]
+        with blame(spec.text, what="model"), torch.inference_mode():
+            outputs = list(leaves(program.call(tensors), torch))
+        if not outputs:
+            raise InputError(f"{spec.text}: the model returns no tensor.")
+        # Half precision that the module made by itself has no counterpart in numpy.
+        arrays = [t.float() if t.dtype == torch.bfloat16 else t for _, t in outputs]
+        return {n: t.numpy() for n, t in zip(_names(outputs, order), arrays, strict=True)}
+
+    return run
+
+
+def _names(outputs: list[tuple[tuple[str | int, ...], Any]], inputs: list[str]) -> list[str]:
+    """`output_0`, `output_1` … in order, or the keys where the module returns some."""
+    names: list[str] = []
+    for number, (path, _) in enumerate(outputs):
+        if any(isinstance(p, str) for p in path):
+            name = "_".join(str(p) for p in path)
+            name = f"output_{name}" if isinstance(path[0], int) else name
+        else:
+            name = f"output_{number}"
+        while name in inputs or name in names:
+            name += "_out"
+        names.append(name)
+    return names

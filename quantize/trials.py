@@ -1,0 +1,227 @@
+"""Trials: one INT8 candidate each, with what a cheap look tells of it before a full evaluation.
+
+Recipe ─quantize─▶ file ─▶ noise at the outputs (held-out samples) ─▶ quick latency ─▶ Trial
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.errors import InputError, UnsupportedError
+from bench.latency import Latency, Variant, measure
+from bench.models import Feeds, Model
+from bench.runtimes import RUNTIMES, Settings
+from quantize.calibrate import Calibration
+from quantize.placement import Anchor, Mode
+from quantize.quantizers import QuantizedModel, quantize
+from quantize.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+_QUICK_S = 0.4
+# Noise is an average over samples, so a few tell as much as many.
+PROBES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """What every trial of one run shares.
+
+    Attributes:
+        fp32: The prepared model.
+        anchors: Of its graph.
+        calibration: Of the same.
+        probes: Feeds that calibrated nothing, for noise and timing.
+        probe_outputs: What FP32 returns for them.
+        runtimes: Names of the runtimes that may serve.
+        threads: Inside one inference.
+        scratch: Where candidates are written.
+        sequential: Whether outputs are fed back, so that single probes say little of states.
+    """
+
+    fp32: Model
+    anchors: tuple[Anchor, ...]
+    calibration: Calibration
+    probes: tuple[Feeds, ...]
+    probe_outputs: tuple[Feeds, ...]
+    runtimes: tuple[str, ...]
+    threads: int
+    scratch: Path
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One candidate.
+
+    Attributes:
+        name: Short, for tables.
+        quantized: The model and its recipe.
+        noise_db: Signal to quantization noise at the outputs, in dB, mean over float outputs.
+        latency_ms: Quick median by runtime; empty until timed. A runtime that refuses the file is
+            missing.
+    """
+
+    name: str
+    quantized: QuantizedModel
+    noise_db: float
+    latency_ms: dict[str, float]
+
+    @property
+    def fastest(self) -> str | None:
+        """The runtime that serves it fastest."""
+        return min(self.latency_ms, key=self.latency_ms.__getitem__, default=None)
+
+
+def run_probes(model: Model, probes: Iterable[Feeds], threads: int) -> tuple[Feeds, ...]:
+    """Outputs of a model for each of `probes`, with exact arithmetic."""
+    session = RUNTIMES["onnxruntime"].open(model.path, Settings(threads=threads, exact=True))
+    try:
+        return tuple(session.run(feeds) for feeds in probes)
+    finally:
+        session.close()
+
+
+def noise_shares(reference: Sequence[Feeds], found: Sequence[Feeds]) -> dict[str, float]:
+    """Noise power over signal power of every output that FP32 computes in float.
+
+    A non-finite output counts as noise of 1e6 times the signal.
+    """
+    shares: dict[str, float] = {}
+    for name, first in reference[0].items():
+        if first.dtype.kind != "f":
+            continue
+        signal = noise = 0.0
+        for ours, theirs in zip(reference, found, strict=True):
+            a, b = ours[name].astype(np.float64), theirs[name].astype(np.float64)
+            sound = np.isfinite(a)
+            if a.shape != b.shape or not np.isfinite(b[sound]).all():
+                return {name: 1e6}
+            signal += float(np.square(a[sound]).sum())
+            noise += float(np.square(a[sound] - b[sound]).sum())
+        shares[name] = min(noise / signal, 1e6) if signal > 0 else 0.0
+    return shares
+
+
+def to_db(shares: dict[str, float]) -> float:
+    """Signal to noise in dB, mean over outputs; at most 200."""
+    values = [min(-10 * np.log10(max(s, 1e-20)), 200.0) for s in shares.values()]
+    return float(np.mean(values)) if values else 200.0
+
+
+def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
+    """Make one candidate and look at its noise; not timed yet.
+
+    Raises:
+        UnsupportedError: The recipe leaves nothing in INT8.
+        InputError: The candidate does not run.
+    """
+    index = sum(1 for _ in bench.scratch.glob("trial-*.onnx"))
+    out = bench.scratch / f"trial-{index}.onnx"
+    made = quantize(bench.fp32, bench.anchors, bench.calibration, recipe, out)
+    found = run_probes(made.model, bench.probes, bench.threads)
+    return Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
+
+
+def best_variant(bench: Workbench, modes: dict[str, Mode], target: str, name: str) -> Trial | None:
+    """The candidate with the least noise among range methods, with and without bias correction.
+
+    Returns None where nothing can be quantized this way.
+    """
+    static = any(m == "static" for m in modes.values())
+    best: Trial | None = None
+    for ranges in ("mse", "minmax", "percentile") if static else ("mse",):
+        trial = _try(bench, Recipe(target, ranges, correct_bias=True, modes=modes), name)
+        if trial is not None and (best is None or trial.noise_db > best.noise_db):
+            best = trial
+    if best is None:
+        return None
+    plain = _try(bench, replace(best.quantized.recipe, correct_bias=False, modes=modes), name)
+    if plain is not None and plain.noise_db > best.noise_db:
+        best = plain
+    return best
+
+
+def _try(bench: Workbench, recipe: Recipe, name: str) -> Trial | None:
+    try:
+        return attempt(bench, recipe, name)
+    except (UnsupportedError, InputError) as e:
+        logger.info("%s: %s", name, e)
+        return None
+
+
+def time_quickly(
+    bench: Workbench, trials: Sequence[Trial]
+) -> tuple[tuple[Trial, ...], dict[str, float]]:
+    """Medians of one short process per candidate and runtime; FP32's come second.
+
+    Raises:
+        InputError: No runtime can run FP32.
+    """
+    variants = []
+    for runtime in bench.runtimes:
+        for label, model in _models(bench, trials):
+            if not _opens(runtime, model, bench.threads):
+                continue
+            name = f"{label} {runtime}"
+            variants.append(Variant(name, model, runtime, "cpu", bench.threads, bench.batch))
+    found = measure(variants, bench.probes[:4], rounds=1, seconds_per_round=_QUICK_S)
+    by_name = {x.variant.name: x.median_ms for x in found}
+    times = [
+        {r: by_name[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in by_name}
+        for label, _ in _models(bench, trials)
+    ]
+    timed = tuple(replace(t, latency_ms=ms) for t, ms in zip(trials, times[1:], strict=True))
+    return timed, times[0]
+
+
+def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model]]:
+    return [("fp32", bench.fp32), *((str(i), t.quantized.model) for i, t in enumerate(trials))]
+
+
+def _opens(runtime: str, model: Model, threads: int) -> bool:
+    """Whether a runtime takes the file at all: contrib operators are onnxruntime's own."""
+    try:
+        RUNTIMES[runtime].open(model.path, Settings(threads=threads)).close()
+    except (InputError, UnsupportedError) as e:
+        logger.info("%s refuses %s: %s", runtime, model.path.name, e)
+        return False
+    return True
+
+
+def single_noise(bench: Workbench, trial: Trial) -> dict[str, float]:
+    """Noise at the outputs that each INT8 anchor causes alone, all others in float.
+
+    Noise of independent sources adds up, so the sum over a set of anchors predicts the noise of the
+    set; that is what `quantize.search` ranks by.
+
+    Returns:
+        Noise over signal, mean over outputs, by anchor name.
+    """
+    recipe = trial.quantized.recipe
+    few = bench.probes[:3]
+    alone: dict[str, float] = {}
+    out = bench.scratch / "single.onnx"
+    for name, mode in recipe.modes.items():
+        if mode == "float":
+            continue
+        modes: dict[str, Mode] = {name: mode}
+        try:
+            made = quantize(
+                bench.fp32, bench.anchors, bench.calibration, replace(recipe, modes=modes), out
+            )
+            found = run_probes(made.model, few, bench.threads)
+        except (UnsupportedError, InputError) as e:
+            logger.info("%s alone: %s", name, e)
+            continue
+        shares = noise_shares(bench.probe_outputs[: len(few)], found)
+        alone[name] = float(np.mean(list(shares.values()))) if shares else 0.0
+    return alone
+
+
+def best_of(latencies: Iterable[Latency]) -> Latency:
+    """The fastest."""
+    return min(latencies, key=lambda x: x.median_ms)

@@ -1,0 +1,156 @@
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import compare as module
+from bench.compare import Comparison, compare
+from bench.errors import UsageError
+from bench.latency import Latency, Round, Variant
+from bench.models import Model
+from tests.fakes import MS
+
+MODEL = Model(Path("m.onnx"), (), (), 17, "0" * 64, 1)
+
+
+def _latency(name: str, *medians_ms: float, **changes: Any) -> Latency:
+    rounds = tuple(Round(MS, MS, (), (round(m * MS),) * 64, 1, 0.0, 0.0, 0) for m in medians_ms)
+    return Latency(Variant(name, MODEL, "onnxruntime", "cpu", 2, 1, **changes), "1", "abc", rounds)
+
+
+def test_above_one_the_candidate_is_faster() -> None:
+    found = compare(_latency("a", 4, 4), _latency("b", 2, 2))
+    assert (found.baseline, found.candidate) == ("a", "b")
+    assert found.ratio == pytest.approx(2)
+    assert found.confidence == 0.95
+    assert found.doubts == ()
+
+
+def test_the_ratio_is_the_geometric_mean_of_paired_rounds() -> None:
+    # A machine that is twice as slow in the second round changes nothing.
+    found = compare(_latency("a", 4, 8), _latency("b", 2, 4))
+    assert found.ratio == pytest.approx(2)
+    assert found.low == pytest.approx(2)
+    mixed = compare(_latency("a", 1, 1), _latency("b", 0.5, 2))
+    assert mixed.ratio == pytest.approx(1)
+
+
+def test_few_rounds_get_students_interval() -> None:
+    found = compare(_latency("a", 1, 1, 1), _latency("b", 1, 0.9, 0.8))
+    logs = [0.0, -math.log(0.9), -math.log(0.8)]
+    mean = sum(logs) / 3
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in logs) / 2)
+    half = 4.302653 * deviation / math.sqrt(3)
+    assert found.low == pytest.approx(math.exp(mean - half), rel=1e-4)
+    assert found.high == pytest.approx(math.exp(mean + half), rel=1e-4)
+
+
+@pytest.mark.parametrize(("freedom", "t"), list(enumerate(module._T, 1)))
+def test_students_quantiles_bound_95_percent(freedom: int, t: float) -> None:
+    """Integrates the density (Abramowitz and Stegun 26.7.1) by Simpson's rule."""
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    n = 20_000
+    step = t / n
+    weights = [1 if i in (0, n) else 4 if i % 2 else 2 for i in range(n + 1)]
+    area = sum(
+        w * scale * (1 + (i * step) ** 2 / freedom) ** (-(freedom + 1) / 2)
+        for i, w in enumerate(weights)
+    )
+    assert 2 * area * step / 3 == pytest.approx(0.95, abs=2e-5)
+
+
+def test_many_rounds_get_a_bootstrap_interval_that_repeats() -> None:
+    a = _latency("a", *[1.0] * 12)
+    b = _latency("b", *[0.5 + 0.01 * i for i in range(12)])
+    found = compare(a, b)
+    assert found == compare(a, b)
+    assert found.low is not None
+    assert found.high is not None
+    assert 1 / 0.61 < found.low < found.ratio < found.high < 1 / 0.5
+
+
+def test_one_round_has_no_interval_and_says_so() -> None:
+    found = compare(_latency("a", 4), _latency("b", 2))
+    assert (found.low, found.high) == (None, None)
+    assert found.holds_one
+    assert any("one round" in d for d in found.doubts)
+
+
+MEDIANS = st.lists(st.floats(0.5, 50), min_size=2, max_size=15)
+
+
+@given(MEDIANS, st.floats(0.1, 10))
+def test_swapping_the_two_inverts_ratio_and_interval(medians: list[float], factor: float) -> None:
+    a = _latency("a", *medians)
+    b = _latency("b", *[m * factor * (1 + 0.01 * (i % 3)) for i, m in enumerate(medians)])
+    there, back = compare(a, b), compare(b, a)
+    assert there.low is not None
+    assert there.high is not None
+    assert back.high is not None
+    assert there.low <= there.ratio * (1 + 1e-9)
+    assert there.ratio <= there.high * (1 + 1e-9)
+    assert there.ratio == pytest.approx(1 / back.ratio)
+    assert there.low == pytest.approx(1 / back.high, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch": 8}, r"batch is 1 there and 8 here"),
+        ({"threads": 4}, r"threads is 2 there and 4 here"),
+    ],
+)
+def test_unlike_variants_are_refused(change: dict[str, Any], says: str) -> None:
+    a = _latency("a", 1, 1)
+    b = dataclasses.replace(a, variant=dataclasses.replace(a.variant, name="b", **change))
+    with pytest.raises(UsageError, match=says):
+        compare(a, b)
+
+
+def test_other_inputs_or_other_rounds_are_refused() -> None:
+    a = _latency("a", 1, 1)
+    with pytest.raises(UsageError, match="inputs"):
+        compare(a, dataclasses.replace(a, feeds_sha256="other"))
+    with pytest.raises(UsageError, match="rounds is 2 there and 1 here"):
+        compare(a, _latency("b", 1))
+
+
+def test_threads_may_differ_between_cpu_and_gpu() -> None:
+    a = _latency("a", 2, 2)
+    gpu = dataclasses.replace(a.variant, name="g", device="cuda", threads=1)
+    assert compare(a, dataclasses.replace(a, variant=gpu)).ratio == pytest.approx(1)
+
+
+def _control(low: float, high: float) -> Comparison:
+    return Comparison("a", "a (control)", 1.05, low, high, 0.95, ())
+
+
+def test_a_control_that_excludes_one_is_a_doubt() -> None:
+    a, b = _latency("a", 1, 1), _latency("b", 1, 1)
+    assert compare(a, b, control=_control(0.98, 1.1)).doubts == ()
+    found = compare(a, b, control=_control(1.01, 1.1))
+    assert any("noisy" in d for d in found.doubts)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"samples_ns": (MS,) * 63}, "63 samples"),
+        ({"steal_share": 0.02}, "guests took 2.0%"),
+        ({"others_share": 0.11}, "processes took 11%"),
+        ({"throttled_periods": 4}, "8 times"),
+        ({"samples_ns": (MS,) * 40 + (2 * MS,) * 40}, "spans"),
+    ],
+)
+def test_disturbed_measurements_are_doubted(change: dict[str, Any], says: str) -> None:
+    a = _latency("a", 1, 1)
+    rounds = tuple(dataclasses.replace(r, **change) for r in a.rounds)
+    b = dataclasses.replace(_latency("b", 1, 1), rounds=rounds)
+    found = compare(a, b)
+    assert len(found.doubts) == 1
+    assert found.doubts[0].startswith("b: ")
+    assert says in found.doubts[0]

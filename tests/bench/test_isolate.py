@@ -1,0 +1,317 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import isolate
+from bench.errors import InputError, ResourceError, UsageError
+from bench.isolate import ChildError, run_isolated, stage
+
+ROOT = str(Path(__file__).parents[2])
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that child processes can import."""
+    (tmp_path / "jobs_for_test.py").write_text(
+        "import os, sys, time, signal, subprocess, resource\n"
+        "from bench.errors import InputError\n"
+        "class Own(InputError): pass\n"
+        "def add(job): print('noise'); return job['a'] + job['b']\n"
+        "def own(job): raise Own('said so')\n"
+        "def bug(job): return 1 / 0\n"
+        "def memory(job): raise MemoryError\n"
+        "def interrupt(job): raise KeyboardInterrupt\n"
+        "def leave(job): sys.exit(3)\n"
+        "def segv(job): os.kill(os.getpid(), signal.SIGSEGV); time.sleep(9)\n"
+        "def kill(job): os.kill(os.getpid(), job['signal']); time.sleep(9)\n"
+        "def sleep(job): time.sleep(60)\n"
+        "def stubborn(job):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    open(job['ready'], 'w').close()\n"
+        "    time.sleep(60)\n"
+        "def brood(job):\n"
+        "    return subprocess.Popen(['sleep', '60']).pid\n"
+        "def limits(job):\n"
+        "    core = resource.getrlimit(resource.RLIMIT_CORE)[0]\n"
+        "    return [core, os.getpgrp() == os.getpid()]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "jobs_for_test"
+
+
+def _run(target: str, scratch: Path, **rest: Any) -> Any:
+    job = rest.pop("job", {})
+    return run_isolated(target, job, scratch=scratch, name="stage 'test'", **rest)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _gone_soon(pid: int) -> bool:
+    for _ in range(100):
+        if not _alive(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_value_comes_back_whatever_is_printed(
+    jobs: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert _run(f"{jobs}:add", tmp_path, job={"a": [1], "b": ["é"]}) == [1, "é"]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "noise" in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_keep_class_and_message(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^said so$"):
+        _run(f"{jobs}:own", tmp_path)
+
+
+def test_bugs_keep_their_traceback(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(ChildError, match=r"(?s)in bug.*ZeroDivisionError"):
+        _run(f"{jobs}:bug", tmp_path)
+
+
+def test_want_of_memory_is_a_matter_of_resources(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="out of memory"):
+        _run(f"{jobs}:memory", tmp_path)
+
+
+def test_an_interrupt_stays_an_interrupt(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _run(f"{jobs}:interrupt", tmp_path)
+
+
+def test_leaving_without_an_answer_is_said(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="status 3"):
+        _run(f"{jobs}:leave", tmp_path)
+
+
+def test_a_crash_is_one_line_with_signal_and_place(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError) as caught:
+        _run(f"{jobs}:segv", tmp_path)
+    message = str(caught.value)
+    assert message.startswith("stage 'test' crashed with SIGSEGV")
+    assert "jobs_for_test.py" in message
+    assert "in segv" in message
+    assert "\n" not in message
+
+
+def test_a_crash_names_the_native_package(tmp_path: Path) -> None:
+    log = tmp_path / "fault"
+    log.write_text(
+        "Fatal Python error: Segmentation fault\n\n"
+        "Thread 0x01 (most recent call first):\n"
+        '  File "other.py", line 1 in idle\n'
+        "Current thread 0x02 (most recent call first):\n"
+        '  File "/lib/onnxruntime/capi/session.py", line 7 in run\n'
+        '  File "caller.py", line 2 in call\n'
+    )
+    message = str(isolate._crash("stage 'run'", signal.SIGSEGV, log, oom=False))
+    assert "(onnxruntime 1." in message
+    assert 'last line: File "/lib/onnxruntime/capi/session.py", line 7 in run' in message
+
+
+@pytest.mark.parametrize(
+    ("number", "oom", "says"),
+    [
+        (signal.SIGKILL, False, "most likely the system ran out of memory"),
+        (signal.SIGKILL, True, "the kernel ended it for using too much memory"),
+        (signal.SIGTERM, False, "ended from outside by SIGTERM"),
+        (64, False, "SIGRTMAX"),
+        (63, False, "signal 63"),
+    ],
+)
+def test_other_signals_are_told_apart(tmp_path: Path, number: int, says: str, *, oom: bool) -> None:
+    assert says in str(isolate._crash("it", number, tmp_path / "none", oom=oom))
+
+
+def test_a_killed_child_is_a_matter_of_resources(jobs: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="SIGKILL"):
+        _run(f"{jobs}:kill", tmp_path, job={"signal": int(signal.SIGKILL)})
+
+
+def test_time_runs_out_even_for_the_stubborn(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "_GRACE_S", 0.1)
+    ready = tmp_path / "ready"
+    with pytest.raises(ResourceError, match="ran over its 2 s"):
+        _run(f"{jobs}:stubborn", tmp_path, job={"ready": str(ready)}, timeout_s=2.0)
+    assert ready.exists()
+
+
+def test_what_the_child_started_ends_with_it(jobs: str, tmp_path: Path) -> None:
+    assert _gone_soon(_run(f"{jobs}:brood", tmp_path))
+
+
+def test_no_core_file_and_a_group_of_its_own(jobs: str, tmp_path: Path) -> None:
+    assert _run(f"{jobs}:limits", tmp_path) == [0, True]
+
+
+def test_an_interrupt_here_ends_the_child(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(process: subprocess.Popen[bytes], _timeout_s: float | None) -> bool:
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(isolate, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _run(f"{jobs}:sleep", tmp_path)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_the_child_dies_with_its_parent(jobs: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from bench.isolate import run_isolated; "
+        "run_isolated(sys.argv[1], {'ready': sys.argv[2]}, scratch=Path(sys.argv[3]), name='x')"
+    )
+    ready = tmp_path / "ready"
+    arguments = [sys.executable, "-c", code, f"{jobs}:stubborn", str(ready), str(tmp_path)]
+    parent = subprocess.Popen(arguments, cwd=ROOT)
+    while not ready.exists():
+        assert parent.poll() is None
+        time.sleep(0.02)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], stdout=subprocess.PIPE)
+    child = int(listed.stdout)
+    parent.kill()
+    parent.wait()
+    assert _gone_soon(child)
+
+
+def test_waiting_works_without_pidfd(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}) == 3
+    with pytest.raises(ResourceError, match="ran over"):
+        _run(f"{jobs}:sleep", tmp_path, timeout_s=0.2)
+
+
+def test_the_current_folder_is_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('hijacked')")
+    monkeypatch.chdir(tmp_path)
+    assert run_isolated("math:isfinite", 1.0, scratch=tmp_path, name="x") is True  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        ("math:isfinite", {"value": True}),
+        ("bench.runtimes:find_runtime", {"error": "UsageError"}),
+        ("json:loads", {"error": ""}),
+    ],
+)
+def test_the_child_leaves_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, answer: dict[str, Any]
+) -> None:
+    """The child's side in this process, where its lines can be seen to run."""
+
+    class Exited(BaseException):
+        pass
+
+    def leave(status: int) -> None:
+        assert status == 0
+        raise Exited
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(isolate, "_tie_to", lambda _parent: None)
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("faulthandler.enable", lambda *_: None)
+    order = {
+        "target": target,
+        "job": 1,
+        "parent": os.getpid(),
+        "answer": str(tmp_path / "answer"),
+        "fault": str(tmp_path / "fault"),
+    }
+    (tmp_path / "order").write_text(json.dumps(order))
+    with pytest.raises(Exited):
+        isolate.child(str(tmp_path / "order"))
+    found = json.loads((tmp_path / "answer").read_text())
+    assert found.items() >= answer.items()
+
+
+def test_an_orphan_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exited(BaseException):
+        pass
+
+    def leave(_status: int) -> None:
+        raise Exited
+
+    monkeypatch.setattr(os, "_exit", leave)
+    code = threading.get_ident  # Any number that is no parent of ours.
+    monkeypatch.setattr(isolate, "_PR_SET_PDEATHSIG", 0)
+    with pytest.raises(Exited):
+        isolate._tie_to(-code())
+
+
+def test_an_unknown_error_class_cannot_be_forged() -> None:
+    from bench.errors import OutputError
+
+    class CustomError(OutputError):
+        pass
+
+    assert isolate._public_class(CustomError("x")) == "OutputError"
+    assert isolate._public_class(UsageError("x")) == "UsageError"
+
+
+def test_a_stage_measures_time_and_memory() -> None:
+    with stage("grow") as watch:
+        block = bytearray(60 * 2**20)
+        time.sleep(0.02)
+    del block
+    assert watch.result is not None
+    assert watch.result.name == "grow"
+    assert 0.02 <= watch.result.seconds < 5
+    assert watch.result.peak_rss_bytes > 60 * 2**20
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="mark is not resettable"
+)
+def test_memory_of_an_earlier_stage_does_not_count() -> None:
+    with stage("large") as large:
+        block = bytearray(200 * 2**20)
+        del block
+    with stage("small") as small:
+        pass
+    assert large.result is not None
+    assert small.result is not None
+    assert large.result.peak_rss_bytes - small.result.peak_rss_bytes > 150 * 2**20
+
+
+def test_a_stage_that_fails_is_measured_too() -> None:
+    with pytest.raises(ValueError, match="x"), stage("fails") as watch:
+        raise ValueError("x")
+    assert watch.result is not None
+
+
+def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert isolate.peak_rss_bytes() > 2**20

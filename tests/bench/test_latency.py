@@ -1,0 +1,243 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import latency
+from bench.errors import InputError, ResourceError, UsageError
+from bench.latency import (
+    MIN_SAMPLES,
+    Latency,
+    Round,
+    Variant,
+    measure,
+    run_round,
+    time_session,
+    turns,
+)
+from bench.models import Feeds, read_model, synthetic_feeds
+from bench.runtimes import RUNTIMES, Settings
+from tests import tiny
+from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
+
+FEEDS: list[Feeds] = [{"x": np.full((1, 4), i, np.float32)} for i in range(3)]
+
+
+def _time(durations_ns: list[int], seconds: float) -> tuple[FakeSession, Any]:
+    clock = FakeClock()
+    session = FakeSession(clock, durations_ns)
+    return session, time_session(session, FEEDS, seconds=seconds, clock=clock)
+
+
+def test_first_warmup_and_samples_are_kept_apart() -> None:
+    _, (first, warmup, samples) = _time([90 * MS, 8 * MS, 4 * MS, 1 * MS], seconds=0.2)
+    assert first == 90 * MS
+    assert warmup[:3] == (8 * MS, 4 * MS, 1 * MS)
+    assert set(samples) == {1 * MS}
+
+
+def test_warmup_ends_when_medians_agree() -> None:
+    _, (_, warmup, _) = _time([MS], seconds=1)
+    assert len(warmup) == 19
+
+
+def test_warmup_goes_on_while_medians_fall() -> None:
+    falling = [MS * (200 - 2 * i) for i in range(1, 60)] + [80 * MS]
+    _, (_, warmup, _) = _time(falling, seconds=10)
+    assert sum(warmup) == pytest.approx(1000 * MS, abs=200 * MS)  # Until its second is over.
+
+
+def test_warmup_of_a_slow_model_ends_after_its_time() -> None:
+    _, (_, warmup, samples) = _time([700 * MS], seconds=5)
+    assert len(warmup) == 2
+    assert len(samples) == 8
+
+
+def test_a_very_slow_model_still_gives_a_few_samples() -> None:
+    _, (_, _, samples) = _time([3000 * MS], seconds=0.1)
+    assert len(samples) == MIN_SAMPLES
+
+
+def test_samples_fill_their_time() -> None:
+    _, (_, _, samples) = _time([MS], seconds=0.5)
+    assert len(samples) == 500
+
+
+def test_inputs_rotate() -> None:
+    session, _ = _time([MS], seconds=0.05)
+    fed = [int(f["x"][0, 0]) for f in session.fed]
+    assert fed == [i % 3 for i in range(len(fed))]
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
+def test_every_variant_runs_once_a_round_and_pairs_of_rounds_mirror(
+    count: int, rounds: int, seed: int
+) -> None:
+    orders = turns(count, rounds, seed)
+    assert len(orders) == rounds
+    assert all(sorted(o) == list(range(count)) for o in orders)
+    assert all(orders[i + 1] == orders[i][::-1] for i in range(0, rounds - 1, 2))
+    assert orders == turns(count, rounds, seed)
+
+
+def test_the_order_is_random() -> None:
+    assert len({tuple(turns(4, 1, seed)[0]) for seed in range(50)}) > 10
+
+
+def _variant(path: Path, name: str = "m", **changes: Any) -> Variant:
+    return Variant(name, read_model(path), "onnxruntime", "cpu", 1, 1, **changes)
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> Variant:
+    return _variant(tiny.linear(tmp_path / "m.onnx"))
+
+
+def test_measures_in_fresh_processes(variant: Variant) -> None:
+    other = dataclasses.replace(variant, name="other")
+    told: list[tuple[int, int, str]] = []
+    found = measure(
+        [variant, other],
+        FEEDS,
+        rounds=2,
+        seconds_per_round=0.02,
+        control=True,
+        progress=lambda *a: told.append(a),
+    )
+    assert [x.variant.name for x in found] == ["m", "other", "m (control)"]
+    assert [(done, total) for done, total, _ in told] == [(i, 6) for i in range(6)]
+    for x in found:
+        assert len(x.rounds) == 2
+        assert x.runtime_version == RUNTIMES["onnxruntime"].version()
+        assert all(r.load_ns > 0 and len(r.samples_ns) >= MIN_SAMPLES for r in x.rounds)
+        assert 10 * 2**20 < x.peak_rss_bytes < 2**30
+        assert x.feeds_sha256 == found[0].feeds_sha256
+
+
+def test_a_crash_names_the_variant(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_target: str, _job: dict[str, Any], **rest: Any) -> Any:
+        raise ResourceError(f"{rest['name']} crashed with SIGSEGV")
+
+    monkeypatch.setattr(latency, "run_isolated", crash)
+    with pytest.raises(ResourceError, match="'m' in onnxruntime crashed with SIGSEGV"):
+        measure([variant], FEEDS, rounds=1, seconds_per_round=0.1)
+
+
+def test_an_error_in_the_process_comes_back_as_itself(variant: Variant) -> None:
+    wrong: list[Feeds] = [{"x": np.zeros((1, 5), np.float32)}]
+    with pytest.raises(InputError, match="this sample"):
+        measure([variant], wrong, rounds=1, seconds_per_round=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "says"),
+    [
+        ({}, {"rounds": 0}, "rounds"),
+        ({}, {"seconds_per_round": 0.0}, "seconds"),
+        ({"threads": 0}, {}, "threads"),
+        ({"batch": 2}, {}, "batch is 2, but the inputs hold 1"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_runs(
+    variant: Variant, changes: dict[str, Any], arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        measure([dataclasses.replace(variant, **changes)], FEEDS, **arguments)
+
+
+def test_nothing_to_measure_is_refused(variant: Variant) -> None:
+    with pytest.raises(UsageError, match="nothing to measure"):
+        measure([], FEEDS)
+    with pytest.raises(UsageError, match="nothing to measure"):
+        measure([variant], [])
+
+
+def test_names_have_to_differ(variant: Variant) -> None:
+    with pytest.raises(UsageError, match="different names"):
+        measure([variant, variant], FEEDS)
+
+
+def test_inputs_have_to_be_those_of_the_model(variant: Variant) -> None:
+    with pytest.raises(UsageError, match=r"takes \['x'\], the inputs are \['z'\]"):
+        measure([variant], [{"z": np.zeros((1, 4), np.float32)}])
+
+
+def test_a_round_reports_everything(variant: Variant, tmp_path: Path) -> None:
+    from bench.feeds import save_feeds
+
+    save_feeds(FEEDS, tmp_path / "feeds.npz")
+    job = latency._job(variant, tmp_path / "feeds.npz", 0.01)
+    answer = run_round(job)
+    assert answer.pop("runtime_version")
+    assert {f.name for f in dataclasses.fields(Round)} == answer.keys()
+    assert 0 <= answer["steal_share"] <= 1
+    assert 0 <= answer["others_share"] <= 1
+
+
+def test_a_round_opens_with_the_settings_asked_for(
+    variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.feeds import save_feeds
+
+    session = FakeSession(FakeClock(), [MS])
+    runtime = FakeRuntime(session)
+    monkeypatch.setitem(RUNTIMES, "fake", runtime)
+    save_feeds(FEEDS, tmp_path / "feeds.npz")
+    asked = dataclasses.replace(variant, runtime="fake", threads=3)
+    run_round(latency._job(asked, tmp_path / "feeds.npz", 0.001))
+    assert runtime.opened == [(variant.model.path.resolve(), Settings(3, "cpu"))]
+    assert session.closed
+
+
+def _latency(variant: Variant, *rounds: list[int]) -> Latency:
+    made = [
+        Round(5 * MS, 2 * MS, (), tuple(r), 100 + i, 0.01 * i, 0.1 * i, i)
+        for i, r in enumerate(rounds)
+    ]
+    return Latency(variant, "1", "abc", tuple(made))
+
+
+def test_statistics_are_of_rounds(variant: Variant) -> None:
+    found = _latency(variant, [1 * MS, 2 * MS, 30 * MS], [4 * MS] * 3, [5 * MS] * 3)
+    assert found.median_ms == 4
+    assert found.per_second == 250
+    assert found.load_ms == 5
+    assert found.first_ms == 2
+    assert found.peak_rss_bytes == 102
+    assert found.steal_share == pytest.approx(0.01)
+    assert found.others_share == pytest.approx(0.1)
+    assert found.throttled_periods == 3
+
+
+def test_throughput_counts_the_batch(variant: Variant) -> None:
+    found = _latency(dataclasses.replace(variant, batch=8), [4 * MS] * 3)
+    assert found.per_second == 2000
+
+
+def test_spread_is_interquartile_range_over_median(variant: Variant) -> None:
+    found = _latency(variant, [i * MS for i in (1, 2, 3, 4, 5)])
+    assert found.spread == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "p90", "p99"),
+    [(63, None, None), (64, 58, None), (661, 595, None), (662, 596, 656)],
+)
+def test_percentiles_need_enough_samples(
+    variant: Variant, count: int, p90: float | None, p99: float | None
+) -> None:
+    found = _latency(variant, [(i + 1) * MS for i in range(count)])
+    assert found.p90_ms == p90
+    assert found.p99_ms == p99
+
+
+def test_synthetic_feeds_fit_the_batch(variant: Variant) -> None:
+    feeds = synthetic_feeds(variant.model, batch=2, seed=0)
+    found = measure(
+        [dataclasses.replace(variant, batch=2)], feeds, rounds=1, seconds_per_round=0.01
+    )
+    assert len(found) == 1

@@ -1,0 +1,95 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from bench.errors import InputError, UnfitError
+from bench.machine import exact_product
+from bench.runtimes import Settings
+from bench.runtimes.onnxruntime import OnnxRuntime, session_options
+from tests import tiny
+
+ONE = Settings(threads=1)
+
+
+def test_outputs_have_their_names(tmp_path: Path) -> None:
+    session = OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), ONE)
+    out = session.run({"x": np.zeros((2, 4), np.float32)})
+    assert list(out) == ["y"]
+    assert out["y"].shape == (2, 3)
+    assert session.device == "cpu"
+
+
+def test_many_threads_may_run_one_session(tmp_path: Path) -> None:
+    session = OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), ONE)
+    inputs = [np.full((1, 4), i, np.float32) for i in range(40)]
+    expected = [session.run({"x": x})["y"] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda x: session.run({"x": x})["y"], inputs))
+    assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_broken_model_is_an_input_error(tmp_path: Path) -> None:
+    path = tiny.unary(tmp_path / "m.onnx", "NoSuchOperator", TensorProto.FLOAT, [1])
+    with pytest.raises(InputError, match="onnxruntime refuses"):
+        OnnxRuntime().open(path, ONE)
+
+
+@pytest.mark.parametrize(
+    "feeds",
+    [
+        {"x": np.zeros((2, 5), np.float32)},
+        {"x": np.zeros((2, 4), np.int32)},
+        {"z": np.zeros((2, 4), np.float32)},
+    ],
+)
+def test_a_sample_that_does_not_fit_is_an_input_error(
+    tmp_path: Path, feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+) -> None:
+    session = OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), ONE)
+    with pytest.raises(InputError, match="this sample"):
+        session.run(feeds)
+
+
+def test_a_device_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UnfitError, match="no provider for device 'tpu'"):
+        OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), Settings(1, device="tpu"))
+
+
+def test_threads_and_optimization_are_explicit() -> None:
+    options = session_options(Settings(threads=3, optimize="none"))
+    assert options.intra_op_num_threads == 3
+    assert options.inter_op_num_threads == 1
+    assert options.graph_optimization_level.name == "ORT_DISABLE_ALL"
+
+
+@pytest.mark.parametrize(("verdict", "switched"), [("exact", False), ("saturating", True)])
+def test_the_exact_switch_is_set_only_where_the_host_saturates(
+    monkeypatch: pytest.MonkeyPatch, verdict: str, *, switched: bool
+) -> None:
+    monkeypatch.setattr("bench.machine.canary", lambda _name: verdict)
+    options = session_options(Settings(threads=1, exact=True))
+    if switched:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
+
+
+def test_exact_int8_equals_integer_arithmetic(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.integers(-128, 128, (64, 32)).astype(np.int8)
+    x = rng.integers(0, 256, (8, 64)).astype(np.uint8)
+    path = tiny.qdq_matmul(tmp_path / "m.onnx", w)
+    session = OnnxRuntime().open(path, Settings(threads=1, exact=True))
+    got = session.run({"x": x.astype(np.float32)})["y"]
+    assert np.array_equal(got, exact_product(x, w))
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnfitError, match="pip install onnxruntime"):
+        OnnxRuntime().version()

@@ -1,0 +1,74 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.latency import Latency, Round, Variant
+from bench.machine import Machine, describe
+from bench.models import Model
+from bench.render import FORMATS, render
+from bench.report import BenchReport, assemble, bench_document
+from bench.store import dump, load
+from tests.fakes import MS
+
+
+@pytest.fixture(scope="module")
+def here() -> Machine:
+    return describe()
+
+
+def _latency(name: str, runtime: str, *medians_ms: float) -> Latency:
+    model = Model(Path(f"{name}.onnx"), (), (), 17, name * 8, 1)
+    rounds = tuple(Round(MS, MS, (), (round(m * MS),) * 64, 2**20, 0.0, 0.0, 0) for m in medians_ms)
+    return Latency(Variant(f"{name}, {runtime}", model, runtime, "cpu", 1, 1), "1", "f", rounds)
+
+
+@pytest.fixture
+def report(here: Machine) -> BenchReport:
+    latencies = [
+        _latency("fp32", "ort", 4, 4),
+        _latency("int8", "ort", 2, 2),
+        _latency("fp32", "ov", 3, 3),
+        _latency("int8", "ov", 1, 1),
+    ]
+    return assemble(here, latencies, _latency("fp32", "ort", 4, 4.1), ["GPU: not measured: none."])
+
+
+def test_everything_is_compared_with_the_baseline_and_in_its_runtime(report: BenchReport) -> None:
+    pairs = {(c.baseline, c.candidate): round(c.ratio, 3) for c in report.comparisons}
+    assert pairs == {
+        ("fp32, ort", "int8, ort"): 2,
+        ("fp32, ort", "fp32, ov"): 1.333,
+        ("fp32, ort", "int8, ov"): 4,
+        ("fp32, ov", "int8, ov"): 3,
+    }
+    assert report.control is not None
+
+
+def test_the_document_says_what_matters_first(report: BenchReport) -> None:
+    document = bench_document(report)
+    assert document.verdict.headline.startswith("int8, ov is the fastest: 1 ms, 4.00x")
+    assert "GPU: not measured: none." in document.verdict.lines
+
+
+def test_a_fastest_baseline_is_said_so(here: Machine) -> None:
+    alone = assemble(here, [_latency("fp32", "ort", 4)], None, [])
+    assert "fp32, ort is the fastest: 4 ms" in bench_document(alone).verdict.headline
+    assert "nothing to compare" in render(bench_document(alone), "text")
+
+
+def test_doubts_reach_the_reader(report: BenchReport) -> None:
+    doubtful = tuple(dataclasses.replace(c, doubts=("too noisy",)) for c in report.comparisons)
+    text = render(bench_document(dataclasses.replace(report, comparisons=doubtful)), "text")
+    assert text.count("too noisy") == 1
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_every_format_takes_it(report: BenchReport, name: str) -> None:
+    assert "int8" in render(bench_document(report), name) or name == "junit"
+
+
+def test_the_report_survives_json(report: BenchReport) -> None:
+    data: Any = dump(report)
+    assert load(BenchReport, data, "r") == report

@@ -1,0 +1,62 @@
+"""Stand-ins for what is slow, random or missing: a clock, a session, a runtime."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from pathlib import Path
+
+from bench.models import Feeds
+from bench.runtimes import Session, Settings
+
+MS = 1_000_000
+
+
+class FakeClock:
+    """Stands still until told to advance; nanoseconds."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, ns: int) -> None:
+        self.now_ns += ns
+
+
+@dataclass
+class FakeSession:
+    """Takes as long as `durations_ns` says (the last one for ever), and notes what it was fed."""
+
+    clock: FakeClock
+    durations_ns: Sequence[int]
+    device: str = "cpu"
+    fed: list[Feeds] = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._left: Iterator[int] = chain(self.durations_ns, repeat(self.durations_ns[-1]))
+
+    def run(self, feeds: Feeds) -> Feeds:
+        self.fed.append(feeds)
+        self.clock.advance(next(self._left))
+        return feeds
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class FakeRuntime:
+    """Opens the same session for every file, and notes the settings."""
+
+    session: Session
+    name: str = "fake"
+    opened: list[tuple[Path, Settings]] = field(default_factory=list)
+
+    def version(self) -> str:
+        return "1.2.3"
+
+    def open(self, path: Path, settings: Settings) -> Session:
+        self.opened.append((path, settings))
+        return self.session

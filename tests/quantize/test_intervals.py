@@ -1,0 +1,232 @@
+"""Known values, exact error rates by enumeration, and properties of the bounds."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantize.intervals import (
+    beta_cdf,
+    binomial_tail,
+    clopper_pearson_upper,
+    mean_bounds,
+    paired_bounds,
+    samples_to_certify,
+    student_quantile,
+    tango_z,
+    wilson,
+    zero_loss_samples,
+)
+
+Z95 = 1.6448536269514722
+
+
+def test_wilson_matches_published_values():
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_clopper_pearson_of_zero_losses_has_its_closed_form():
+    for n in (1, 10, 299, 50_000):
+        assert clopper_pearson_upper(0, n) == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-9)
+
+
+def test_clopper_pearson_of_all_is_one():
+    assert clopper_pearson_upper(7, 7) == 1.0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.data())
+def test_clopper_pearson_leaves_five_percent_below(n, data):
+    k = data.draw(st.integers(0, n - 1))
+    bound = clopper_pearson_upper(k, n)
+    below = sum(math.comb(n, i) * bound**i * (1 - bound) ** (n - i) for i in range(k + 1))
+    assert below == pytest.approx(0.05, rel=1e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.data(), st.floats(0.01, 0.99))
+def test_binomial_tail_is_the_sum_of_its_terms(n, data, rate):
+    k = data.draw(st.integers(0, n))
+    terms = [math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k, n + 1)]
+    assert binomial_tail(k, n, rate) == pytest.approx(math.fsum(terms), rel=1e-9, abs=1e-14)
+
+
+def test_beta_cdf_at_its_ends_and_middle():
+    assert beta_cdf(0.0, 2, 3) == 0.0
+    assert beta_cdf(1.0, 2, 3) == 1.0
+    assert beta_cdf(0.5, 1e5, 1e5) == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 6.313752), (2, 2.919986), (10, 1.812461), (30, 1.697261), (1_000_000, 1.644855)],
+)
+def test_student_quantile_matches_tables(degrees, quantile):
+    assert student_quantile(0.95, degrees) == pytest.approx(quantile, abs=2e-6)
+
+
+def test_student_quantile_at_other_confidences():
+    assert student_quantile(0.975, 4) == pytest.approx(2.776445, abs=1e-6)
+    assert student_quantile(0.99, 4) == pytest.approx(3.746947, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(5, 400), st.data(), st.integers(-900, 900))
+def test_tango_is_the_score_statistic_at_the_most_likely_rates(n, data, drop):
+    drop /= 1000
+    losses = data.draw(st.integers(0, n))
+    gains = data.draw(st.integers(0, n - losses))
+    # The oracle: the likelihood of (losses, gains) under the hypothesis, maximized by brute force.
+    lowest, highest = max(0.0, -drop), (1 - drop) / 2
+    rates = np.linspace(lowest, highest, 50_003)[1:-1]
+    terms = [(losses, rates + drop), (gains, rates), (n - losses - gains, 1 - drop - 2 * rates)]
+    rate = rates[np.argmax(sum(count * np.log(p) for count, p in terms))]
+    variance = n * (2 * rate + drop - drop**2)
+    expected = (losses - gains - n * drop) / math.sqrt(variance)
+    assert tango_z(losses, gains, n, drop) == pytest.approx(expected, rel=5e-3, abs=5e-3)
+
+
+def test_paired_bounds_are_where_the_test_turns():
+    low, high = paired_bounds(35, 20, 1000)
+    assert tango_z(35, 20, 1000, high) == pytest.approx(-Z95, abs=1e-9)
+    assert tango_z(35, 20, 1000, low) == pytest.approx(Z95, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("discordant", "certify"),
+    [
+        (0.01, (1302, 434, 170)),
+        (0.02, (2288, 649, 215)),
+        (0.03, (3330, 889, 267)),
+        (0.05, (5460, 1400, 381)),
+        (0.08, (8687, 2193, 568)),
+        (0.10, (10844, 2727, 698)),
+        (0.15, (16246, 4071, 1027)),
+        (0.20, (21653, 5420, 1361)),
+    ],
+)
+def test_samples_to_certify_no_drop(discordant, certify):
+    found = tuple(
+        samples_to_certify(discordant / 2, discordant / 2, limit, 0.95)
+        for limit in (0.005, 0.01, 0.02)
+    )
+    assert found == certify
+
+
+def test_samples_to_certify_a_small_drop_grows_as_wald_says():
+    # n = z² (psi - d²) / (limit - d)², for psi 20 %, drop 0.25 pt, limit 1 pt.
+    assert samples_to_certify(0.10125, 0.09875, 0.01, 0.95) == pytest.approx(9620, rel=0.03)
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(0.01, 299), (0.005, 598), (0.02, 149)])
+def test_zero_loss_rule(limit, samples):
+    assert zero_loss_samples(limit, 0.95) == samples
+    assert samples_to_certify(0.0, 0.0, limit, 0.95) == samples
+    assert paired_bounds(0, 0, samples)[1] < limit <= paired_bounds(0, 0, samples - 1)[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3000), st.data())
+def test_paired_bounds_are_ordered_and_mirrored(n, data):
+    losses = data.draw(st.integers(0, n))
+    gains = data.draw(st.integers(0, n - losses))
+    low, high = paired_bounds(losses, gains, n)
+    assert -1 <= low <= (losses - gains) / n <= high <= 1
+    assert paired_bounds(gains, losses, n) == (-high, -low)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 2000), st.data())
+def test_more_losses_never_lower_the_bounds(n, data):
+    losses = data.draw(st.integers(0, n - 1))
+    gains = data.draw(st.integers(0, n - 1 - losses))
+    before, after = paired_bounds(losses, gains, n), paired_bounds(losses + 1, gains, n)
+    assert after[0] >= before[0] - 1e-9
+    assert after[1] >= before[1] - 1e-9
+
+
+def _false_pass_rate(n, limit, gain_rate):
+    """Exact probability of a pass when the true drop is the limit: a sum over all outcomes."""
+    most = min(n, int(n * (limit + 2 * gain_rate)) + 40)
+    losses, gains = (a.ravel() for a in np.mgrid[: most + 1, : most + 1])
+    inside = losses + gains <= n
+    losses, gains = losses[inside], gains[inside]
+    rest = n - losses - gains
+    log_factorial = np.cumsum(np.log(np.maximum(1, np.arange(n + 1))))
+    log_p = log_factorial[n] - log_factorial[losses] - log_factorial[gains] - log_factorial[rest]
+    log_p += losses * np.log(limit + gain_rate) + rest * np.log1p(-limit - 2 * gain_rate)
+    log_p += gains * np.log(gain_rate)
+    likely = log_p > -30
+    assert np.exp(log_p[likely]).sum() == pytest.approx(1, abs=1e-4)
+    cells = zip(losses[likely], gains[likely], np.exp(log_p[likely]), strict=True)
+    return sum(
+        p for b, c, p in cells if tango_z(int(b), int(c), n, limit) < -Z95 and (b or c or n >= 299)
+    )
+
+
+@pytest.mark.parametrize("n", [299, 600, 1400])
+@pytest.mark.parametrize("gain_rate", [1e-6, 0.002, 0.01, 0.03])
+def test_tango_passes_a_model_at_the_limit_in_five_percent_at_most(n, gain_rate):
+    assert _false_pass_rate(n, 0.01, gain_rate) <= 0.0515
+
+
+def test_mean_bounds_of_equal_values_are_that_value():
+    assert mean_bounds(np.full(7, 0.25)) == (0.25, 0.25)
+
+
+def test_mean_bounds_of_normal_values_are_those_of_student():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 4000)
+    half = Z95 * values.std(ddof=1) / math.sqrt(4000)
+    low, high = mean_bounds(values)
+    assert low == pytest.approx(values.mean() - half, abs=0.03 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.03 * half)
+
+
+def test_mean_bounds_follow_skewness():
+    # The exact bounds of an exponential mean, from chi-squared: 2 n mean / theta ~ chi2(2 n). For
+    # n = 40 and mean 1 the upper bound is 80 / chi2(0.05; 80) = 80 / 60.3915.
+    quantiles = (np.arange(40) + 0.5) / 40
+    values = -np.log1p(-quantiles)
+    values /= values.mean()
+    low, high = mean_bounds(values)
+    assert high - 1 > 1.15 * (1 - low)
+    assert high == pytest.approx(80 / 60.3915, abs=0.04)
+
+
+def test_mean_bounds_repeat_and_ignore_order():
+    values = np.random.default_rng(1).exponential(size=100)
+    shuffled = np.random.default_rng(2).permutation(values)
+    assert mean_bounds(values) == mean_bounds(values) == mean_bounds(shuffled)
+
+
+@pytest.mark.parametrize(("n", "draw"), [(8, "normal"), (25, "normal"), (50, "exponential")])
+def test_mean_bounds_cover_the_truth(n, draw):
+    rng = np.random.default_rng(5)
+    truth = {"normal": 0.0, "exponential": 1.0}[draw]
+    trials = 400
+    above = below = 0
+    for _ in range(trials):
+        low, high = mean_bounds(getattr(rng, draw)(size=n), resamples=1000)
+        above += high < truth
+        below += low > truth
+    # 5 % each, plus three standard errors of the simulation and the skewed case's known bias.
+    assert above / trials <= 0.05 + 0.033 + (0.02 if draw == "exponential" else 0)
+    assert below / trials <= 0.05 + 0.033
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40),
+    st.sampled_from([1.0, 1e-9, 1e9]),
+)
+def test_mean_bounds_enclose_the_mean(values, scale):
+    low, high = mean_bounds(np.array(values) * scale, resamples=200)
+    mean = np.sort(np.array(values) * scale).mean()
+    assert low <= mean <= high
+    assert math.isfinite(low)
+    assert math.isfinite(high)

@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.errors import InputError, OutputError, UnsupportedError, UsageError
+from bench.models import TensorSpec
+from quantize.sources import ModelSpec, convert, describe_inputs, parse_input
+
+
+def _model(path: Path, *, external: bool = False) -> Path:
+    weight = np.ones((2000, 2), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2000])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(model, str(path), save_as_external_data=external, location="w.data")
+    return path
+
+
+def test_a_model_is_copied_with_its_external_data(tmp_path: Path) -> None:
+    source = _model(tmp_path / "in" / "m.onnx", external=True)
+    model = convert(ModelSpec(str(source)), None, tmp_path / "out" / "fp32.onnx")
+
+    assert model.path == tmp_path / "out" / "fp32.onnx"
+    copied = tmp_path / "out" / "w.data"
+    assert copied.read_bytes() == (tmp_path / "in" / "w.data").read_bytes()
+    assert copied.stat().st_nlink == 1
+    assert not copied.is_symlink()
+    assert [str(s) for s in model.inputs] == ["x:float32[N,2000]"]
+
+
+def test_the_inputs_are_those_that_the_file_declares(tmp_path: Path) -> None:
+    spec = ModelSpec(str(_model(tmp_path / "m.onnx")))
+    assert describe_inputs(spec) == (TensorSpec("x", "float32", ("N", 2000)),)
+
+
+def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
+    source = _model(tmp_path / "m.onnx", external=True)
+    before = source.read_bytes()
+    for out in (source, tmp_path / "w.data", tmp_path / "fp32.onnx"):
+        with pytest.raises(OutputError, match="another folder"):
+            convert(ModelSpec(str(source)), None, out)
+    assert source.read_bytes() == before
+    assert not (tmp_path / "fp32.onnx").exists()
+
+
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    source = _model(tmp_path / "in" / "m.onnx", external=True)
+    (tmp_path / "in" / "w.data").rename(tmp_path / "w.data")
+    (tmp_path / "in" / "w.data").symlink_to(tmp_path / "w.data")
+    with pytest.raises(InputError, match="symbolic link"):
+        convert(ModelSpec(str(source)), None, tmp_path / "out" / "m.onnx")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_onnx_file_takes_no_weights(tmp_path: Path) -> None:
+    spec = ModelSpec(str(_model(tmp_path / "m.onnx")), weights=tmp_path / "w.pt")
+    with pytest.raises(UsageError, match="leave --weights out"):
+        convert(spec, None, tmp_path / "out" / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("m.pt", UsageError, r"file.py:factory --weights weights.pt"),
+        ("m.safetensors", UsageError, r"--weights weights.safetensors"),
+        ("m.py", UsageError, "names no function"),
+        ("m.keras", UnsupportedError, "tf2onnx"),
+        ("m.xml", UnsupportedError, "OpenVINO IR"),
+        ("model.onx", InputError, r"no such file. Did you mean 'model.onnx'"),
+        ("notes.txt", UsageError, r"unknown model format; known: ONNX"),
+        (".", UnsupportedError, "is a folder"),
+    ],
+)
+def test_what_is_no_model_is_answered_with_what_to_do(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(error, match=message):
+        describe_inputs(ModelSpec(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x:f32[N,3,224,224]", TensorSpec("x", "float32", ("N", 3, 224, 224))),
+        (" ids:i64[ N , ? ]", TensorSpec("ids", "int64", ("N", None))),
+        ("mask:bool[1]", TensorSpec("mask", "bool", (1,))),
+        ("s:f64[]", TensorSpec("s", "float64", ())),
+        ("s:float16[batch]", TensorSpec("s", "float16", ("batch",))),
+    ],
+)
+def test_inputs_are_read(text: str, expected: TensorSpec) -> None:
+    assert parse_input(text) == expected
+    assert parse_input(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "expected name:type"),
+        ("x:f32", "expected name:type"),
+        (":f32[1]", "expected name:type"),
+        ("x:f31[1]", "unknown type 'f31'; known: f32"),
+        ("x:f32[0]", "axis '0'"),
+        ("x:f32[-1]", "axis '-1'"),
+        ("x:f32[1,,2]", "axis ''"),
+    ],
+)
+def test_inputs_that_cannot_be_read_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_input(text)
