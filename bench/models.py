@@ -1,7 +1,8 @@
 """Model files: what a file takes and returns, and whether it is safe to hand to native code.
 
 A file is read here before any runtime sees its path. What the runtimes and `onnx.load` let pass
-silently (an empty file, an unknown opset, external data outside the model's folder) is refused here.
+silently (an empty file, an unknown opset, external data outside the model's folder) is refused
+here.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from bench.errors import InputError, UnsupportedError
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = dict[str, Array]
 
-# Newest opset of the ONNX domain that the oldest supported onnxruntime (1.24) loads and ours is tested
-# with. OpenVINO compiles anything, even opset 99, so the limit has to be ours.
+# Newest opset of the ONNX domain that the oldest supported onnxruntime (1.24) loads and ours is
+# tested with. OpenVINO compiles anything, even opset 99, so the limit has to be ours.
 MAX_OPSET = 26
 
 _SIGNATURES = {
@@ -95,8 +96,8 @@ def read_model(path: Path) -> Model:
         path: The file; its external data, if any, lies in the same folder or below.
 
     Raises:
-        InputError: It is missing, empty, truncated, of another type, or its external data is missing
-            or lies outside its folder.
+        InputError: It is missing, empty, truncated, of another type, or its external data is
+            missing or lies outside its folder.
         UnsupportedError: Its opset is newer than the runtimes know, or it takes something that is
             not a tensor.
     """
@@ -160,7 +161,8 @@ def external_files(proto: object, path: Path) -> list[Path]:
         pure = PurePosixPath(location)
         if pure.is_absolute() or ".." in pure.parts:
             raise InputError(
-                f"{path}: tensor {name!r} keeps its data in {location!r}, outside the model's folder. "
+                f"{path}: tensor {name!r} keeps its data in {location!r}, outside the model's "
+                f"folder. "
                 "That is unsafe; save the model again with its data beside it."
             )
         file = folder / location

@@ -25,7 +25,8 @@ from quantize.prepare import save
 
 # Bins on either side of zero. 2,048 in all at most when a tensor has both signs.
 HALF_BINS = 1024
-# Tensors fetched in one run hold at most this much together, so that memory stays near the plain run's.
+# Tensors fetched in one run hold at most this much together, so that memory stays near the plain
+# run's.
 GROUP_BYTES = 96 << 20
 # 2**110 still fits a float32, so that scaling by it stays exact.
 _SMALLEST_EXPONENT = -110
@@ -41,11 +42,12 @@ class TensorStatistics:
         count: Values seen.
         exponent: Bins are 2**exponent wide; bin i covers [i, i + 1) * 2**exponent.
         bins: int64 [2 * HALF_BINS]; entry HALF_BINS + i is the count of bin i.
-        channel_sum: float64 [channels], sums per channel of axis 1 (last axis for rank <= 3), or None
-            where the size of that axis varies.
+        channel_sum: float64 [channels], sums per channel of axis 1 (last axis for rank <= 3), or
+            None where the size of that axis varies.
         channel_count: Values per channel summed.
         samples: Samples seen.
-        nonfinite: Samples in which it held NaN or infinity (a mask, say); these left no other trace.
+        nonfinite: Samples in which it held NaN or infinity (a mask, say); these left no other
+            trace.
     """
 
     low: float = np.inf
@@ -149,8 +151,12 @@ class Range:
     @property
     def scale(self) -> np.float32:
         """Step between two codes."""
-        width = max(self.high - self.low, 1e-12)
-        return np.float32(max(width / 255.0, np.finfo(np.float32).tiny * 1e6))
+        width = self.high - self.low
+        if width <= 0:
+            # Always zero so far (a dead Relu): a step of 1e-14 would clip whatever comes later.
+            width = 1.0
+        # Above the denormals, so that a product of two scales does not vanish.
+        return np.float32(max(width / 255.0, 1e-14))
 
     @property
     def zero_point(self) -> int:
@@ -182,9 +188,9 @@ def percentile_range(stats: TensorStatistics, percent: float = 99.99) -> Range:
 def mse_range(stats: TensorStatistics, *, power: float = 2.0) -> Range:
     """The range with the smallest expected |x - Q(x)|**power, from the histogram.
 
-    Every pair of cuts on a grid is tried: 24 high ends and, where the tensor is negative too, 24 low
-    ends. The rounding error inside the range is step**2 / 12 (Widrow, 1961), and every value outside
-    pays its distance to the end.
+    Every pair of cuts on a grid is tried: 24 high ends and, where the tensor is negative too, 24
+    low ends. The rounding error inside the range is step**2 / 12 (Widrow, 1961), and every value
+    outside pays its distance to the end.
 
     Args:
         stats: Of the tensor.
@@ -210,8 +216,9 @@ def mse_range(stats: TensorStatistics, *, power: float = 2.0) -> Range:
 def entropy_range(stats: TensorStatistics) -> Range:
     """The range whose 256 levels lose the least information (KL divergence), symmetric cuts.
 
-    S. Migacz, "8-bit Inference with TensorRT", GTC 2017: the clipped distribution is compared with its
-    own quantized form for every cut; both cuts shrink together here, and all cuts share prefix sums.
+    S. Migacz, "8-bit Inference with TensorRT", GTC 2017: the clipped distribution is compared with
+    its own quantized form for every cut; both cuts shrink together here, and all cuts share prefix
+    sums.
     """
     whole = minmax_range(stats)
     centres, counts = _occupied(stats)
@@ -291,7 +298,7 @@ def calibrate(
     threads: int,
     scratch: Path,
     states: Mapping[str, str],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Stream samples through the FP32 model and collect statistics of its tensors.
 
@@ -320,7 +327,8 @@ def calibrate(
                     stats[name].add_channels(values, axis)
             if name in states:
                 carried[states[name]] = values
-        progress(done + 1, len(samples))
+        if progress is not None:
+            progress(done + 1, len(samples))
     return Calibration(stats, model.sha256, samples.digest, len(samples))
 
 

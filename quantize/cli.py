@@ -1,4 +1,4 @@
-"""The command `vnnify`: quantize, gate, convert, report, init; bench and doctor come from `bench`."""
+"""The command `vnnify`; its `bench` and `doctor` come from `bench`."""
 
 import json as jsonlib
 import shlex

@@ -106,7 +106,7 @@ def _preprocessing(table: Any, where: str) -> Preprocessing:
     known = [f.name for f in fields(Preprocessing)]
     if not isinstance(table, dict):
         raise UsageError(f"{where}: `preprocessing` has to be a table.")
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
             raise UsageError(f"{where}: unknown key 'preprocessing.{key}'.{nearest(key, known)}")

@@ -1,6 +1,6 @@
 """`vnnify gate`: two existing models, one verdict. Nothing is quantized."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from bench.render import (
     Section,
     Table,
 )
+from bench.render.document import CheckOutcome
 from bench.runtimes import Settings, find_runtime
 from quantize.data import read_samples
-from quantize.evaluate import Evaluation, Execution, evaluate
+from quantize.evaluate import Evaluation, Execution, Watch, evaluate
 from quantize.gate import Verdict, judge, parse_tolerance
 from quantize.metrics import resolve_metric
 from quantize.outputs import OutputStore
@@ -163,10 +164,18 @@ def _evaluate(
                     Execution(runtime, settings, job.data.states),
                     keep=kept if i == 0 else None,
                     reference=kept if i == 1 else None,
-                    watch=lambda _scores, done, total: progress.step(done, total) or False,
+                    watch=_watch(progress),
                 )
             )
     return found[0], found[1]
+
+
+def _watch(progress: Progress) -> Watch:
+    def watch(_scores: Sequence[float], done: int, total: int) -> bool:
+        progress.step(done, total)
+        return False
+
+    return watch
 
 
 def _time(
@@ -208,7 +217,7 @@ def gate_document(report: GateReport) -> Document:
     """The report as a reader sees it."""
     v = report.verdict
     outcome = "refuse" if report.too_slow else v.outcome
-    checks = [Check("accuracy", _check(v.outcome), v.reason)]
+    checks = [Check("accuracy", _CHECKS[v.outcome], v.reason)]
     lines = list(v.suspicious)
     if report.speed is not None and report.min_speedup is not None:
         low, high = report.speed.low or 0.0, report.speed.high or 0.0
@@ -278,5 +287,8 @@ def gate_document(report: GateReport) -> Document:
     )
 
 
-def _check(outcome: str) -> "str":
-    return {"pass": "pass", "refuse": "fail"}.get(outcome, "inconclusive")
+_CHECKS: dict[str, CheckOutcome] = {
+    "pass": "pass",
+    "refuse": "fail",
+    "inconclusive": "inconclusive",
+}

@@ -1,6 +1,7 @@
 """The only place that knows the order.
 
-    convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ search ─▶ verify ─▶ benchmark ─▶ Report
+    convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ search ─▶ verify ─▶ benchmark ─▶
+    Report
 
 Everything is written into a staging folder; the caller publishes it whole. A model that was refused
 goes to `refused/` in it.
@@ -250,7 +251,8 @@ class _Run:
         execution = Execution(RUNTIMES["onnxruntime"], Settings(threads=self.threads))
         if not is_deterministic(prepared.model, samples[0], execution):
             raise UnsupportedError(
-                f"{source.path.name}: two runs on one sample give different outputs, so INT8 cannot "
+                f"{source.path.name}: two runs on one sample give different outputs, so INT8 "
+                f"cannot "
                 "be compared with FP32. Export it in evaluation mode (dropout and noise off)."
             )
         return prepared.model

@@ -4,8 +4,9 @@
 
 An anchor is what gains from INT8. Glue (Add, Mul, pools, reshapes, …) is quantized only between
 anchors, where a pair on every side lets the runtime stay in integers; elsewhere it stays in float,
-since a lone pair costs time and precision for nothing. What the runtimes fuse was read from onnxruntime
-1.31's QDQ selectors (`core/optimizer/qdq_transformer`) and OpenVINO's low-precision transformations.
+since a lone pair costs time and precision for nothing. What the runtimes fuse was read from
+onnxruntime 1.31's QDQ selectors (`core/optimizer/qdq_transformer`) and OpenVINO's low-precision
+transformations.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,10 +36,11 @@ _COMPUTES = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Relu"}
 )
 _RECTIFIERS = frozenset({"Relu", "Clip"})
-# Operators that blow up the small values which 8 bits round to nothing: after them a signal front end
-# (spectrogram, log-mel) has lost its quiet half.
+# Operators that blow up the small values which 8 bits round to nothing: after them a signal front
+# end (spectrogram, log-mel) has lost its quiet half.
 _MAGNIFIERS = frozenset({"Log", "Pow", "Sqrt", "Reciprocal"})
-# Inputs of one Concat share a scale; one whose range is this many times smaller keeps too few levels.
+# Inputs of one Concat share a scale; one whose range is this many times smaller keeps too few
+# levels.
 _CONCAT_SPREAD = 8.0
 _FLOAT = ir.DataType.FLOAT
 
@@ -97,7 +99,7 @@ class Placement:
 
 
 def find_anchors(model: ir.Model) -> tuple[tuple[Anchor, ...], dict[str, str]]:
-    """Nodes that can run in INT8, and why the other Conv, Gemm, MatMul and recurrent nodes cannot."""
+    """Nodes that can run in INT8, and why others of those kinds cannot."""
     found: list[Anchor] = []
     left: dict[str, str] = {}
     top = {id(n) for n in model.graph}
@@ -131,14 +133,9 @@ def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
     if data is None or weight is None or data.name is None:
         return None
     tensor = weight.const_value if weight.is_initializer() else None
-    if tensor is None:
-        return (
-            "both factors are activations" if node.op_type == "MatMul" else "weights are computed"
-        )
-    if tensor.dtype != _FLOAT:
-        return f"weights are {tensor.dtype.name.lower()}"
-    if not _constant_bias(node):
-        return "its bias is computed or not one value per channel"
+    reason = _unfit(node, tensor)
+    if reason or tensor is None:
+        return reason
     rank = len(tensor.shape)
     output = str(node.outputs[0].name)
     count = int(np.prod(tensor.shape.numpy()))
@@ -157,6 +154,17 @@ def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
             return "inside a subgraph, where no statistics reach"
         return Anchor(name, "Gemm", data.name, output, 0 if _int(node, "transB", 0) else 1, count)
     return Anchor(name, "MatMul", data.name, output, 1, count, nested=nested)
+
+
+def _unfit(node: ir.Node, tensor: ir.TensorProtocol | None) -> str | None:
+    if tensor is None:
+        products = node.op_type == "MatMul"
+        return "both factors are activations" if products else "weights are computed"
+    if tensor.dtype != _FLOAT:
+        return f"weights are {tensor.dtype.name.lower()}"
+    if not _constant_bias(node):
+        return "its bias is computed or not one value per channel"
+    return None
 
 
 def _constant_bias(node: ir.Node) -> bool:
@@ -268,7 +276,7 @@ class _Placing:
         return self.magnitudes is None or name in self.magnitudes
 
     def _end(self, node: ir.Node) -> str:
-        """The tensor to quantize after `node`: its output, or that of the Relu or Clip behind it."""
+        """The tensor to quantize after `node`: its output, or its Relu's or Clip's."""
         value = node.outputs[0]
         uses = value.uses()
         if len(uses) == 1 and value.name not in self.outputs:
@@ -282,7 +290,7 @@ class _Placing:
         return (a for a in self.anchors.values() if self.modes[a.name] == "static")
 
     def _glue(self) -> set[str]:
-        """The largest set of glue nodes whose inputs are all integers and whose output is wanted."""
+        """The largest set of glue whose inputs are all integers and whose output is wanted."""
         glue = {
             name
             for name, node in self.nodes.items()

@@ -3,7 +3,8 @@
     model.onnx ─▶ opset ≥ 13 ─▶ half → float ─▶ functions inlined, constants lifted, names fixed
                ─▶ folded by ONNX Runtime's basic passes ─▶ own rewrites ─▶ weights checked finite
 
-Every step keeps what the graph computes; the caller compares the result with its source on real samples.
+Every step keeps what the graph computes; the caller compares the result with its source on real
+samples.
 """
 
 import logging
@@ -103,7 +104,8 @@ def _load(source: Model, notes: list[str]) -> ir.Model:
 
     if source.size_bytes > EXTERNAL_BYTES:
         raise UnsupportedError(
-            f"{source.path}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which needs the "
+            f"{source.path}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which "
+            f"needs the "
             "whole model in one protobuf (2 GB). Export it again with opset 17 or newer."
         )
     proto = onnx.load(str(source.path))
@@ -115,9 +117,11 @@ def _load(source: Model, notes: list[str]) -> ir.Model:
             failures.append(str(e).strip().splitlines()[0])
             continue
         notes.append(f"opset raised from {source.opset} to {opset}")
-        return ir.from_proto(converted)
+        raised: ir.Model = ir.from_proto(converted)
+        return raised
     raise UnsupportedError(
-        f"{source.path}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which 8-bit weights "
+        f"{source.path}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which "
+        f"8-bit weights "
         f"per channel need: {failures[-1]}. Export it again with opset 17 or newer."
     )
 
@@ -126,7 +130,8 @@ def _refuse_quantized(model: ir.Model, path: Path) -> None:
     found = sorted({n.op_type for n in model.graph.all_nodes() if n.op_type in _QUANTIZED_OPS})
     if found:
         raise UnsupportedError(
-            f"{path}: is quantized already (it holds {', '.join(found)}). Give the FP32 model; to judge "
+            f"{path}: is quantized already (it holds {', '.join(found)}). Give the FP32 "
+            f"model; to judge "
             "this one use `vnnify gate FP32 INT8`."
         )
 
@@ -269,11 +274,9 @@ def _widen_node(node: ir.Node) -> None:
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
             wide = attribute.as_tensor().numpy().astype(np.float32)
             node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.Tensor(wide))
-        if attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT:
-            if ir.DataType(attribute.as_int()) in _HALF:
-                node.attributes[attribute.name] = ir.AttrInt64(
-                    attribute.name, int(ir.DataType.FLOAT)
-                )
+        integer = attribute.type == ir.AttributeType.INT
+        if attribute.name in ("to", "dtype") and integer and attribute.as_int() in _HALF:
+            node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
     for value in node.outputs:
         if value.dtype in _HALF:
             value.dtype = ir.DataType.FLOAT
@@ -316,7 +319,7 @@ def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
 
 
 def refuse_nonfinite(model: ir.Model, path: Path) -> None:
-    """Refuse NaN anywhere and infinity in weights; a constant -inf is an attention mask and may stay.
+    """Refuse NaN anywhere and infinity in weights; a constant -inf is an attention mask.
 
     Raises:
         InputError: It names the first three tensors.

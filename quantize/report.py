@@ -297,7 +297,8 @@ def _accuracy(report: Report) -> Section:
         "Accuracy",
         (
             Paragraph(
-                f"{v.method}, {v.confidence:.0%} one-sided, on {v.n:,} paired samples: INT8 is worse "
+                f"{v.method}, {v.confidence:.0%} one-sided, on {v.n:,} paired samples: INT8 "
+                f"is worse "
                 f"on {v.losses:,} and better on {v.gains:,}."
             ),
             Forest(
@@ -338,7 +339,8 @@ def _arithmetic_note(report: Report) -> str:
     verdicts = ", ".join(f"{k}: {v}" for k, v in report.machine.canaries.items())
     return (
         "“exact” computes INT8 products as VNNI does; “native” as this CPU does. "
-        f"What this CPU really does ({verdicts}) was found by running a canary, not read from flags."
+        f"What this CPU really does ({verdicts}) was found by running a canary, not read from "
+        f"flags."
     )
 
 
@@ -435,7 +437,8 @@ def _layers(report: Report) -> Section:
     )
     if narrowed:
         text += (
-            f" {narrowed:,} of {channels:,} output channels use less than 8 bits, so that no sum of "
+            f" {narrowed:,} of {channels:,} output channels use less than 8 bits, so that no "
+            f"sum of "
             "two products leaves 16 bits on CPUs without VNNI."
         )
     blocks: list[Block] = [Paragraph(text)]

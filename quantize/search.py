@@ -3,8 +3,8 @@
     strategies ─▶ least noisy variant of each ─▶ quick latency ─▶ fastest first: evaluate, judge
        none passes ─▶ noise of each layer alone ─▶ the noisiest stay in float, by bisection
 
-Full evaluations are what costs; noise at the outputs of a few samples is cheap and decides everything
-but the verdict.
+Full evaluations are what costs; noise at the outputs of a few samples is cheap and decides
+everything but the verdict.
 """
 
 import logging
@@ -47,7 +47,7 @@ class Judged:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Sorts the best first: a pass, then within the limit, then the rest by drop; then speed."""
+        """Sorts the best first: a pass, then within the limit, then by drop; then by speed."""
         verdict, ms = self.verdict, self.trial.latency_ms.get(self.runtime, float("inf"))
         if verdict.outcome == "pass":
             return (0, ms)

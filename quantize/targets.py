@@ -1,9 +1,9 @@
 """What a class of CPU computes when it multiplies 8-bit integers.
 
-AVX2 and AVX-512 without VNNI add the products of two neighbours, u8 x s8, into 16 bits that *saturate*
-(`vpmaddubsw`); VNNI, AVX-VNNI and AMX add four products into 32 bits and are exact (`vpdpbusd`,
-`tdpbusd`; Intel SDM vol. 2). The same INT8 file therefore gives different answers on the two, unless
-no pair of neighbours can leave the 16 bits. That is what `portable` makes sure of.
+AVX2 and AVX-512 without VNNI add the products of two neighbours, u8 x s8, into 16 bits that
+*saturate* (`vpmaddubsw`); VNNI, AVX-VNNI and AMX add four products into 32 bits and are exact
+(`vpdpbusd`, `tdpbusd`; Intel SDM vol. 2). The same INT8 file therefore gives different answers on
+the two, unless no pair of neighbours can leave the 16 bits. That is what `portable` makes sure of.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from bench.errors import UsageError
 
 INT16_MIN, INT16_MAX = -(1 << 15), (1 << 15) - 1
 U8_MAX = 255
-# 255 * (|w1| + |w2|) fits 16 signed bits up to 128: 32,640. At 129 it is 32,895. On the negative side
-# -255 * 128 = -32,640 likewise.
+# 255 * (|w1| + |w2|) fits 16 signed bits up to 128: 32,640. At 129 it is 32,895. On the negative
+# side -255 * 128 = -32,640 likewise.
 SAFE_PAIR_SUM = INT16_MAX // U8_MAX
 
 
@@ -90,9 +90,9 @@ def saturating_matmul(a: NDArray[np.uint8], b: NDArray[np.int8]) -> NDArray[np.i
 def pair_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:
     """Largest sum of two same-signed neighbours' magnitudes, per output channel.
 
-    Which weights are neighbours depends on the kernel: im2col of NCHW puts the kernel's taps side by
-    side, NHWC and the blocked layouts put input channels side by side, and blocks may start at any
-    even position. All of these orders are looked at, so the answer holds for every kernel.
+    Which weights are neighbours depends on the kernel: im2col of NCHW puts the kernel's taps side
+    by side, NHWC and the blocked layouts put input channels side by side, and blocks may start at
+    any even position. All of these orders are looked at, so the answer holds for every kernel.
 
     Args:
         codes: Weight codes, int8 [out channels, in channels, *taps].

@@ -1,4 +1,4 @@
-"""Runtimes by name. A new one is a file with a class, and a row here; nothing else asks for names."""
+"""Runtimes by name. A new one is a file with a class, and a row here."""
 
 from bench.errors import UsageError
 from bench.runtimes.onnxruntime import OnnxRuntime

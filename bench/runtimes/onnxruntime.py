@@ -30,7 +30,8 @@ class OnnxRuntime:
         if provider not in package.get_available_providers():
             raise UnfitError(
                 f"onnxruntime has no provider for device {settings.device!r} here; it offers "
-                f"{', '.join(package.get_available_providers())}. For a GPU install onnxruntime-gpu."
+                f"{', '.join(package.get_available_providers())}. For a GPU install "
+                f"onnxruntime-gpu."
             )
         try:
             session = package.InferenceSession(

@@ -12,10 +12,11 @@ class Settings:
     """How a model is opened.
 
     Attributes:
-        threads: Threads inside one inference. Always explicit: no runtime's default honours a CPU quota.
+        threads: Threads inside one inference. Always explicit: no runtime's default honours a CPU
+            quota.
         device: "cpu" or "cuda".
-        exact: Compute INT8 products as VNNI does, without 16-bit saturation, on any x86 host. Slower
-            where the host saturates, free where it does not.
+        exact: Compute INT8 products as VNNI does, without 16-bit saturation, on any x86 host.
+            Slower where the host saturates, free where it does not.
         optimize: Graph optimizations of the runtime: "all" for serving, "none" for reading
             intermediate tensors.
     """

@@ -2,9 +2,9 @@
 
     FP32 graph + Placement + Calibration + Recipe ─▶ INT8 graph, one pass, deterministic
 
-u8 asymmetric activations, s8 symmetric weights per output channel: the one format that is fast in both
-ONNX Runtime and OpenVINO. Zero points are never shared between tensors, since ONNX Runtime's exact
-mode (`session.x64quantprecision`) rejects graphs that do.
+u8 asymmetric activations, s8 symmetric weights per output channel: the one format that is fast in
+both ONNX Runtime and OpenVINO. Zero points are never shared between tensors, since ONNX Runtime's
+exact mode (`session.x64quantprecision`) rejects graphs that do.
 """
 
 from collections.abc import Mapping
@@ -269,7 +269,8 @@ class _Writer:
             "QuantizeLinear", [value, *self._scale(name, source)], name=f"{name}_quantize"
         )
         quantize.outputs[0].name = f"{name}_quantized"
-        # A second set of initializers: sharing them between Q and DQ is fine, between tensors is not.
+        # A second set of initializers: sharing them between Q and DQ is fine, between tensors is
+        # not.
         back = ir.node(
             "DequantizeLinear",
             [quantize.outputs[0], *quantize.inputs[1:]],
@@ -307,9 +308,7 @@ class _Writer:
     # Dynamic
 
     def _dynamic_linear(self, anchor: Anchor) -> Codes:
-        """MatMul or Gemm as DynamicQuantizeLinear, MatMulInteger, Cast, Mul: the pattern that ONNX
-        Runtime fuses into DynamicQuantizeMatMul.
-        """
+        """MatMul or Gemm as the pattern that ONNX Runtime fuses into DynamicQuantizeMatMul."""
         node = self.nodes[anchor.name]
         graph = node.graph or self.graph
         if anchor.op == "Gemm":
@@ -396,11 +395,12 @@ class _Writer:
             graph.opset_imports.setdefault(_MICROSOFT, 1)
         graph.insert_before(node, quantized)
         for old, new in zip(node.outputs, quantized.outputs, strict=True):
-            label, shape, kind = old.name, old.shape, old.type
+            taken, shape, kind = old.name, old.shape, old.type
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-            old.name = f"{label}_was" if label else old.name
-            new.name, new.shape, new.type = label, shape, kind
-            self.values[str(label)] = new
+            if taken:
+                old.name = f"{taken}_was"
+            new.name, new.shape, new.type = taken, shape, kind
+            self.values[str(taken)] = new
         graph.remove(node, safe=True)
         merged = np.concatenate([first.scales, second.scales])
         narrowed = np.concatenate([first.narrowed, second.narrowed])
@@ -453,7 +453,10 @@ def _fold_gemm_factors(node: ir.Node, writer: "_Writer") -> None:
 
 
 def _codes(values: NDArray[np.float32], chosen: Range) -> NDArray[np.uint8]:
-    return np.clip(np.rint(values / chosen.scale) + chosen.zero_point, 0, 255).astype(np.uint8)
+    codes: NDArray[np.uint8] = np.clip(
+        np.rint(values / chosen.scale) + chosen.zero_point, 0, 255
+    ).astype(np.uint8)
+    return codes
 
 
 def _array(value: ir.Value | None) -> NDArray[np.float32]:

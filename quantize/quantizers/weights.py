@@ -85,14 +85,15 @@ def _least_error_scales(
 
 def _round(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
     scaled = weights / _along_first(scales, weights.ndim)
-    return np.clip(np.rint(scaled), -S8_MAX, S8_MAX).astype(np.int8)
+    codes: NDArray[np.int8] = np.clip(np.rint(scaled), -S8_MAX, S8_MAX).astype(np.int8)
+    return codes
 
 
 def least_scales(bias: NDArray[np.float32], input_scale: np.float32) -> NDArray[np.float32]:
     """Weight scales below which a bias would overflow int32.
 
-    A bias is stored as round(bias / (input scale * weight scale)). Where a channel's weights are tiny
-    that overflows; this is how MobileNetV3 collapses per channel (onnxruntime issue 22020).
+    A bias is stored as round(bias / (input scale * weight scale)). Where a channel's weights are
+    tiny that overflows; this is how MobileNetV3 collapses per channel (onnxruntime issue 22020).
 
     Args:
         bias: float32 [out channels].
@@ -124,8 +125,8 @@ def bias_shift(
 ) -> NDArray[np.float64]:
     """What to add to the bias so that rounded weights keep the mean of the output.
 
-    E[(W - Q(W)) x] = (W - Q(W)) E[x] (Nagel et al., "Data-Free Quantization", 2019, eq. 17). At padded
-    borders it is slightly too large.
+    E[(W - Q(W)) x] = (W - Q(W)) E[x] (Nagel et al., "Data-Free Quantization", 2019, eq. 17). At
+    padded borders it is slightly too large.
 
     Args:
         weights: float32 [out channels, in channels / groups, *taps].

@@ -13,10 +13,16 @@ from bench.render import (
     Bars,
     Check,
     Column,
+    Curve,
     Document,
     Ecdf,
+    Forest,
+    ForestRow,
     KeyFigure,
+    Lines,
     Paragraph,
+    Point,
+    Scatter,
     Section,
     Series,
     Table,
@@ -262,5 +268,44 @@ def test_ecdf_table_gives_percentiles_only_with_enough_samples():
 
     few = "n too small"
     assert row(10) == ("a", "10", "1", few, few, few, "10")
+    assert row(63)[4] == few
+    assert row(661)[5] == few
     assert row(64) == ("a", "64", "1", "32", "58", few, "64")
     assert row(1000) == ("a", "1,000", "1", "500", "900", "990", "1,000")
+
+
+def test_figure_tables_hold_every_number_the_picture_shows():
+    forest = Forest("t", "d", "pt", (ForestRow("a", 0.2, None, 0.5, "pass"),), 1.0, "limit")
+    lines = Lines("t", "d", "x", "y", (Curve("a", ((2, 20), (1, 10))),))
+    scatter = Scatter("t", "d", "x", "y", (Point(1, 10, "a"),))
+    bars = Bars("t", "d", "ms", (Bar("a", 1),), 2, "limit")
+    assert tabulate(forest).rows == (("a", "0.2", "", "0.5", "pass"), ("limit", "1", "", "", ""))
+    assert tabulate(lines).rows == (("a", "1", "10"), ("a", "2", "20"))
+    assert tabulate(scatter).rows == (("a", "1", "10"),)
+    assert tabulate(bars).rows == (("a", "1"), ("limit", "2"))
+    assert tabulate(Ecdf("t", "d", "ms", (Series("a", ()),))).rows[0][:2] == ("a", "0")
+
+
+def test_text_says_verdict_reasons_figures_checks_and_origin_in_that_order():
+    verdict = Banner("refuse", "Too much.", ("A reason.",), (KeyFigure("Drop", "2 pt", "of 1"),))
+    sections = (Section("part", (Paragraph("One.\nTwo.", "warning"),)),)
+    checks = (Check("accuracy", "fail", "2 pt", "b = 9"),)
+    text = render(Document("m", verdict, sections, checks, ("v1",)), "text")
+    assert text == (
+        "m\n====\n\nREFUSE: Too much.\n  A reason.\n\n  Drop  2 pt  of 1\n\nChecks\n------\n"
+        "  FAIL  accuracy\n      2 pt\n      b = 9\n\npart\n----\nWarning: One.\nTwo.\n\nv1\n"
+    )
+
+
+def test_text_counts_rows_that_it_leaves_out():
+    text = render(report(table_of(*(str(i) for i in range(205)))), "text")
+    assert "  5 more rows are in report.json." in text.splitlines()
+
+
+def test_markdown_keeps_tones_checks_and_origin():
+    sections = (Section("part", (Paragraph("One.\nTwo.", "note"), Paragraph("Three."))),)
+    checks = (Check("night", "inconclusive", "needs 3,100 more"),)
+    text = render(Document("m", Banner("info", "h"), sections, checks, ("v1",)), "markdown")
+    assert "> **Note:** One.  \n> Two." in text
+    assert "| night | ❓ Inconclusive | needs 3,100 more |" in text
+    assert text.endswith("Three.\n\n<sub>v1</sub>\n")

@@ -136,6 +136,14 @@ def test_ecdf_is_thinned_out_and_keeps_its_ends():
     assert float(curve.rsplit("V", 1)[1]) == pytest.approx(top, abs=0.2)
 
 
+def test_thinned_ecdf_still_reaches_the_slowest_sample():
+    values = (*range(1, 100_000), 1_000_000)
+    (curve,) = curves_of(parse(Ecdf("t", "d", "ms", (Series("a", values),))))
+    rights = [float(part.split("V")[0]) for part in curve.split("H")[1:]]
+    assert rights[-1] > WIDTH * 0.9
+    assert rights[-2] < WIDTH * 0.3
+
+
 def test_ecdf_series_differ_in_dash_and_colour():
     series = (Series("FP32", (1, 2), "baseline"), Series("INT8", (1, 2), "candidate"))
     root = parse(Ecdf("t", "d", "ms", (*series, Series("x", (1, 2)), Series("y", (1, 2)))))
@@ -164,14 +172,14 @@ def test_forest_orders_estimate_limit_and_bounds_as_numbers_are():
     limit = float(tint.get("x"))
     assert float(circle.get("cx")) < limit < float(diamond.get("d")[1:].split(" ")[0])
     assert "limit 1" in words(root)
-    assert "+0.2 [−0.1, +0.5] pass" in words(root)  # noqa: RUF001 - a real minus sign
+    assert "+0.2 [−0.1, +0.5] pass" in words(root)
 
 
 def test_forest_draws_an_open_end_to_the_edge_without_a_cap():
     closed = draw(Forest("t", "d", "pt", (ForestRow("a", 0.2, 0.1, 0.5),), 1, "limit"), "f")
     opened = draw(Forest("t", "d", "pt", (ForestRow("a", 0.2, None, 0.5),), 1, "limit"), "f")
     assert opened.count("<path") == closed.count("<path") - 1
-    assert "[−∞, +0.5]" in opened  # noqa: RUF001 - a real minus sign
+    assert "[−∞, +0.5]" in opened
 
 
 def test_scatter_puts_larger_values_right_and_up_and_joins_the_front():
@@ -337,7 +345,7 @@ def test_ticks_are_round_ordered_and_inside(values, zero, log):
     ("low", "high", "log", "expected"),
     [
         (0, 10, False, ("0", "2", "4", "6", "8", "10")),
-        (-0.4, 0.4, False, ("−0.4", "−0.2", "0.0", "0.2", "0.4")),  # noqa: RUF001
+        (-0.4, 0.4, False, ("−0.4", "−0.2", "0.0", "0.2", "0.4")),
         (0.01, 100, True, ("0.01", "0.1", "1", "10", "100")),
         (3, 30, True, ("5", "10", "20")),
         (3.1, 5.2, True, ("3.5", "4", "4.5", "5")),
