@@ -94,7 +94,7 @@ def quantize(
     seconds: Annotated[float, typer.Option(help="Sampling time of one such process.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Allow formats that run code when opened.")
+        bool, typer.Option("--trust-model", help="Open a file that could run code.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
@@ -264,7 +264,7 @@ def convert(
         str | None, typer.Option(help="Real samples to export and compare with.")
     ] = None,
     trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Allow formats that run code when opened.")
+        bool, typer.Option("--trust-model", help="Open a file that could run code.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Where Q/DQ pairs go: only where ONNX Runtime and OpenVINO turn them into integer kernels.
+"""Where Q/DQ pairs go: only where a runtime turns them into integer kernels.
 
     anchors (Conv, Gemm, MatMul, LSTM with constant weights) ─▶ modes ─▶ place() ─▶ Placement
 
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 Mode: TypeAlias = Literal["static", "dynamic", "float"]
+Fusion: TypeAlias = Literal["onnxruntime", "openvino"]
 
 # Whose output has the input's range, so that both share one scale and the kernel moves bytes.
 _MOVES = frozenset(
@@ -54,6 +55,7 @@ class Anchor:
         op: "Conv", "Gemm", "MatMul" or "LSTM".
         data: Name of its activation input.
         output: Name of its output.
+        end: Name of the Relu's or Clip's output where one follows alone, else `output`.
         out_axis: Axis of the weights that counts output channels.
         weight_count: Elements of its weights.
         depthwise: Whether each output channel reads one input channel.
@@ -64,6 +66,7 @@ class Anchor:
     op: str
     data: str
     output: str
+    end: str
     out_axis: int
     weight_count: int
     depthwise: bool = False
@@ -137,14 +140,14 @@ def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
     if reason or tensor is None:
         return reason
     rank = len(tensor.shape)
-    output = str(node.outputs[0].name)
+    output, end = str(node.outputs[0].name), _end(node)
     count = int(np.prod(tensor.shape.numpy()))
     name = str(node.name)
     if node.op_type == "Conv":
         if nested:
             return "inside a subgraph, where no statistics reach"
         shape = tensor.shape.numpy()
-        return Anchor(name, "Conv", data.name, output, 0, count, depthwise=int(shape[1]) == 1)
+        return Anchor(name, "Conv", data.name, output, end, 0, count, depthwise=int(shape[1]) == 1)
     if rank != 2:
         return f"weights of rank {rank}"
     if node.op_type == "Gemm":
@@ -152,8 +155,9 @@ def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
             return "Gemm with transposed activations"
         if nested:
             return "inside a subgraph, where no statistics reach"
-        return Anchor(name, "Gemm", data.name, output, 0 if _int(node, "transB", 0) else 1, count)
-    return Anchor(name, "MatMul", data.name, output, 1, count, nested=nested)
+        axis = 0 if _int(node, "transB", 0) else 1
+        return Anchor(name, "Gemm", data.name, output, end, axis, count)
+    return Anchor(name, "MatMul", data.name, output, end, 1, count, nested=nested)
 
 
 def _unfit(node: ir.Node, tensor: ir.TensorProtocol | None) -> str | None:
@@ -193,6 +197,7 @@ def _lstm_anchor(node: ir.Node, *, nested: bool) -> Anchor | str:
         "LSTM",
         str(data.name if data else ""),
         str(node.outputs[0].name),
+        str(node.outputs[0].name),
         1,
         count,
         nested=nested,
@@ -214,8 +219,13 @@ def place(
     anchors: tuple[Anchor, ...],
     modes: Mapping[str, Mode],
     magnitudes: Mapping[str, float] | None = None,
+    fused_for: Fusion = "onnxruntime",
 ) -> Placement:
     """Decide which tensors get Q/DQ pairs when the anchors run in `modes`.
+
+    ONNX Runtime makes a convolution integer only if its output is quantized too, and runs glue in
+    integers. OpenVINO fuses what follows a convolution (Swish, HardSwish, sums) into its kernel,
+    and a pair between the two would tear them apart; it wants pairs on anchors' inputs alone.
 
     Args:
         model: The prepared FP32 graph.
@@ -223,8 +233,9 @@ def place(
         modes: Mode by anchor name; one that is missing stays in float.
         magnitudes: Largest absolute value by tensor name, once calibrated; a tensor that is missing
             there cannot be quantized. None before calibration.
+        fused_for: The runtime whose fusions decide.
     """
-    return _Placing(model, anchors, dict(modes), magnitudes).result()
+    return _Placing(model, anchors, dict(modes), magnitudes).result(fused_for)
 
 
 class _Placing:
@@ -245,8 +256,11 @@ class _Placing:
         self.reasons: dict[str, str] = {}
         self.rectified: dict[str, str] = {}
 
-    def result(self) -> Placement:
+    def result(self, fused_for: Fusion) -> Placement:
         self._drop_unusable()
+        if fused_for == "openvino":
+            inputs = {a.data: a.data for a in self._static()}
+            return Placement(self.modes, frozenset(), inputs, {}, self.reasons)
         glue = self._glue()
         tensors = self._tensors(glue)
         return Placement(self.modes, frozenset(glue), tensors, self.rectified, self.reasons)
@@ -277,14 +291,10 @@ class _Placing:
 
     def _end(self, node: ir.Node) -> str:
         """The tensor to quantize after `node`: its output, or its Relu's or Clip's."""
-        value = node.outputs[0]
-        uses = value.uses()
-        if len(uses) == 1 and value.name not in self.outputs:
-            follower = next(iter(uses)).node
-            if str(follower.name) in self.nodes and _rectifies(follower):
-                self.rectified[str(node.name)] = str(follower.outputs[0].name)
-                return str(follower.outputs[0].name)
-        return str(value.name)
+        end = _end(node)
+        if end != node.outputs[0].name:
+            self.rectified[str(node.name)] = end
+        return end
 
     def _static(self) -> Iterator[Anchor]:
         return (a for a in self.anchors.values() if self.modes[a.name] == "static")
@@ -377,6 +387,16 @@ class _Placing:
                 source = str(node.inputs[0].name if node.inputs[0] is not None else "")
                 tensors[str(node.outputs[0].name)] = tensors[source]
         return tensors
+
+
+def _end(node: ir.Node) -> str:
+    value = node.outputs[0]
+    uses = value.uses()
+    if len(uses) == 1 and not value.is_graph_output():
+        follower = next(iter(uses)).node
+        if follower.graph is node.graph and _rectifies(follower):
+            return str(follower.outputs[0].name)
+    return str(value.name)
 
 
 def _rectifies(node: ir.Node) -> bool:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bench.errors import UsageError
 from quantize.calibrate import RANGE_METHODS
-from quantize.placement import Anchor, Mode
+from quantize.placement import Anchor, Fusion, Mode
 from quantize.targets import TARGETS
 
 SCHEMA = 1
@@ -29,6 +29,7 @@ class Recipe:
     Attributes:
         target: Name in `quantize.targets.TARGETS`.
         ranges: Name in `quantize.calibrate.RANGE_METHODS`, for every activation.
+        fused_for: The runtime whose fusions decide where Q/DQ pairs stand.
         correct_bias: Whether biases take up the mean error of the rounded weights.
         modes: "static", "dynamic" or "float" by anchor name.
         ranges_by_tensor: Methods of single tensors that differ from `ranges`.
@@ -38,6 +39,7 @@ class Recipe:
     ranges: str
     correct_bias: bool
     modes: dict[str, Mode]
+    fused_for: Fusion = "onnxruntime"
     ranges_by_tensor: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class Recipe:
         """`static 37, dynamic 2, float 4; mse ranges; portable`."""
         kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]
         counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
-        return f"{counts}; {self.ranges} ranges; {self.target}"
+        return f"{counts}; {self.ranges} ranges; {self.target}; for {self.fused_for}"
 
 
 def fingerprints(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, str]:
@@ -106,6 +108,7 @@ def to_toml(recipe: Recipe, marks: Mapping[str, str], facts: Mapping[str, str]) 
         f"schema = {SCHEMA}",
         f"target = {_quote(recipe.target)}",
         f"ranges = {_quote(recipe.ranges)}",
+        f"fused_for = {_quote(recipe.fused_for)}",
         f"correct_bias = {str(recipe.correct_bias).lower()}",
         "",
         "# Mode by fingerprint; the node's name in this model stands behind it.",
@@ -136,7 +139,8 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         raise UsageError(f"{where}: not TOML: {e}") from e
     if raw.get("schema") != SCHEMA:
         raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
-    known = {"schema", "target", "ranges", "correct_bias", "modes", "ranges_by_tensor", "made"}
+    known = {"schema", "target", "ranges", "correct_bias", "fused_for", "modes"}
+    known |= {"ranges_by_tensor", "made"}
     if unknown := sorted(set(raw) - known):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}.")
     modes: dict[str, str] = raw.get("modes", {})
@@ -153,6 +157,7 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         ranges=raw["ranges"],
         correct_bias=raw["correct_bias"],
         modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
+        fused_for=raw.get("fused_for", "onnxruntime"),
         ranges_by_tensor=raw.get("ranges_by_tensor", {}),
     )
 

@@ -13,9 +13,18 @@ from dataclasses import dataclass, replace
 
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
-from quantize.placement import Anchor, Mode
+from quantize.placement import Anchor, Fusion, Mode
 from quantize.quantizers import QuantizedModel
-from quantize.trials import Trial, Workbench, attempt, best_variant, single_noise, time_quickly
+from quantize.recipe import Recipe
+from quantize.trials import (
+    Trial,
+    Workbench,
+    attempt_or_none,
+    best_variant,
+    paying,
+    single_noise,
+    time_quickly,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,22 +84,23 @@ class Found:
     reason: str
 
 
-def strategies(anchors: Sequence[Anchor]) -> dict[str, dict[str, Mode]]:
+def plans(anchors: Sequence[Anchor], target: str, runtimes: Sequence[str]) -> dict[str, Recipe]:
     """Ways to divide the anchors among static, dynamic and float, without duplicates."""
-    plans: dict[str, dict[str, Mode]] = {
-        "static": {a.name: a.modes[0] for a in anchors},
-        "convolutions static, rest dynamic": {
-            a.name: "static" if a.op == "Conv" else "dynamic" for a in anchors
-        },
-        "dynamic": {a.name: "dynamic" if "dynamic" in a.modes else "float" for a in anchors},
-        "static without depthwise": {
-            a.name: "float" if a.depthwise else a.modes[0] for a in anchors
-        },
+    static: dict[str, Mode] = {a.name: a.modes[0] for a in anchors}
+    divided: list[tuple[str, dict[str, Mode], Fusion]] = [("static", static, "onnxruntime")]
+    if "openvino" in runtimes and "static" in static.values():
+        divided.append(("static for OpenVINO", static, "openvino"))
+    mixed: dict[str, Mode] = {a.name: "static" if a.op == "Conv" else "dynamic" for a in anchors}
+    divided.append(("convolutions static, rest dynamic", mixed, "onnxruntime"))
+    dynamic: dict[str, Mode] = {
+        a.name: "dynamic" if "dynamic" in a.modes else "float" for a in anchors
     }
-    distinct: dict[str, dict[str, Mode]] = {}
-    for name, modes in plans.items():
-        if modes not in distinct.values() and any(m != "float" for m in modes.values()):
-            distinct[name] = modes
+    divided.append(("dynamic", dynamic, "onnxruntime"))
+    distinct: dict[str, Recipe] = {}
+    for name, modes, fused_for in divided:
+        recipe = Recipe(target, "mse", correct_bias=True, modes=modes, fused_for=fused_for)
+        if recipe not in distinct.values() and any(m != "float" for m in modes.values()):
+            distinct[f"{name}, {target}"] = recipe
     return distinct
 
 
@@ -136,11 +146,7 @@ class _Search:
     def run(self, targets: Sequence[str]) -> Found:
         slower = False
         for target in targets:
-            made = [
-                best_variant(self.bench, modes, target, f"{name}, {target}")
-                for name, modes in strategies(self.bench.anchors).items()
-            ]
-            trials = [t for t in made if t is not None]
+            trials = self._make(target)
             if not trials:
                 continue
             ready = self._timed(trials)
@@ -153,6 +159,36 @@ class _Search:
             self._judge_fastest()
         best = min(self.judged, key=lambda j: j.rank, default=None)
         return Found(best, tuple(self.judged), tuple(self.trials), self.fp32_ms, reason)
+
+    def _make(self, target: str) -> list[Trial]:
+        """One candidate per plan; range method and bias correction are chosen on the first."""
+        trials: list[Trial] = []
+        chosen: Recipe | None = None
+        for name, plan in plans(self.bench.anchors, target, self.bench.runtimes).items():
+            if chosen is None or "static" not in chosen.modes.values():
+                trial = best_variant(self.bench, plan, name)
+            else:
+                like = replace(plan, ranges=chosen.ranges, correct_bias=chosen.correct_bias)
+                trial = attempt_or_none(self.bench, like, name)
+            if trial is not None:
+                chosen = chosen or trial.quantized.recipe
+                trials.append(trial)
+        return [*trials, *self._where_it_pays(trials, target)]
+
+    def _where_it_pays(self, trials: Sequence[Trial], target: str) -> list[Trial]:
+        """The first static candidate without the layers whose INT8 kernel gains nothing here."""
+        if "onnxruntime" not in self.bench.runtimes or not self.need_speed:
+            return []
+        for trial in trials:
+            recipe = trial.quantized.recipe
+            if recipe.fused_for == "onnxruntime" and "static" in recipe.modes.values():
+                modes = paying(self.bench, trial)
+                if modes == recipe.modes or all(m == "float" for m in modes.values()):
+                    return []
+                name = f"static where it pays, {target}"
+                found = attempt_or_none(self.bench, replace(recipe, modes=modes), name)
+                return [found] if found is not None else []
+        return []
 
     def _timed(self, trials: list[Trial]) -> list[Trial]:
         """Candidates that gain, fastest first."""
@@ -247,7 +283,9 @@ class _Search:
         if all(m == "float" for m in modes.values()):
             return None
         name = f"{base.name}, {len(floats)} in float"
-        trial = attempt(self.bench, replace(base.quantized.recipe, modes=modes), name)
+        trial = attempt_or_none(self.bench, replace(base.quantized.recipe, modes=modes), name)
+        if trial is None:
+            return None
         if not (ready := self._timed([trial])):
             self.say(f"{name}: no faster than FP32")
             return None

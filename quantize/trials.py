@@ -13,6 +13,7 @@ import numpy as np
 from bench.errors import InputError, UnsupportedError
 from bench.latency import Latency, Variant, measure
 from bench.models import Feeds, Model
+from bench.profile import node_times
 from bench.runtimes import RUNTIMES, Settings
 from quantize.calibrate import Calibration
 from quantize.placement import Anchor, Mode
@@ -23,7 +24,12 @@ logger = logging.getLogger(__name__)
 
 _QUICK_S = 0.4
 # Noise is an average over samples, so a few tell as much as many.
-PROBES = 12
+PROBES = 8
+# Tried in this order; what is left out of it was never best where these were not.
+RANGE_CHOICES = ("mse", "minmax", "percentile")
+_PROFILED = 5
+# An INT8 kernel has to be this much faster to pay for the pairs around it.
+_GAIN = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +132,59 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
     return Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
 
 
-def best_variant(bench: Workbench, modes: dict[str, Mode], target: str, name: str) -> Trial | None:
+def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     """The candidate with the least noise among range methods, with and without bias correction.
 
-    Returns None where nothing can be quantized this way.
+    Args:
+        bench: What all candidates share.
+        plan: A recipe whose modes, target and fusion are given; the rest is chosen.
+        name: Of the candidate.
+
+    Returns:
+        None where nothing can be quantized this way.
     """
-    static = any(m == "static" for m in modes.values())
+    static = any(m == "static" for m in plan.modes.values())
     best: Trial | None = None
-    for ranges in ("mse", "minmax", "percentile") if static else ("mse",):
-        trial = _try(bench, Recipe(target, ranges, correct_bias=True, modes=modes), name)
+    for ranges in RANGE_CHOICES if static else RANGE_CHOICES[:1]:
+        trial = attempt_or_none(bench, replace(plan, ranges=ranges, correct_bias=True), name)
         if trial is not None and (best is None or trial.noise_db > best.noise_db):
             best = trial
     if best is None:
         return None
-    plain = _try(bench, replace(best.quantized.recipe, correct_bias=False, modes=modes), name)
+    chosen = best.quantized.recipe.ranges
+    plain = attempt_or_none(bench, replace(plan, ranges=chosen, correct_bias=False), name)
     if plain is not None and plain.noise_db > best.noise_db:
         best = plain
     return best
 
 
-def _try(bench: Workbench, recipe: Recipe, name: str) -> Trial | None:
+def paying(bench: Workbench, trial: Trial) -> dict[str, Mode]:
+    """The trial's modes, with anchors back in float whose INT8 kernel gains nothing here.
+
+    Read from one profile of each model in ONNX Runtime; an anchor that cannot be found in both
+    keeps its mode.
+    """
+    feeds = bench.probes[0]
+    fp32, int8 = (
+        node_times(path, feeds, threads=bench.threads, runs=_PROFILED, scratch=bench.scratch)
+        for path in (bench.fp32.path, trial.quantized.model.path)
+    )
+    modes = dict(trial.quantized.recipe.modes)
+    for anchor in bench.anchors:
+        before = _time_of(anchor, fp32)
+        after = _time_of(anchor, int8)
+        if modes[anchor.name] == "static" and before and after and after > _GAIN * before:
+            modes[anchor.name] = "float"
+    return modes
+
+
+def _time_of(anchor: Anchor, times: dict[str, float]) -> float:
+    prefixes = (f"{anchor.name}_token_", f"{anchor.output}_nchwc", f"{anchor.end}_nchwc")
+    return sum(ms for name, ms in times.items() if name == anchor.name or name.startswith(prefixes))
+
+
+def attempt_or_none(bench: Workbench, recipe: Recipe, name: str) -> Trial | None:
+    """The candidate, or None where the recipe leaves nothing in INT8 or the result does not run."""
     try:
         return attempt(bench, recipe, name)
     except (UnsupportedError, InputError) as e:
@@ -163,8 +202,8 @@ def time_quickly(
     """
     variants = []
     for runtime in bench.runtimes:
-        for label, model in _models(bench, trials):
-            if not _opens(runtime, model, bench.threads):
+        for label, model, fused_for in _models(bench, trials):
+            if fused_for not in (None, runtime) or not _opens(runtime, model, bench.threads):
                 continue
             name = f"{label} {runtime}"
             variants.append(Variant(name, model, runtime, "cpu", bench.threads, bench.batch))
@@ -172,14 +211,20 @@ def time_quickly(
     by_name = {x.variant.name: x.median_ms for x in found}
     times = [
         {r: by_name[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in by_name}
-        for label, _ in _models(bench, trials)
+        for label, _, _ in _models(bench, trials)
     ]
     timed = tuple(replace(t, latency_ms=ms) for t, ms in zip(trials, times[1:], strict=True))
     return timed, times[0]
 
 
-def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model]]:
-    return [("fp32", bench.fp32), *((str(i), t.quantized.model) for i, t in enumerate(trials))]
+def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model, str | None]]:
+    """Label, file and the only runtime it was fused for; None: try it in all."""
+    rows: list[tuple[str, Model, str | None]] = [("fp32", bench.fp32, None)]
+    for i, trial in enumerate(trials):
+        recipe = trial.quantized.recipe
+        only = recipe.fused_for if "static" in recipe.modes.values() else None
+        rows.append((str(i), trial.quantized.model, "openvino" if only == "openvino" else None))
+    return rows
 
 
 def _opens(runtime: str, model: Model, threads: int) -> bool:

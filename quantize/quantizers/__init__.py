@@ -4,7 +4,7 @@ FP32 Model + Recipe + Calibration ─engine─▶ file ─check()─▶ Quantize
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +70,14 @@ def quantize(
             f"{source.sha256[:12]}…. Calibrate again."
         )
     model = ir.load(source.path)
-    placement = place(model, anchors, recipe.modes, calibration.magnitudes())
+    placement = place(model, anchors, recipe.modes, calibration.magnitudes(), recipe.fused_for)
     if all(m == "float" for m in placement.modes.values()):
         reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]
         raise UnsupportedError(f"nothing to quantize (0 of {len(anchors)}): {'; '.join(reasons)}.")
     layers = QUANTIZERS["native"](model, anchors, placement, calibration, recipe)
     _check_scales(model)
     save(model, out)
-    kept = Recipe(
-        recipe.target, recipe.ranges, recipe.correct_bias, placement.modes, recipe.ranges_by_tensor
-    )
+    kept = replace(recipe, modes=placement.modes)
     return QuantizedModel(read_model(out), kept, layers, source.sha256, calibration.samples_sha256)
 
 

@@ -34,7 +34,7 @@ class ModelSpec:
         text: A file, or `file.py:factory`, or `package.module:factory`.
         weights: State dict for the module that a factory makes.
         inputs: What the model takes, where neither the file nor the data says it.
-        trust: Formats that may run code when they are opened are allowed.
+        trust: A file that may run code when it is opened is allowed.
         dynamic_batch: Leave the batch axis free where the model allows it.
     """
 

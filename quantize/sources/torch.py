@@ -1,9 +1,8 @@
 """PyTorch models: `.pt2` programs, and factories with their weights, exported with torch.export.
 
 Weights are read from safetensors or by torch's restricted unpickler; there is no second try
-without the restriction. Opening a `.pt2` file can run code: torch 2.13 unpickles payloads that the
-file's own index marks as pickled, unpickles sample inputs without restriction where the restricted
-way fails, and evaluates symbolic sizes as expressions. So it has to be trusted explicitly.
+without the restriction. A `.pt2` file is opened where `torch_archive` finds nothing in it but data;
+any other has to be trusted explicitly.
 """
 
 import logging
@@ -53,9 +52,9 @@ def convert(spec: ModelSpec, samples: Samples | None, out: Path) -> Model:
     """Export a module and compare the ONNX file with it on real samples.
 
     Raises:
-        UsageError: Its inputs are unknown, or a `.pt2` file is not trusted.
-        InputError: Weights do not fit, the module fails on a sample, or the export computes
-            something else.
+        UsageError: Its inputs are unknown.
+        InputError: A `.pt2` file could run code and is not trusted, weights do not fit, the module
+            fails on a sample, or the export computes something else.
         UnsupportedError: torch cannot export it, or it is quantized already.
     """
     program = _open(spec, samples)

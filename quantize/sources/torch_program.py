@@ -14,6 +14,7 @@ from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
 from bench.models import TensorSpec
 from quantize.plugins import blame, describe_error, load_function
 from quantize.sources.seam import ModelSpec
+from quantize.sources.torch_archive import private_copy, refuse_unsafe
 from quantize.sources.torch_weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -42,26 +43,24 @@ class Program:
 
 
 def open_program(spec: ModelSpec) -> Program:
-    """Load a `.pt2` file."""
-    if not spec.trust:
-        raise UsageError(
-            f"{spec.text}: a .pt2 file can run code when it is opened. If you trust who made it, "
-            "add --trust-model; else give file.py:factory --weights weights.safetensors."
-        )
+    """Load a `.pt2` file.
+
+    Raises:
+        UsageError: Weights were given with it.
+        InputError: It is missing or damaged, or could run code and is not trusted.
+    """
     if spec.weights is not None:
         raise UsageError(f"{spec.text}: a .pt2 file has its own weights; leave --weights out.")
     if not Path(spec.text).is_file():
         raise InputError(f"{spec.text}: no such file.")
-    torch = import_torch()
-    try:
-        with quiet():
-            exported = torch.export.load(spec.text)
-            module = exported.module()
-    except Exception as e:  # the archive reader, JSON and torch raise anything
-        raise InputError(
-            f"{spec.text}: torch {torch.__version__} cannot load it: {describe_error(e)}. "
-            "Save it again with torch.export.save of this version."
-        ) from e
+    import_torch()
+    if spec.trust:
+        exported, module = _load(Path(spec.text), spec.text)
+    else:
+        with private_copy(Path(spec.text)) as copy:
+            with quiet():
+                refuse_unsafe(copy, spec.text)
+            exported, module = _load(copy, spec.text)
     from torch.utils import _pytree
 
     structure, given = exported.call_spec.in_spec, exported.graph_signature.user_inputs
@@ -74,6 +73,21 @@ def open_program(spec: ModelSpec) -> Program:
         return tuple(args), kwargs
 
     return Program(module, inputs, arrange)
+
+
+def _load(path: Path, name: str) -> tuple[Any, Any]:
+    """The exported program, and a module of it."""
+    import torch
+
+    try:
+        with quiet():
+            exported = torch.export.load(path)
+            return exported, exported.module()
+    except Exception as e:  # the archive reader, JSON and torch raise anything
+        raise InputError(
+            f"{name}: torch {torch.__version__} cannot load it: {describe_error(e)}. "
+            "Save it again with torch.export.save of this version."
+        ) from e
 
 
 def open_factory(spec: ModelSpec, inputs: tuple[TensorSpec, ...]) -> Program:

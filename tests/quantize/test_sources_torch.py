@@ -211,7 +211,7 @@ def test_a_recurrent_network_keeps_its_length_free_without_data(
     assert _run(model, feeds)["x_out"].shape == (2, 13, 4)
 
 
-def test_a_program_is_opened_only_when_it_is_trusted(nets: Path, tmp_path: Path) -> None:
+def test_a_plain_program_needs_no_trust(nets: Path, tmp_path: Path) -> None:
     batch = torch.export.Dim.DYNAMIC
     exported = torch.export.export(
         _make(nets, "cnn"), (torch.zeros(2, 3, 6, 6),), dynamic_shapes=({0: batch},)
@@ -219,23 +219,22 @@ def test_a_program_is_opened_only_when_it_is_trusted(nets: Path, tmp_path: Path)
     path = tmp_path / "cnn.pt2"
     torch.export.save(exported, path)
 
-    with pytest.raises(UsageError, match="--trust-model"):
-        describe_inputs(ModelSpec(str(path)))
-    (image,) = describe_inputs(ModelSpec(str(path), trust=True)) or ()
+    (image,) = describe_inputs(ModelSpec(str(path))) or ()
     assert image.name == "image"
     assert image.batch_is_free
-    model = convert(ModelSpec(str(path), trust=True), None, tmp_path / "fp32.onnx")
+    model = convert(ModelSpec(str(path)), None, tmp_path / "fp32.onnx")
     assert model.inputs[0].batch_is_free
 
     path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(InputError, match="cannot load it"):
-        describe_inputs(ModelSpec(str(path), trust=True))
+    for trust in (False, True):
+        with pytest.raises(InputError, match="cannot load it"):
+            describe_inputs(ModelSpec(str(path), trust=trust))
 
 
-def test_a_hostile_program_does_nothing_unless_it_is_trusted(tmp_path: Path) -> None:
+def test_a_pickle_named_like_a_program_does_nothing(tmp_path: Path) -> None:
     path = tmp_path / "hostile.pt2"
     path.write_bytes(pickle.dumps(_Touch(tmp_path / "canary")))
-    with pytest.raises(UsageError):
+    with pytest.raises(InputError):
         convert(ModelSpec(str(path)), None, tmp_path / "out" / "fp32.onnx")
     assert not (tmp_path / "canary").exists()
 

@@ -1,0 +1,44 @@
+# Needs Linux and Python 3.11 or newer, nothing else: no root, no system packages.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := calibration_data/fashion_mnist
+
+.PHONY: install demo demo-model test lint types format check clean
+
+install: .venv/installed
+
+demo: install  ## quantize, judge and time the model that comes with the repository
+	$(BIN)/vnnify quantize $(DEMO)/model.py:model --weights $(DEMO)/weights.safetensors \
+	  --calibration $(DEMO)/calibration.npz --data $(DEMO)/evaluation.npz --out out/demo --force
+
+demo-model: install  ## make the files of the demo again, from the data set; takes minutes
+	$(BIN)/python $(DEMO)/train.py $(TRAIN)
+
+test: install
+	$(BIN)/pytest --cov
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint types test
+
+clean:
+	rm -rf .venv out build *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Rebuilt when a dependency or a pin changes; written last, so an interrupted set-up starts again.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "vnnify needs Python 3.11 or newer as '$(PYTHON)'. Name another: make PYTHON=python3.12 ..." >&2; exit 7; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[torch,openvino]' --group dev
+	@touch $@
