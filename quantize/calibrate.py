@@ -40,6 +40,7 @@ class TensorStatistics:
         low: Smallest value seen.
         high: Largest value seen.
         count: Values seen.
+        zeros: Values that were exactly zero, which 8 bits hold without error.
         exponent: Bins are 2**exponent wide; bin i covers [i, i + 1) * 2**exponent.
         bins: int64 [2 * HALF_BINS]; entry HALF_BINS + i is the count of bin i.
         channel_sum: float64 [channels], sums per channel of axis 1 (last axis for rank <= 3), or
@@ -53,6 +54,7 @@ class TensorStatistics:
     low: float = np.inf
     high: float = -np.inf
     count: int = 0
+    zeros: int = 0
     exponent: int = _SMALLEST_EXPONENT
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * HALF_BINS, np.int64))
     channel_sum: NDArray[np.float64] | None = None
@@ -74,10 +76,13 @@ class TensorStatistics:
         # Scaling by a power of two is exact, so the bin of a value never depends on rounding.
         scaled = flat * np.float32(2.0**-self.exponent)
         np.floor(scaled, out=scaled)
+        # A tiny negative value scales to -0, and would move to the other side of zero.
+        np.minimum(scaled, -1, out=scaled, where=flat < 0)
         scaled += HALF_BINS
         self.bins += np.bincount(scaled.astype(np.intp), minlength=2 * HALF_BINS)
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += flat.size
+        self.zeros += flat.size - int(np.count_nonzero(flat))
 
     def add_channels(self, values: Array, axis: int) -> None:
         """Take in the per-channel sums of one tensor along every axis but `axis`."""
@@ -96,13 +101,14 @@ class TensorStatistics:
         self.bins += _coarser(other.bins, exponent - other.exponent)
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.count += other.count
+        self.zeros += other.zeros
         self.samples += other.samples
         self.nonfinite += other.nonfinite
-        if self.channel_sum is None:
-            self.channel_sum = other.channel_sum
-            self.channel_count = other.channel_count
-        elif other.channel_sum is not None:
-            self.channel_sum = self.channel_sum + other.channel_sum
+        if other.channel_sum is not None:
+            # A new array either way: the other's own must not grow with this one.
+            self.channel_sum = other.channel_sum + (
+                0.0 if self.channel_sum is None else self.channel_sum
+            )
             self.channel_count += other.channel_count
 
     def mean(self) -> NDArray[np.float64] | None:
@@ -189,8 +195,8 @@ def mse_range(stats: TensorStatistics, *, power: float = 2.0) -> Range:
     """The range with the smallest expected |x - Q(x)|**power, from the histogram.
 
     Every pair of cuts on a grid is tried: 24 high ends and, where the tensor is negative too, 24
-    low ends. The rounding error inside the range is step**2 / 12 (Widrow, 1961), and every value
-    outside pays its distance to the end.
+    low ends. The rounding error inside the range is step**2 / 12 (Widrow, 1961), but for exact zeros
+    (most of what a Relu leaves), which have none; every value outside pays its distance to the end.
 
     Args:
         stats: Of the tensor.
@@ -208,7 +214,7 @@ def mse_range(stats: TensorStatistics, *, power: float = 2.0) -> Range:
     clipped = ((over**power) @ counts)[:, None] + ((under**power) @ counts)[None, :]
     step = (highs[:, None] - lows[None, :]) / 255.0
     # E|u|**p of an error uniform in ±step/2 is (step/2)**p / (p + 1).
-    rounding = (step / 2.0) ** power / (power + 1.0) * counts.sum()
+    rounding = (step / 2.0) ** power / (power + 1.0) * (counts.sum() - stats.zeros)
     i, j = np.unravel_index(int(np.argmin(clipped + rounding)), clipped.shape)
     return Range(float(min(lows[j], 0.0)), float(max(highs[i], 0.0)))
 
@@ -217,16 +223,17 @@ def entropy_range(stats: TensorStatistics) -> Range:
     """The range whose 256 levels lose the least information (KL divergence), symmetric cuts.
 
     S. Migacz, "8-bit Inference with TensorRT", GTC 2017: the clipped distribution is compared with
-    its own quantized form for every cut; both cuts shrink together here, and all cuts share prefix
-    sums.
+    its own quantized form for every cut. A cut is one distance from zero to both sides, so that an
+    outlier on one side does not cost the other its tail.
     """
     whole = minmax_range(stats)
     centres, counts = _occupied(stats)
-    if counts.size < 256:
+    if not counts.size:
         return whole
     best, chosen = np.inf, whole
-    for cut in np.geomspace(1.0, 0.1, 40):
-        low, high = whole.low * cut, whole.high * cut
+    farthest = max(-whole.low, whole.high)
+    for cut in farthest * np.geomspace(1.0, 0.03, 60):
+        low, high = max(whole.low, -cut), min(whole.high, cut)
         loss = _divergence(centres, counts, low, high)
         if loss < best:
             best, chosen = loss, Range(float(low), float(high))
@@ -358,9 +365,11 @@ class _Watched:
     def run(self, feeds: Feeds) -> Iterator[tuple[str, Array]]:
         """Every watched tensor and output with its values, group by group."""
         yield from feeds.items()
+        # An input may be an output as well, and is counted once.
+        outputs = [n for n in self.outputs if n not in feeds]
         sizes: dict[str, int] = {}
         for i, group in enumerate(self.groups or self.first):
-            wanted = group + (self.outputs if i == 0 else [])
+            wanted = group + (outputs if i == 0 else [])
             try:
                 values = self.session.run(wanted, feeds)
             except open_errors() as e:

@@ -1,14 +1,14 @@
 """The command `vnnify`; its `bench` and `doctor` come from `bench`."""
 
-import json as jsonlib
 import shlex
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from bench.cli import app as bench_app
 from bench.cli import emit, guard, refuse_existing, say
@@ -16,12 +16,12 @@ from bench.errors import ExitCode, UsageError
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load, publish, staging_for, write_manifest
-from quantize.config import read_config
-from quantize.gating import GateJob, GateReport, gate_document
-from quantize.images import Preprocessing
-from quantize.pipeline import DataSpec, Effort, Job, Limits
-from quantize.report import Report, document
-from quantize.sources.seam import ModelSpec, parse_input
+
+# Nothing else of `quantize` is imported before a command runs: --help has to be instant.
+if TYPE_CHECKING:
+    from quantize.images import Preprocessing
+    from quantize.report import Report
+    from quantize.sources.seam import ModelSpec
 
 app = typer.Typer(
     add_completion=False,
@@ -44,7 +44,19 @@ _METRIC = (
 _DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: the metric's unit."
 
 
-@app.command()
+class _Configured(TyperCommand):
+    """A command whose options default to what vnnify.toml says; the command line wins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the configuration, unless only help is wanted."""
+        from quantize.config import read_config
+
+        if "--help" not in args:
+            ctx.default_map = read_config(Path.cwd()).defaults(ctx.info_name)
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Configured)
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
     data: Annotated[str, typer.Option(help=_DATA)],
@@ -100,33 +112,32 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
+    from quantize.job import DataSpec, Effort, Job, Limits
+    from quantize.options import checked_tolerance, names, one_of, parse_states
+    from quantize.report import Report
+
     job = Job(
-        model=ModelSpec(
-            text=model,
-            weights=weights,
-            inputs=tuple(parse_input(i) for i in inputs or ()),
-            trust=trust_model,
-        ),
+        model=_model(model, weights, inputs, trust=trust_model),
         data=DataSpec(
             source=data,
             calibration=calibration,
             calibration_count=calibration_samples,
             limit=limit,
             preprocessing=_preprocessing(),
-            states=_states(state or []),
+            states=parse_states(state or []),
             seed=seed,
         ),
         limits=Limits(
             metric=metric,
             output=output,
-            max_drop=max_drop,
+            max_drop=checked_tolerance(max_drop),
             confidence=confidence,
-            inconclusive=_one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
-            objective=_one_of("--objective", objective, ("latency", "size")),
+            inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
+            objective=one_of("--objective", objective, ("latency", "size")),
         ),
         effort=Effort(
             target=target,
-            runtimes=_names(runtime),
+            runtimes=names(runtime),
             threads=threads,
             rounds=rounds,
             seconds=seconds,
@@ -143,7 +154,7 @@ def quantize(
         )
         report = load(Report, (staging / raw).read_bytes(), raw)
         _publish(report, staging, out, force=force)
-    emit(dump(report).decode() if json else render(_relocated(report, out), "text"))
+    emit(dump(report).decode() if json else render(_summary(report, out), "text"))
     _end(report.conclusion.exit_code, f"files: {out}")
 
 
@@ -151,6 +162,7 @@ def work(job: dict[str, Any]) -> str:
     """The child process of `quantize`: native code runs here, where a crash loses nothing."""
     import shutil
 
+    from quantize.job import Job
     from quantize.pipeline import run
     from quantize.progress import progress_for
 
@@ -162,7 +174,7 @@ def work(job: dict[str, Any]) -> str:
     return "report.json"
 
 
-def _publish(report: Report, staging: Path, out: Path, *, force: bool) -> None:
+def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None:
     shown = _relocated(report, out)
     (staging / "report.html").write_text(render(shown, "html"), encoding="utf-8")
     (staging / "report.md").write_text(render(shown, "markdown"), encoding="utf-8")
@@ -171,12 +183,14 @@ def _publish(report: Report, staging: Path, out: Path, *, force: bool) -> None:
     publish(staging, out, force=force)
 
 
-def _relocated(report: Report, out: Path) -> Any:
+def _relocated(report: "Report", out: Path) -> Any:
     """The report's document, naming the model by the path at which a reader finds it."""
+    from quantize.report import document
+
     return document(replace(report, int8=replace(report.int8, path=out / report.int8.path)))
 
 
-@app.command()
+@app.command(cls=_Configured)
 def gate(
     fp32: Annotated[Path, typer.Argument(metavar="FP32", help="The baseline, ONNX.")],
     int8: Annotated[Path, typer.Argument(metavar="INT8", help="The candidate, ONNX.")],
@@ -204,21 +218,28 @@ def gate(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
+    from quantize.gating import GateReport, gate_document
+    from quantize.job import DataSpec, GateJob, Limits
+    from quantize.options import checked_tolerance, one_of, parse_speedup, parse_states
+
     refuse_existing([out, junit, markdown, html], force=force)
     job = GateJob(
         fp32=fp32,
         int8=int8,
         data=DataSpec(
-            source=data, limit=limit, preprocessing=_preprocessing(), states=_states(state or [])
+            source=data,
+            limit=limit,
+            preprocessing=_preprocessing(),
+            states=parse_states(state or []),
         ),
         limits=Limits(
             metric=metric,
             output=output,
-            max_drop=max_drop,
+            max_drop=checked_tolerance(max_drop),
             confidence=confidence,
-            inconclusive=_one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
+            inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
         ),
-        min_speedup=_speedup(min_speedup),
+        min_speedup=parse_speedup(min_speedup),
         runtime=runtime,
         native=native,
         threads=threads,
@@ -245,6 +266,7 @@ def gate(
 def gate_work(job: dict[str, Any]) -> str:
     """The child process of `gate`."""
     from quantize.gating import run_gate
+    from quantize.job import GateJob
     from quantize.progress import progress_for
 
     with progress_for(sys.stderr) as progress:
@@ -270,12 +292,7 @@ def convert(
 ) -> None:
     """Convert a trained model to one clean FP32 ONNX file, compared with its source."""
     refuse_existing([out], force=force)
-    spec = ModelSpec(
-        text=model,
-        weights=weights,
-        inputs=tuple(parse_input(i) for i in inputs or ()),
-        trust=trust_model,
-    )
+    spec = _model(model, weights, inputs, trust=trust_model)
     with tempfile.TemporaryDirectory(
         prefix=".vnnify-convert-", dir=out.absolute().parent
     ) as folder:
@@ -295,6 +312,7 @@ def convert(
 def convert_work(job: dict[str, Any]) -> dict[str, Any]:
     """The child process of `convert`."""
     from quantize.converting import convert_file
+    from quantize.sources.seam import ModelSpec
 
     spec = load(ModelSpec, job["spec"].encode(), "spec")
     return convert_file(spec, job["data"], Path(job["folder"]), job["name"], _preprocessing())
@@ -309,6 +327,8 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Render a stored report; without an option, as text."""
+    from quantize.report import Report
+
     refuse_existing([html, markdown, junit], force=force)
     try:
         data = file.read_bytes()
@@ -351,43 +371,16 @@ def _typed() -> str:
     return shlex.join(["vnnify", *sys.argv[1:]])
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(n.strip() for n in text.split(",") if n.strip())
+def _model(
+    text: str, weights: Path | None, inputs: list[str] | None, *, trust: bool
+) -> "ModelSpec":
+    from quantize.sources.seam import ModelSpec, parse_input
+
+    return ModelSpec(text, weights, tuple(parse_input(i) for i in inputs or ()), trust)
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise UsageError(f"{option} {value!r}: expected one of {', '.join(known)}.")
-    return value
-
-
-def _states(pairs: list[str]) -> dict[str, str]:
-    states = {}
-    for pair in pairs:
-        output, colon, target = pair.rpartition(":")
-        if not colon or not output or not target:
-            raise UsageError(f"--state {pair!r}: expected OUTPUT:INPUT.")
-        states[output] = target
-    return states
-
-
-def _speedup(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text.removesuffix("x"))
-    except ValueError:
-        value = 0.0
-    if not text.endswith("x") or value <= 0:
-        raise UsageError(f"--min-speedup {text!r}: expected a factor with its unit, as in 1.2x.")
-    return value
-
-
-def _preprocessing() -> Preprocessing | None:
+def _preprocessing() -> "Preprocessing | None":
     """From `[tool.vnnify.preprocessing]` or `[preprocessing]` of vnnify.toml; images need it."""
+    from quantize.config import read_config
+
     return read_config(Path.cwd()).preprocessing
-
-
-def print_json(value: object) -> None:
-    """One object on stdout."""
-    emit(jsonlib.dumps(value, sort_keys=True) + "\n")

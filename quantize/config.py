@@ -40,7 +40,7 @@ TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomme
 # inconclusive = "fail"          # fail, warn or pass when the samples are too few
 # target = "auto"                # auto, portable, vnni, amx, avx2
 # objective = "latency"          # latency refuses what is slower than FP32, size does not
-# runtime = "onnxruntime,openvino"
+# runtime = "onnxruntime,openvino"  # gate judges in the first
 # threads = 0                    # 0: all that this process may use
 # calibration_samples = 256
 
@@ -69,6 +69,18 @@ class Config:
     preprocessing: Preprocessing | None
     where: str
 
+    def defaults(self, command: str | None) -> dict[str, Any]:
+        """What the options of a command are where the command line does not give them.
+
+        `out` is the folder of `quantize`, and `gate` judges in one runtime only.
+        """
+        if command != "gate":
+            return dict(self.options)
+        options = {k: v for k, v in self.options.items() if k != "out"}
+        if isinstance(options.get("runtime"), str):
+            options["runtime"] = options["runtime"].partition(",")[0].strip()
+        return options
+
 
 def read_config(folder: Path) -> Config:
     """Read vnnify.toml, or else `[tool.vnnify]` of pyproject.toml, in `folder`.
@@ -95,10 +107,12 @@ def _toml(path: Path) -> dict[str, Any]:
 def _config(table: dict[str, Any], where: str) -> Config:
     table = dict(table)
     images = table.pop("preprocessing", None)
-    for key in table:
+    for key, value in table.items():
         if key not in OPTIONS:
             known = [*OPTIONS, "preprocessing"]
             raise UsageError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UsageError(f"{where}: {key} = {value!r}: expected one text or number.")
     return Config(table, _preprocessing(images, where) if images is not None else None, where)
 
 

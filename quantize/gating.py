@@ -28,27 +28,12 @@ from bench.runtimes import Settings, find_runtime
 from quantize.data import read_samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate
 from quantize.gate import Verdict, judge, parse_tolerance
+from quantize.job import GateJob, Progress
 from quantize.metrics import resolve_metric
 from quantize.outputs import OutputStore
-from quantize.pipeline import DataSpec, Limits, Progress
 
 if TYPE_CHECKING:
     from quantize.data import Samples
-
-
-@dataclass(frozen=True, slots=True)
-class GateJob:
-    """What `vnnify gate` was asked."""
-
-    fp32: Path
-    int8: Path
-    data: DataSpec
-    limits: Limits
-    min_speedup: float | None
-    runtime: str
-    native: bool
-    threads: int
-    command: str
 
 
 @dataclass(frozen=True, slots=True)

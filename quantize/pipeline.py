@@ -10,9 +10,8 @@ goes to `refused/` in it.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
 import onnx_ir as ir
 
@@ -27,7 +26,7 @@ from quantize.calibrate import calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
 from quantize.gate import Tolerance, Verdict, judge, parse_tolerance
-from quantize.images import Preprocessing
+from quantize.job import Job, Progress
 from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
 from quantize.placement import find_anchors, watch_list
@@ -36,7 +35,7 @@ from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, from_toml, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
 from quantize.search import Found, search
-from quantize.sources import ModelSpec, check_parity, convert, describe_inputs
+from quantize.sources import check_parity, convert, describe_inputs
 from quantize.targets import TARGETS, find_target
 from quantize.trials import PROBES, Workbench, attempt, run_probes
 
@@ -46,98 +45,6 @@ logger = logging.getLogger(__name__)
 _AUTO = ("portable", "vnni")
 _PARITY_SAMPLES = 4
 _FEW = 100
-
-
-@dataclass(frozen=True, slots=True)
-class DataSpec:
-    """Where samples come from.
-
-    Attributes:
-        source: Labelled or not; also calibrates where `calibration` is None.
-        calibration: Another source to calibrate with.
-        calibration_count: Samples that calibrate, at most.
-        limit: Samples read from each source, at most; None for all.
-        preprocessing: How images become arrays.
-        states: Output to input names that carry state.
-        seed: Of the split.
-    """
-
-    source: str
-    calibration: str | None = None
-    calibration_count: int = 256
-    limit: int | None = None
-    preprocessing: Preprocessing | None = None
-    states: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the INT8 model has to meet.
-
-    Attributes:
-        metric: Name or `file.py:function`; None chooses by the labels.
-        output: The output to score.
-        max_drop: Tolerance with its unit; None for 1pt, or 1% where the metric is not in 0..1.
-        confidence: One-sided, of the verdict.
-        inconclusive: What becomes of a model when the samples cannot tell.
-        objective: "latency" refuses a model that is not faster than FP32, "size" does not.
-    """
-
-    metric: str | None = None
-    output: str | None = None
-    max_drop: str | None = None
-    confidence: float = 0.95
-    inconclusive: Literal["fail", "warn", "pass"] = "fail"
-    objective: Literal["latency", "size"] = "latency"
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How the model is made and timed.
-
-    Attributes:
-        target: A name in `TARGETS`, or "auto".
-        runtimes: Names that may serve; empty for all that are installed.
-        threads: Inside one inference; 0 for all that this process may use.
-        rounds: Processes per variant in the benchmark.
-        seconds: Sampling per process.
-        recipe: A recipe to replay instead of a search.
-    """
-
-    target: str = "auto"
-    runtimes: tuple[str, ...] = ()
-    threads: int = 0
-    rounds: int = 5
-    seconds: float = 0.3
-    recipe: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Everything that one `vnnify quantize` was asked."""
-
-    model: ModelSpec
-    data: DataSpec
-    limits: Limits
-    effort: Effort
-    command: str
-
-
-class Progress(Protocol):
-    """Where the pipeline tells what it does."""
-
-    def begin(self, name: str) -> None:
-        """A stage begins."""
-        ...
-
-    def step(self, done: int, total: int) -> None:
-        """So much of the stage is done."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Something worth a line."""
-        ...
 
 
 def run(job: Job, staging: Path, progress: Progress) -> Report:

@@ -20,6 +20,7 @@ from bench.errors import InputError, UnsupportedError
 from bench.models import Model, read_model
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.seam import Settings
+from quantize.rewrites import rewrite
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def prepare(source: Model, out: Path) -> Prepared:
     raw = out.with_name(f"{out.stem}.raw.onnx")
     save(model, raw)
     model = _fold(raw, model, notes)
-    _pool_means(model, notes)
+    notes += rewrite(model)
     model = _tidy(model)
     refuse_nonfinite(model, source.path)
     save(model, out)
@@ -97,12 +98,14 @@ def save(model: ir.Model, out: Path) -> None:
 
 
 def _load(source: Model, notes: list[str]) -> ir.Model:
-    if source.opset >= _LOWEST_OPSET:
+    large = source.size_bytes > EXTERNAL_BYTES
+    # 13 would do for Q/DQ, but HardSwish came with 14.
+    if source.opset > _LOWEST_OPSET or (large and source.opset == _LOWEST_OPSET):
         return ir.load(source.path)
     import onnx
     from onnx import version_converter
 
-    if source.size_bytes > EXTERNAL_BYTES:
+    if large:
         raise UnsupportedError(
             f"{source.path}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which "
             f"needs the "
@@ -119,6 +122,8 @@ def _load(source: Model, notes: list[str]) -> ir.Model:
         notes.append(f"opset raised from {source.opset} to {opset}")
         raised: ir.Model = ir.from_proto(converted)
         return raised
+    if source.opset == _LOWEST_OPSET:
+        return ir.load(source.path)
     raise UnsupportedError(
         f"{source.path}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which "
         f"8-bit weights "
@@ -194,56 +199,6 @@ def _refused(error: Exception) -> InputError | UnsupportedError:
             "cannot be quantized; export the model without them."
         )
     return InputError(f"onnxruntime refuses the model: {text}")
-
-
-def _pool_means(model: ir.Model, notes: list[str]) -> None:
-    """Write the mean over height and width as GlobalAveragePool, which has an INT8 kernel."""
-    try:
-        passes.ShapeInferencePass()(model)
-    except Exception as e:  # noqa: BLE001 - the pass wraps whatever the C++ inference throws
-        logger.info("shape inference failed, means stay as they are: %s", e)
-        return
-    changed = 0
-    for node in list(model.graph):
-        if node.op_type != "ReduceMean" or node.domain:
-            continue
-        value = node.inputs[0]
-        if value is None or value.shape is None or len(value.shape) != 4:
-            continue
-        if value.dtype != ir.DataType.FLOAT or _mean_axes(node) != (2, 3):
-            continue
-        keep = node.attributes.get("keepdims")
-        pooled = ir.node("GlobalAveragePool", [value], name=f"{node.name}_pool")
-        tail = pooled
-        if keep is not None and keep.as_int() == 0:
-            tail = ir.node(
-                "Flatten", [pooled.outputs[0]], attributes={"axis": 1}, name=f"{node.name}_flat"
-            )
-            model.graph.insert_before(node, pooled)
-        model.graph.insert_before(node, tail)
-        take_over(node, tail, model.graph)
-        changed += 1
-    if changed:
-        notes.append(f"{changed} means over height and width written as GlobalAveragePool")
-
-
-def _mean_axes(node: ir.Node) -> tuple[int, ...]:
-    if "axes" in node.attributes:
-        axes = tuple(node.attributes["axes"].as_ints())
-    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value:
-        axes = tuple(int(a) for a in node.inputs[1].const_value.numpy().reshape(-1))
-    else:
-        return ()
-    return tuple(sorted(a % 4 for a in axes))
-
-
-def take_over(old: ir.Node, new: ir.Node, graph: ir.Graph) -> None:
-    """Let `new`'s first output stand wherever `old`'s did, name and graph outputs included."""
-    was, now = old.outputs[0], new.outputs[0]
-    name, shape, kind = was.name, was.shape, was.type
-    was.replace_all_uses_with(now, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-    now.name, now.shape, now.type = name, shape, kind
 
 
 def _widen_half(model: ir.Model, notes: list[str]) -> None:

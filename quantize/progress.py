@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TextIO
 
 from bench.render.escape import clean
-from quantize.pipeline import Progress
+from quantize.job import Progress
 
 _STAGES = {
     "read": "reading model and data",

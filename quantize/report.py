@@ -215,6 +215,56 @@ def document(report: Report) -> Document:
     )
 
 
+def summary(report: Report, folder: str) -> Document:
+    """The few lines that end a run on a terminal.
+
+    Args:
+        report: Of the run.
+        folder: Where the files lie.
+    """
+    verdict, end = report.verdict, report.conclusion
+    baseline = next(x for x in report.latencies if x.variant.model.sha256 == report.fp32.sha256)
+    served = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
+    speed = f"{end.speedup:.2f}× as fast"
+    if end.speedup_low is not None and end.speedup_high is not None:
+        speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
+    shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
+    drop = f"{_number(verdict.drop, report)} lost ({_number(verdict.low, report)} to "
+    rows = (
+        (
+            _metric_name(report),
+            _number(verdict.baseline_value, report),
+            _number(verdict.candidate_value, report),
+            drop + f"{_number(verdict.high, report)}; limit {report.max_drop})",
+        ),
+        (
+            "latency",
+            f"{baseline.median_ms:.3g} ms {baseline.variant.runtime}",
+            f"{served.median_ms:.3g} ms {served.variant.runtime}",
+            speed,
+        ),
+        (
+            "size",
+            _bytes(report.fp32.size_bytes),
+            _bytes(report.int8.size_bytes),
+            f"{shrink:.2f}× smaller",
+        ),
+        ("layers in INT8", "-", report.coverage, report.recipe.name),
+        ("files", "", "", f"{folder}/ (report.html, {report.int8.path})"),
+    )
+    columns = (Column("What"), Column("FP32"), Column("INT8"), Column("Change"))
+    return Document(
+        title=f"INT8 of {report.source}",
+        verdict=Banner(end.outcome, end.headline, _banner(report).lines),
+        sections=(Section("Result", (Table("Before and after", columns, rows),)),),
+    )
+
+
+def _metric_name(report: Report) -> str:
+    """Short: a plugin by its function, not by its path."""
+    return report.metric.rpartition(":")[2]
+
+
 def _banner(report: Report) -> Banner:
     verdict, end = report.verdict, report.conclusion
     lines = [
@@ -233,7 +283,7 @@ def _banner(report: Report) -> Banner:
         lines=tuple(lines),
         figures=(
             KeyFigure(
-                f"{report.metric} of INT8",
+                f"{_metric_name(report)} of INT8",
                 _number(verdict.candidate_value, report),
                 f"FP32 {_number(verdict.baseline_value, report)}, drop at most "
                 f"{_number(verdict.high, report)} (limit {report.max_drop})",
@@ -302,7 +352,7 @@ def _accuracy(report: Report) -> Section:
                 f"on {v.losses:,} and better on {v.gains:,}."
             ),
             Forest(
-                title=f"Drop of {report.metric} against the limit",
+                title=f"Drop of {_metric_name(report)} against the limit",
                 description="The drop with its confidence bounds; right of the line is too much.",
                 unit="points" if _in_points(report) else "",
                 rows=(
@@ -323,7 +373,7 @@ def _accuracy(report: Report) -> Section:
                     Column("Model"),
                     Column("Runtime"),
                     Column("Arithmetic"),
-                    Column(report.metric, "right"),
+                    Column(_metric_name(report), "right"),
                     Column("95 % interval", "right"),
                     Column("Samples", "right"),
                     Column("Non-finite", "right"),
@@ -480,7 +530,7 @@ def _search(report: Report) -> Section:
             Column("Output SQNR dB", "right"),
             Column("Quick ms", "right"),
             Column("Size", "right"),
-            Column(report.metric, "right"),
+            Column(_metric_name(report), "right"),
             Column("Verdict"),
         ),
         rows,

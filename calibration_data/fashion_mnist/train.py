@@ -33,7 +33,8 @@ CLASSES = 10
 CALIBRATION_IMAGES = 1024
 EVALUATION_IMAGES = 5000
 BATCH = 64
-THREADS = 2
+THREADS = 1
+"""One thread: the weights depend on the number, and more of them stall on a busy machine."""
 MAX_SHIFT = 1
 PEAK_LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4

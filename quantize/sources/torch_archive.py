@@ -38,7 +38,7 @@ _MEMBERS = re.compile(
 )
 _PAYLOAD = re.compile(r"weight_\d+|tensor_\d+")
 # Nothing in these texts can end a string or a line of Python, or call anything.
-_PLAIN = re.compile(r"[\w.\-+:/@<= ]*")
+_PLAIN = re.compile(r"[\w.\-+*:/@<= ]*")
 _EXPRESSION = re.compile(r"[A-Za-z0-9_ .,'()+\-*/%<>=!&|~]*")
 _SYMBOL = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.ASCII)
@@ -55,66 +55,15 @@ _OPERATOR = re.compile(
 _SOURCE = re.compile(
     r"L(\['\w+'\]|\[\d+\])+(\.(size|stride)\(\)\[\d+\]|\.(storage_offset|dim)\(\))?"
 )
-_PYTHON_MATH = re.compile(r"\b(torch\.sym_|math\.)(?=(max|min|not|ite|sqrt|floor|ceil|trunc)\()")
-_FUNCTIONS = frozenset(
-    [
-        "Symbol",
-        "Integer",
-        "Float",
-        "Rational",
-        "Add",
-        "Mul",
-        "Pow",
-        "Mod",
-        "Max",
-        "Min",
-        "Abs",
-        "And",
-        "Or",
-        "Not",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "Equality",
-        "Unequality",
-        "StrictLessThan",
-        "LessThan",
-        "StrictGreaterThan",
-        "GreaterThan",
-        "floor",
-        "ceiling",
-        "FloorDiv",
-        "ModularIndexing",
-        "Where",
-        "PythonMod",
-        "CleanDiv",
-        "CeilToInt",
-        "FloorToInt",
-        "CeilDiv",
-        "LShift",
-        "RShift",
-        "PowByNatural",
-        "FloatPow",
-        "FloatTrueDiv",
-        "IntTrueDiv",
-        "IsNonOverlappingAndDenseIndicator",
-        "TruncToFloat",
-        "TruncToInt",
-        "RoundToInt",
-        "RoundDecimal",
-        "ToFloat",
-        "Identity",
-        "max",
-        "min",
-        "abs",
-        "ite",
-        "sqrt",
-        "ceil",
-        "trunc",
-    ]
+_PYTHON_MATH = re.compile(
+    r"\b(torch\.sym_|math\.)(?=(max|min|not|ite|float|int|sqrt|floor|ceil|trunc)\()"
+)
+_FUNCTION = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|And|Or|Not|Eq|Ne|Lt|Le|Gt|Ge|"
+    r"Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|floor|ceiling|"
+    r"FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|"
+    r"PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|"
+    r"TruncToInt|RoundToInt|RoundDecimal|ToFloat|Identity|max|min|abs|not|ite|float|int|sqrt|ceil|trunc"
 )
 _KEYWORDS = ("positive", "integer", "nonnegative", "real", "precision")
 _MAX_EXPONENT = 64
@@ -292,9 +241,8 @@ class _Texts:
         elif isinstance(value, list):
             for item in value:
                 self.check(item, key)
-        elif isinstance(value, str):
-            if not self.kinds.get(key, _is_plain)(value):
-                raise _RefusedError(f"{self.where}: {key} {value[:120]!r} is not plain data")
+        elif isinstance(value, str) and not self.kinds.get(key, _is_plain)(value):
+            raise _RefusedError(f"{self.where}: {key} {value[:120]!r} is not plain data")
 
 
 def _is_plain(text: str) -> bool:
@@ -347,7 +295,7 @@ def _is_harmless(node: ast.AST) -> bool:
         case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=str() as number)]):
             return _NUMBER.fullmatch(number) is not None and _are_flags(node.keywords)
         case ast.Call(func=ast.Name(id=name), keywords=[]):
-            return name in _FUNCTIONS and all(_is_harmless(a) for a in node.args)
+            return _FUNCTION.fullmatch(name) is not None and all(_is_harmless(a) for a in node.args)
         case ast.BinOp(op=ast.Pow(), right=ast.Constant(value=int() as power)) if (
             abs(power) > _MAX_EXPONENT
         ):

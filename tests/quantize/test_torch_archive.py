@@ -1,5 +1,6 @@
 """Hostile archives are a plain one with one thing changed; the canary is a file that is touched."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.errors import InputError, VnnifyError
 from quantize.sources import ModelSpec, describe_inputs
+from quantize.sources.torch import open_torch
 from quantize.sources.torch_archive import is_arithmetic, private_copy, refuse_unsafe
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vnnify[torch]'")
@@ -121,7 +124,7 @@ def _object(kind: str) -> Callable[[Path], Callable[[Members], None]]:
     def change(canary: Path) -> Callable[[Members], None]:
         def edit(members: Members) -> None:
             members[f"data/constants/{kind}_0"] = pickle.dumps(_Touch(canary))
-            meta = {"path_name": f"{kind}_0", "is_param": False, "use_pickle": False}
+            meta = {"path_name": f"{kind}_0", "is_param": False, "use_pickle": True}
             _edit(CONSTANTS, lambda d: d["config"].update(c=meta | {"tensor_meta": None}))(members)
 
         return edit
@@ -142,13 +145,11 @@ def _guard(canary: Path) -> Callable[[Members], None]:
 
 
 def _name(canary: Path) -> Callable[[Members], None]:
-    bad = f"mask=[{_code(canary)}]"
+    def change(document: Any) -> None:
+        signature = document["graph_module"]["module_call_graph"][0]["signature"]
+        signature["forward_arg_names"][1] = f"mask={_code(canary)}"
 
-    def change(members: Members) -> None:
-        text = members[MODEL].decode()
-        members[MODEL] = text.replace('"mask"', json.dumps(bad)).encode()
-
-    return change
+    return _edit(MODEL, change)
 
 
 def _default_factory(canary: Path) -> Callable[[Members], None]:
@@ -193,10 +194,10 @@ ARMED = {
     "hostile sample inputs": (_samples, "more than tensors"),
     "a hostile size": (_expression, "expr_str"),
     "a hostile guard": (_guard, "guards_code"),
-    "a hostile name": (_name, "name"),
 }
 REFUSED = {
     **ARMED,
+    "a hostile name": (_name, "name"),
     "a custom object": (_object("custom_obj"), "holds 'data/constants/custom_obj_0'"),
     "a container's default": (_default_factory, "out_spec"),
     "an enum": (_enum, "in_spec"),
@@ -217,8 +218,21 @@ def test_a_plain_program_passes_and_loads(tmp_path: Path, *, dynamic: bool) -> N
     _export(path, dynamic=dynamic)
     refuse_unsafe(path, str(path))
     inputs = describe_inputs(ModelSpec(str(path))) or ()
-    assert [i.name for i in inputs] == ["image", "mask", "by"]
+    assert [i.name for i in inputs] == ["image", "mask", "options_by"]
     assert inputs[0].batch_is_free is dynamic
+
+
+def test_sizes_that_follow_from_others_pass(tmp_path: Path) -> None:
+    class Halves(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return x.reshape(x.shape[0], -1, 2)
+
+    half = torch.export.Dim("half", min=4, max=50)
+    program = torch.export.export(
+        Halves(), (torch.zeros(3, 8),), dynamic_shapes={"x": {1: 2 * half}}
+    )
+    torch.export.save(program, tmp_path / "halves.pt2")
+    assert describe_inputs(ModelSpec(str(tmp_path / "halves.pt2")))
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -240,10 +254,10 @@ def test_the_same_archive_would_have_run_code(plain: Path, tmp_path: Path, kind:
     """Or else the test before this one proves nothing. It is what --trust-model allows."""
     canary = tmp_path / "canary"
     path = _rewrite(plain, tmp_path / "hostile.pt2", ARMED[kind][0](canary))
-    try:
-        describe_inputs(ModelSpec(str(path), trust=True))
-    except VnnifyError:
-        pass
+    with contextlib.suppress(VnnifyError):
+        run = open_torch(ModelSpec(str(path), trust=True))
+        image, mask = np.zeros((3, 1, 8, 8), np.float32), np.ones(3, bool)
+        run({"image": image, "mask": mask, "options_by": np.ones(1, np.float32)})
     assert canary.exists()
 
 

@@ -1,0 +1,115 @@
+"""What the commands were asked, as records that travel to the process that does the work."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from quantize.images import Preprocessing
+from quantize.sources.seam import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """Where samples come from.
+
+    Attributes:
+        source: Labelled or not; also calibrates where `calibration` is None.
+        calibration: Another source to calibrate with.
+        calibration_count: Samples that calibrate, at most.
+        limit: Samples read from each source, at most; None for all.
+        preprocessing: How images become arrays.
+        states: Output to input names that carry state.
+        seed: Of the split.
+    """
+
+    source: str
+    calibration: str | None = None
+    calibration_count: int = 256
+    limit: int | None = None
+    preprocessing: Preprocessing | None = None
+    states: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the INT8 model has to meet.
+
+    Attributes:
+        metric: Name or `file.py:function`; None chooses by the labels.
+        output: The output to score.
+        max_drop: Tolerance with its unit; None for 1pt, or 1% where the metric is not in 0..1.
+        confidence: One-sided, of the verdict.
+        inconclusive: What becomes of a model when the samples cannot tell.
+        objective: "latency" refuses a model that is not faster than FP32, "size" does not.
+    """
+
+    metric: str | None = None
+    output: str | None = None
+    max_drop: str | None = None
+    confidence: float = 0.95
+    inconclusive: Literal["fail", "warn", "pass"] = "fail"
+    objective: Literal["latency", "size"] = "latency"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How the model is made and timed.
+
+    Attributes:
+        target: A name in `TARGETS`, or "auto".
+        runtimes: Names that may serve; empty for all that are installed.
+        threads: Inside one inference; 0 for all that this process may use.
+        rounds: Processes per variant in the benchmark.
+        seconds: Sampling per process.
+        recipe: A recipe to replay instead of a search.
+    """
+
+    target: str = "auto"
+    runtimes: tuple[str, ...] = ()
+    threads: int = 0
+    rounds: int = 5
+    seconds: float = 0.3
+    recipe: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that one `vnnify quantize` was asked."""
+
+    model: ModelSpec
+    data: DataSpec
+    limits: Limits
+    effort: Effort
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateJob:
+    """What `vnnify gate` was asked."""
+
+    fp32: Path
+    int8: Path
+    data: DataSpec
+    limits: Limits
+    min_speedup: float | None
+    runtime: str
+    native: bool
+    threads: int
+    command: str
+
+
+class Progress(Protocol):
+    """Where the pipeline tells what it does."""
+
+    def begin(self, name: str) -> None:
+        """A stage begins."""
+        ...
+
+    def step(self, done: int, total: int) -> None:
+        """So much of the stage is done."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+        ...

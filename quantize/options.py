@@ -1,0 +1,73 @@
+"""Texts of options, read and refused before any work begins."""
+
+import math
+from typing import Any
+
+from bench.errors import UsageError
+from quantize.gate import parse_tolerance
+from quantize.plugins import nearest
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names."""
+    return tuple(n.strip() for n in text.split(",") if n.strip())
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
+    """The value itself.
+
+    Raises:
+        UsageError: It is none of the known ones.
+    """
+    if value not in known:
+        raise UsageError(
+            f"{option} {value!r}: expected one of {', '.join(known)}.{nearest(value, list(known))}"
+        )
+    return value
+
+
+def parse_states(pairs: list[str]) -> dict[str, str]:
+    """Input names by the output that feeds them, of texts `OUTPUT:INPUT`.
+
+    Raises:
+        UsageError: A text has another form, or names an output or input twice.
+    """
+    states: dict[str, str] = {}
+    for pair in pairs:
+        output, colon, target = pair.rpartition(":")
+        if not colon or not output or not target:
+            raise UsageError(
+                f"--state {pair!r}: expected OUTPUT:INPUT, as in --state hidden_out:hidden_in."
+            )
+        if output in states or target in states.values():
+            raise UsageError(f"--state {pair!r}: one of the two was named before.")
+        states[output] = target
+    return states
+
+
+def checked_tolerance(text: str | None) -> str | None:
+    """The same text, if `parse_tolerance` reads it.
+
+    Raises:
+        UsageError: It is no number with a unit.
+    """
+    if text is not None:
+        parse_tolerance(text)
+    return text
+
+
+def parse_speedup(text: str | None) -> float | None:
+    """Read `1.2x`.
+
+    Raises:
+        UsageError: The number or its unit is missing, or it is not above 0.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("x"))
+    except ValueError:
+        value = 0.0
+    if not text.endswith("x") or value <= 0 or not math.isfinite(value):
+        raise UsageError(f"--min-speedup {text!r}: expected a factor with its unit, as in 1.2x.")
+    return value

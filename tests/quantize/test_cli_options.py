@@ -1,0 +1,119 @@
+"""Errors of the command line cost nothing: they are told before any work, with their status."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import ExitCode
+from quantize import cli
+
+QUANTIZE = ("quantize", "m.onnx", "--data", "d.npz")
+GATE = ("gate", "a.onnx", "b.onnx", "--data", "d.npz", "--max-drop", "1pt")
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """A command line to its status and what it says on stderr; the work itself is an error."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work began")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["vnnify", *arguments])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, capfd.readouterr().err
+
+    monkeypatch.setattr(cli, "run_isolated", refuse)
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.mark.parametrize("command", [QUANTIZE, GATE])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--state", "hidden", "--state 'hidden': expected OUTPUT:INPUT"),
+        ("--state", ":h", "expected OUTPUT:INPUT"),
+        ("--state", "h:", "expected OUTPUT:INPUT"),
+        ("--inconclusive", "maybe", "expected one of fail, warn, pass"),
+        ("--inconclusive", "wran", "Did you mean 'warn'?"),
+        ("--max-drop", "1", "tolerance '1' has no unit. Write 1pt"),
+        ("--max-drop", "0.01", "has no unit"),
+        ("--max-drop", "-1pt", "out of range"),
+        ("--max-drop", "one", "not a number with a unit"),
+        ("--threads", "-1", "--threads"),
+        ("--limit", "1", "--limit"),
+    ],
+)
+def test_a_bad_value_is_a_usage_error(
+    run: Run, command: tuple[str, ...], option: str, value: str, message: str
+) -> None:
+    status, err = run(*command, option, value)
+    assert status == ExitCode.USAGE
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*QUANTIZE, "--objective", "size,latency"), "--objective"),
+        ((*QUANTIZE, "--input", "x"), "input 'x': expected name:type[axes]"),
+        ((*QUANTIZE, "--state", "a:x", "--state", "b:x"), "'b:x': one of the two was named"),
+        ((*GATE, "--min-speedup", "1.2"), "--min-speedup '1.2': expected a factor with its unit"),
+        ((*GATE, "--min-speedup", "0x"), "expected a factor"),
+        ((*GATE, "--min-speedup", "infx"), "expected a factor"),
+        (("quantize", "m.onnx"), "--data"),
+        (("quantise", "m.onnx"), "quantise"),
+    ],
+)
+def test_so_is_every_other(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    status, err = run(*arguments)
+    assert status == ExitCode.USAGE
+    assert message in err
+
+
+def test_an_existing_folder_is_kept(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "vnnify-out" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for options in ((), ("--force",)):
+        status, err = run(*QUANTIZE, *options)
+        assert status == ExitCode.OUTPUT
+        assert "vnnify-out" in err
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--out", "--junit", "--markdown", "--html"])
+def test_an_existing_report_of_gate_is_kept(run: Run, tmp_path: Path, option: str) -> None:
+    (tmp_path / "report").write_text("mine")
+    status, err = run(*GATE, option, "report")
+    assert status == ExitCode.OUTPUT
+    assert "report" in err
+    assert (tmp_path / "report").read_text() == "mine"
+
+
+def test_an_existing_model_of_convert_is_kept(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "fp32.onnx").write_text("mine")
+    assert run("convert", "m.pt2", "-o", "fp32.onnx")[0] == ExitCode.OUTPUT
+    assert (tmp_path / "fp32.onnx").read_text() == "mine"
+
+
+def test_good_options_reach_the_work(run: Run) -> None:
+    """Or else every test here passes with a command line that refuses everything."""
+    for command in (QUANTIZE, GATE):
+        status, err = run(*command, "--state", "a:b", "--max-drop", "1%")
+        assert (status, "the work began" in err) == (ExitCode.BUG, True)
