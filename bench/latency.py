@@ -51,7 +51,8 @@ class Variant:
         runtime: A name in `bench.runtimes.RUNTIMES`.
         device: "cpu" or "cuda".
         threads: Threads inside one inference.
-        batch: Samples in one inference.
+        batch: Samples in one inference. 1 is one sample, whatever its first axis means (it may be
+            time).
     """
 
     name: str
@@ -384,7 +385,7 @@ def _refuse_nonsense(
 def _refuse_batch(variant: Variant, feeds: Sequence[Feeds]) -> None:
     free = [s.name for s in variant.model.inputs if s.batch_is_free]
     sizes = {f[n].shape[:1] for f in feeds for n in free}
-    if free and (variant.batch,) not in sizes:
+    if free and variant.batch != 1 and (variant.batch,) not in sizes:
         found = ", ".join(sorted(str(s[0]) for s in sizes if s)) or "no"
         raise UsageError(
             f"{variant.name}: batch is {variant.batch}, but the inputs hold {found} samples each."

@@ -102,6 +102,9 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option(help="Replay this recipe.toml instead of searching.")
     ] = None,
+    budget: Annotated[
+        str, typer.Option(help="As in 90s, 10m, 2h: then the search keeps the best it has.")
+    ] = "10m",
     rounds: Annotated[int, typer.Option(min=1, help="Fresh processes per timed variant.")] = 5,
     seconds: Annotated[float, typer.Option(help="Sampling time of one such process.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
@@ -113,7 +116,7 @@ def quantize(
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
     from quantize.job import DataSpec, Effort, Job, Limits
-    from quantize.options import checked_tolerance, names, one_of, parse_states
+    from quantize.options import checked_tolerance, names, one_of, parse_budget, parse_states
     from quantize.report import Report
 
     job = Job(
@@ -142,6 +145,7 @@ def quantize(
             rounds=rounds,
             seconds=seconds,
             recipe=recipe,
+            budget_s=parse_budget(budget),
         ),
         command=_typed(),
     )
@@ -183,6 +187,13 @@ def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None
     publish(staging, out, force=force)
 
 
+def _summary(report: "Report", out: Path) -> Any:
+    from quantize.report import summary
+
+    shown = replace(report, int8=replace(report.int8, path=out / report.int8.path))
+    return summary(shown, str(out))
+
+
 def _relocated(report: "Report", out: Path) -> Any:
     """The report's document, naming the model by the path at which a reader finds it."""
     from quantize.report import document
@@ -220,7 +231,12 @@ def gate(
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
     from quantize.gating import GateReport, gate_document
     from quantize.job import DataSpec, GateJob, Limits
-    from quantize.options import checked_tolerance, one_of, parse_speedup, parse_states
+    from quantize.options import (
+        checked_tolerance,
+        one_of,
+        parse_speedup,
+        parse_states,
+    )
 
     refuse_existing([out, junit, markdown, html], force=force)
     job = GateJob(

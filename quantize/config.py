@@ -24,6 +24,7 @@ OPTIONS = (
     "objective",
     "runtime",
     "threads",
+    "budget",
     "rounds",
     "seconds",
     "seed",
@@ -43,6 +44,7 @@ TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomme
 # runtime = "onnxruntime,openvino"  # gate judges in the first
 # threads = 0                    # 0: all that this process may use
 # calibration_samples = 256
+# budget = "10m"                 # then the search keeps the best it has
 
 # How images of a folder become arrays.
 # [preprocessing]

@@ -63,6 +63,7 @@ class Effort:
         rounds: Processes per variant in the benchmark.
         seconds: Sampling per process.
         recipe: A recipe to replay instead of a search.
+        budget_s: After this long the search starts nothing new and keeps the best it has.
     """
 
     target: str = "auto"
@@ -71,6 +72,7 @@ class Effort:
     rounds: int = 5
     seconds: float = 0.3
     recipe: Path | None = None
+    budget_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,25 @@ def checked_tolerance(text: str | None) -> str | None:
     return text
 
 
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_budget(text: str) -> float:
+    """Read `90s`, `10m` or `2h`, in seconds.
+
+    Raises:
+        UsageError: The number or its unit is missing, or it is not above 0.
+    """
+    unit = _UNITS_S.get(text[-1:])
+    try:
+        value = float(text[:-1])
+    except ValueError:
+        value = 0.0
+    if unit is None or not 0 < value < math.inf:
+        raise UsageError(f"--budget {text!r}: expected a time with its unit, as in 90s, 10m or 2h.")
+    return value * unit
+
+
 def parse_speedup(text: str | None) -> float | None:
     """Read `1.2x`.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 import onnx_ir as ir
 
@@ -34,7 +35,7 @@ from quantize.prepare import prepare
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, from_toml, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
-from quantize.search import Found, search
+from quantize.search import Found, Judged, search
 from quantize.sources import check_parity, convert, describe_inputs
 from quantize.targets import TARGETS, find_target
 from quantize.trials import PROBES, Workbench, attempt, run_probes
@@ -79,6 +80,8 @@ class _Run:
         self.targets = (
             _AUTO if job.effort.target == "auto" else (find_target(job.effort.target).name,)
         )
+        if job.effort.recipe is not None:
+            _text_of(job.effort.recipe)  # Now, and not after the calibration.
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -96,29 +99,42 @@ class _Run:
             fp32 = self.prepare(source, everything)
             calibration, evaluation = self.divide(everything, calibration)
             metric = self.metric(evaluation)
-        with self.stage("baseline"), OutputStore(folder=self.scratch) as reference:
-            baseline, tolerance = self.baseline(fp32, evaluation, metric, reference)
+        with OutputStore(folder=self.scratch) as reference:
+            with self.stage("baseline"):
+                baseline, tolerance = self.baseline(fp32, evaluation, metric, reference)
             judging = _Judging(self, fp32, evaluation, metric, reference, baseline, tolerance)
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
             with self.stage("search"):
                 found = self.search(bench, judging)
             with self.stage("verify"):
-                evaluations = self.verify(found, judging)
+                served, elsewhere = self.verify(found, judging)
             with self.stage("benchmark"):
                 latencies, comparisons, control = self.benchmark(bench, found)
-        facts = Data(
-            calibration.source,
-            len(calibration),
-            calibration.digest,
-            evaluation.source,
-            len(evaluation),
-            evaluation.digest,
-        )
+        best = _fastest(served, latencies)
+        others = tuple(j.evaluation for j in served if j is not best)
         return self.finish(
-            job_parts=(source, fp32, bench, found, facts),
-            judged=(metric, tolerance, (baseline, *evaluations)),
-            timed=(latencies, comparisons, control),
+            _Results(
+                source=source,
+                fp32=fp32,
+                bench=bench,
+                found=found,
+                best=best,
+                metric=metric.name,
+                tolerance=tolerance,
+                data=Data(
+                    calibration.source,
+                    len(calibration),
+                    calibration.digest,
+                    evaluation.source,
+                    len(evaluation),
+                    evaluation.digest,
+                ),
+                evaluations=(baseline, best.evaluation, *others, *elsewhere),
+                latencies=latencies,
+                comparisons=comparisons,
+                control=control,
+            )
         )
 
     # Stages
@@ -253,42 +269,43 @@ class _Run:
             self.targets,
             can_pass=itself.outcome == "pass",
             need_speed=self.job.limits.objective == "latency",
+            deadline_s=perf_counter() + self.job.effort.budget_s,
             say=self.progress.say,
         )
 
     def _replay(self, bench: Workbench, judging: "_Judging", path: Path) -> Found:
-        from quantize.search import Judged
         from quantize.trials import time_quickly
 
         model = ir.load(bench.fp32.path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as e:
-            raise UsageError(f"recipe {path}: cannot be read: {e.strerror}.") from e
-        recipe = from_toml(text, fingerprints(model, bench.anchors), str(path))
+        recipe = from_toml(_text_of(path), fingerprints(model, bench.anchors), str(path))
         timed, fp32_ms = time_quickly(bench, [attempt(bench, recipe, "recipe")])
         runtime = timed[0].fastest or "onnxruntime"
         evaluation, verdict = judging(timed[0].quantized, runtime)
         judged = Judged(timed[0], runtime, evaluation, verdict)
         return Found(judged, (judged,), timed, fp32_ms, "the recipe was replayed")
 
-    def verify(self, found: Found, judging: "_Judging") -> tuple[Evaluation, ...]:
-        """Evaluations of the chosen model in every runtime, and natively where that differs."""
+    def verify(
+        self, found: Found, judging: "_Judging"
+    ) -> tuple[tuple[Judged, ...], tuple[Evaluation, ...]]:
+        """Judge the chosen model in every runtime that takes it, and natively where that differs.
+
+        Returns:
+            Verdicts on the target's arithmetic, one per runtime; evaluations on this CPU's own.
+        """
         if found.best is None:
             raise UnsupportedError(
-                "no INT8 candidate could be made of this model: "
-                f"{found.reason}. Run with --verbose to see each attempt."
+                f"no INT8 candidate could be made of this model: {found.reason}."
             )
-        rows = [found.best.evaluation]
+        served, native = [found.best], []
         quantized = found.best.trial.quantized
-        for runtime in self.runtimes:
-            if runtime not in found.best.trial.latency_ms:
-                continue
+        for runtime in found.best.trial.latency_ms:
             if runtime != found.best.runtime:
-                rows.append(judging.evaluate(quantized, runtime))
-            if canary(runtime) != "exact" and rows[-1].arithmetic == "exact":
-                rows.append(judging.evaluate(quantized, runtime, native=True))
-        return tuple(rows)
+                evaluation, verdict = judging(quantized, runtime)
+                other = replace(found.best, runtime=runtime, evaluation=evaluation, verdict=verdict)
+                served.append(other)
+            if canary(runtime) != "exact" and served[-1].evaluation.arithmetic == "exact":
+                native.append(judging.evaluate(quantized, runtime, native=True))
+        return tuple(served), tuple(native)
 
     def benchmark(
         self, bench: Workbench, found: Found
@@ -329,56 +346,51 @@ class _Run:
         ]
         return tuple(timed), tuple(compare(a, b, control=noise) for a, b in pairs), noise
 
-    def finish(
-        self,
-        job_parts: tuple[Model, Model, Workbench, Found, Data],
-        judged: tuple[Metric, Tolerance, tuple[Evaluation, ...]],
-        timed: tuple[tuple[Latency, ...], tuple[Comparison, ...], Comparison | None],
-    ) -> Report:
-        source, fp32, bench, found, facts = job_parts
-        metric, tolerance, evaluations = judged
-        latencies, comparisons, control = timed
-        assert found.best is not None
-        verdict = found.best.verdict
+    def finish(self, results: "_Results") -> Report:
+        best, fp32 = results.best, results.fp32
         conclusion = conclude(
-            verdict,
-            found.best.runtime,
-            comparisons,
+            best.verdict,
+            best.runtime,
+            results.comparisons,
             self.job.limits.inconclusive,
             need_speed=self.job.limits.objective == "latency",
         )
-        quantized = self._place_model(found.best.trial.quantized, shipped=conclusion.ships)
+        made = best.trial.quantized
+        quantized = self._place_model(made, shipped=conclusion.ships)
         model = ir.load(fp32.path)
-        recipe = found.best.trial.quantized.recipe
         text = to_toml(
-            recipe,
-            fingerprints(model, bench.anchors),
-            {"fp32_sha256": fp32.sha256, "calibration_sha256": facts.calibration_sha256},
+            made.recipe,
+            fingerprints(model, results.bench.anchors),
+            {
+                "fp32_sha256": fp32.sha256,
+                "calibration_sha256": results.data.calibration_sha256,
+            },
         )
         (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
         _, left = find_anchors(model)
+        models = (_relative(fp32, self.staging), _relative(quantized, self.staging))
         return Report(
             command=self.job.command,
             source=self.job.model.text,
-            source_sha256=source.sha256,
-            fp32=_relative(fp32, self.staging),
-            int8=_relative(quantized, self.staging),
+            source_sha256=results.source.sha256,
+            fp32=models[0],
+            int8=models[1],
             conclusion=conclusion,
-            verdict=verdict,
-            metric=metric.name,
-            max_drop=str(tolerance),
-            served_by=found.best.runtime,
-            target=recipe.target,
-            recipe=recipe,
-            layers=found.best.trial.quantized.layers,
+            verdict=best.verdict,
+            metric=results.metric,
+            max_drop=str(results.tolerance),
+            served_by=best.runtime,
+            target=made.recipe.target,
+            recipe=made.recipe,
+            layers=made.layers,
             left=left,
-            coverage=found.best.trial.quantized.coverage,
-            data=facts,
-            evaluations=evaluations,
-            latencies=latencies,
-            comparisons=comparisons,
-            control=control,
-            trials=_rows(found),
+            coverage=made.coverage,
+            data=results.data,
+            evaluations=results.evaluations,
+            latencies=tuple(_published(x, models) for x in results.latencies),
+            comparisons=results.comparisons,
+            control=results.control,
+            trials=_rows(results.found),
             stages=tuple(self.stages),
             machine=describe(),
             notes=tuple(dict.fromkeys(self.notes)),
@@ -393,6 +405,32 @@ class _Run:
             name = "model.onnx" if file == source else file.name
             file.rename(folder / name)
         return read_model(folder / "model.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """What the stages of one job found, for its report."""
+
+    source: Model
+    fp32: Model
+    bench: Workbench
+    found: Found
+    best: Judged
+    metric: str
+    tolerance: Tolerance
+    data: Data
+    evaluations: tuple[Evaluation, ...]
+    latencies: tuple[Latency, ...]
+    comparisons: tuple[Comparison, ...]
+    control: Comparison | None
+
+
+def _fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judged:
+    """Of the runtimes with the best verdict, the one that the benchmark found fastest."""
+    ms = {x.variant.name: x.median_ms for x in latencies}
+    level = min(j.rank[0] for j in served)
+    level_best = [j for j in served if j.rank[0] == level]
+    return min(level_best, key=lambda j: ms.get(f"INT8 {j.runtime}", float("inf")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +491,15 @@ def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(installed)
 
 
+def _text_of(recipe: Path) -> str:
+    try:
+        return recipe.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"recipe {recipe}: cannot be read: {e.strerror}.") from e
+    except UnicodeDecodeError as e:
+        raise UsageError(f"recipe {recipe}: not TOML: {e}.") from e
+
+
 def _refuse_unknown_states(model: Model, states: dict[str, str]) -> None:
     inputs, outputs = {i.name for i in model.inputs}, {o.name for o in model.outputs}
     for output, target in states.items():
@@ -470,6 +517,12 @@ def _spread(total: int, count: int) -> list[int]:
 
 def _relative(model: Model, folder: Path) -> Model:
     return replace(model, path=model.path.relative_to(folder))
+
+
+def _published(latency: Latency, models: tuple[Model, ...]) -> Latency:
+    """The same, its model named by where it lies when the scratch folder is gone."""
+    model = next(m for m in models if m.sha256 == latency.variant.model.sha256)
+    return replace(latency, variant=replace(latency.variant, model=model))
 
 
 def _rows(found: Found) -> tuple[TrialRow, ...]:

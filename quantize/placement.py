@@ -185,6 +185,8 @@ def _lstm_anchor(node: ir.Node, *, nested: bool) -> Anchor | str:
     for value in node.inputs[1:3]:
         if value is None or not value.is_initializer() or value.const_value is None:
             return "weights are computed"
+        if value.const_value.dtype != _FLOAT:
+            return f"weights are {value.const_value.dtype.name.lower()}"
     if _int(node, "layout", 0) or _int(node, "input_forget", 0):
         return "LSTM in a layout that the INT8 kernel does not take"
     if "clip" in node.attributes or (len(node.inputs) > 7 and node.inputs[7] is not None):
@@ -208,10 +210,12 @@ def watch_list(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, int | 
     """Tensors whose statistics any placement could ask for, each with its channel axis or None."""
     widest = place(model, anchors, {a.name: a.modes[0] for a in anchors})
     wanted: dict[str, int | None] = dict.fromkeys(widest.tensors.values())
+    axes: dict[str, set[int]] = {}
     for anchor in anchors:
         if not anchor.nested and anchor.op != "LSTM":
-            wanted[anchor.data] = 1 if anchor.op == "Conv" else -1
-    return wanted
+            axes.setdefault(anchor.data, set()).add(1 if anchor.op == "Conv" else -1)
+    # Read along both axes, a tensor has no one mean per channel.
+    return wanted | {name: a.pop() if len(a) == 1 else None for name, a in axes.items()}
 
 
 def place(

@@ -32,6 +32,7 @@ EXTERNAL_BYTES = 1_500_000_000
 _QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
     | {"ConvInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul", "QAttention"}
+    | {"DynamicQuantizeLSTM", "MatMulIntegerToFloat", "MatMulNBits"}
 )
 # Left out of the folding: they change the graph's shape for one runtime's sake.
 _SKIPPED_PASSES = (
@@ -73,6 +74,8 @@ def prepare(source: Model, out: Path) -> Prepared:
     _refuse_quantized(model, source.path)
     _widen_half(model, notes)
     model = _tidy(model)
+    # Here already, since folding renames weights and spreads what is in them.
+    refuse_nonfinite(model, source.path)
     raw = out.with_name(f"{out.stem}.raw.onnx")
     save(model, raw)
     model = _fold(raw, model, notes)
@@ -116,7 +119,7 @@ def _load(source: Model, notes: list[str]) -> ir.Model:
     for opset in _OPSETS:
         try:
             converted = version_converter.convert_version(proto, opset)
-        except RuntimeError as e:
+        except Exception as e:  # noqa: BLE001 - what C++ throws here has no common root
             failures.append(str(e).strip().splitlines()[0])
             continue
         notes.append(f"opset raised from {source.opset} to {opset}")
@@ -154,9 +157,24 @@ def _tidy(model: ir.Model) -> ir.Model:
         passes.ClearMetadataAndDocStringPass(),
     ):
         model = domain_pass(model).model
+    _name_apart(model)
     # Initializers were inputs up to IR 3; what runtimes of today read is 8 and newer.
     model.ir_version = max(model.ir_version, 8)
     return model
+
+
+def _name_apart(model: ir.Model) -> None:
+    """Tell nodes of sibling branches apart, which NameFixPass lets share a name."""
+    nodes = list(model.graph.all_nodes())
+    taken = {n.name for n in nodes}
+    seen: set[str | None] = set()
+    for node in nodes:
+        stem, count = node.name, 1
+        while node.name in seen:
+            free = f"{stem}_{count}"
+            node.name = free if free not in taken else node.name
+            count += 1
+        seen.add(node.name)
 
 
 def _fold(path: Path, before: ir.Model, notes: list[str]) -> ir.Model:
@@ -280,7 +298,8 @@ def refuse_nonfinite(model: ir.Model, path: Path) -> None:
         InputError: It names the first three tensors.
     """
     bad = []
-    for value in model.graph.initializers.values():
+    graphs = (model.graph, *model.graph.subgraphs())
+    for value in (v for graph in graphs for v in graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
             continue

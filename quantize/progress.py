@@ -70,7 +70,9 @@ class _Terminal:
         self.task = live.add_task("", total=None)
 
     def begin(self, name: str) -> None:
-        self.live.reset(self.task, description=_STAGES.get(name, name), total=None)
+        # A reset keeps the old total, and so would an update to None: a new task has none.
+        self.live.remove_task(self.task)
+        self.task = self.live.add_task(_STAGES.get(name, name), total=None)
 
     def step(self, done: int, total: int) -> None:
         self.live.update(self.task, completed=done, total=total)

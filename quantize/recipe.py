@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import onnx_ir as ir
 
@@ -20,6 +20,16 @@ from quantize.placement import Anchor, Fusion, Mode
 from quantize.targets import TARGETS
 
 SCHEMA = 1
+_KEYS = {
+    "schema": int,
+    "target": str,
+    "ranges": str,
+    "fused_for": str,
+    "correct_bias": bool,
+    "modes": dict,
+    "ranges_by_tensor": dict,
+    "made": dict,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,13 @@ class Recipe:
                 )
         if self.target not in TARGETS:
             raise UsageError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}.")
+        for mode in self.modes.values():
+            if mode not in get_args(Mode):
+                raise UsageError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}.")
+        if self.fused_for not in get_args(Fusion):
+            raise UsageError(
+                f"unknown runtime {self.fused_for!r}; known: {', '.join(get_args(Fusion))}."
+            )
 
     @property
     def name(self) -> str:
@@ -139,11 +156,11 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         raise UsageError(f"{where}: not TOML: {e}") from e
     if raw.get("schema") != SCHEMA:
         raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
-    known = {"schema", "target", "ranges", "correct_bias", "fused_for", "modes"}
-    known |= {"ranges_by_tensor", "made"}
-    if unknown := sorted(set(raw) - known):
-        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}.")
-    modes: dict[str, str] = raw.get("modes", {})
+    if unknown := sorted(set(raw) - set(_KEYS)):
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}.")
+    raw = {"fused_for": "onnxruntime", "ranges_by_tensor": {}, "modes": {}, **raw}
+    _check_types(raw, where)
+    modes: dict[str, str] = raw["modes"]
     missing = [n for n, mark in marks.items() if mark not in modes]
     extra = sorted(set(modes) - set(marks.values()))
     if missing or extra:
@@ -157,9 +174,22 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         ranges=raw["ranges"],
         correct_bias=raw["correct_bias"],
         modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
-        fused_for=raw.get("fused_for", "onnxruntime"),
-        ranges_by_tensor=raw.get("ranges_by_tensor", {}),
+        fused_for=raw["fused_for"],
+        ranges_by_tensor=raw["ranges_by_tensor"],
     )
+
+
+def _check_types(raw: Mapping[str, Any], where: str) -> None:
+    for key, kind in _KEYS.items():
+        if key not in raw and key != "made":
+            raise UsageError(f"{where}: the key {key!r} is missing.")
+        value = raw.get(key, {})
+        fits = isinstance(value, kind)
+        if fits and kind is dict and key != "made":
+            fits = all(isinstance(v, str) for v in value.values())
+        if not fits:
+            wanted = "a table of text" if kind is dict else kind.__name__
+            raise UsageError(f"{where}: the key {key!r} has to be {wanted}, found {value!r}.")
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -168,8 +198,9 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def _quote(text: str) -> str:
-    # JSON's string escapes are a subset of TOML's basic strings.
-    return json.dumps(text, ensure_ascii=True)
+    # JSON's escapes are TOML's, but for two things: TOML has no surrogate pairs, so what is beyond
+    # ASCII stands as it is, and it does not allow DEL, which JSON does not escape.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _comment(text: str) -> str:

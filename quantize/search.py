@@ -10,6 +10,7 @@ everything but the verdict.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
@@ -111,6 +112,7 @@ def search(
     *,
     can_pass: bool,
     need_speed: bool,
+    deadline_s: float,
     say: Callable[[str], None],
 ) -> Found:
     """Find the fastest INT8 model that passes.
@@ -122,9 +124,13 @@ def search(
         can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
             verdict, and the first candidate within the limit is taken.
         need_speed: Whether a candidate that is not faster than FP32 is of no use.
+        deadline_s: By `time.perf_counter`; nothing new is started after it.
         say: Told what happens, one line at a time.
     """
-    return _Search(bench, judge, can_pass=can_pass, need_speed=need_speed, say=say).run(targets)
+    state = _Search(
+        bench, judge, can_pass=can_pass, need_speed=need_speed, deadline_s=deadline_s, say=say
+    )
+    return state.run(targets)
 
 
 class _Search:
@@ -135,8 +141,10 @@ class _Search:
         *,
         can_pass: bool,
         need_speed: bool,
+        deadline_s: float,
         say: Callable[[str], None],
     ) -> None:
+        self.deadline_s = deadline_s
         self.bench, self.judge, self.say = bench, judge, say
         self.can_pass, self.need_speed = can_pass, need_speed
         self.judged: list[Judged] = []
@@ -149,13 +157,16 @@ class _Search:
             trials = self._make(target)
             if not trials:
                 continue
-            ready = self._timed(trials)
-            slower = slower or not ready
+            ready = self._timed(trials) or self._timed_again(trials)
+            if not ready:
+                # Another target rounds differently; it is no faster.
+                slower = True
+                break
             if self._first_pass(ready) or self._floats(ready):
                 break
         reason = "a candidate passed" if self._settled() else "no candidate passed"
-        if not self.judged and slower:
-            reason = "no candidate is faster than FP32"
+        if not self.judged:
+            reason = "no candidate is faster than FP32" if slower else reason
             self._judge_fastest()
         best = min(self.judged, key=lambda j: j.rank, default=None)
         return Found(best, tuple(self.judged), tuple(self.trials), self.fp32_ms, reason)
@@ -190,9 +201,9 @@ class _Search:
                 return [found] if found is not None else []
         return []
 
-    def _timed(self, trials: list[Trial]) -> list[Trial]:
+    def _timed(self, trials: list[Trial], rounds: int = 1) -> list[Trial]:
         """Candidates that gain, fastest first."""
-        timed, self.fp32_ms = time_quickly(self.bench, trials)
+        timed, self.fp32_ms = time_quickly(self.bench, trials, rounds=rounds)
         self.trials.extend(timed)
         floor = min(self.fp32_ms.values())
         gains = [
@@ -204,6 +215,15 @@ class _Search:
             quick = f"{self._ms(t):.3g} ms" if t.latency_ms else "does not run"
             self.say(f"{t.name}: {t.noise_db:.1f} dB, {quick} (FP32 {floor:.3g} ms)")
         return sorted(gains, key=self._ms)
+
+    def _timed_again(self, trials: list[Trial]) -> list[Trial]:
+        """A second, longer look at the two fastest before INT8 is given up for being slow."""
+        if not self.need_speed:
+            return []
+        timed = [t for t in self.trials if t.quantized in [x.quantized for x in trials]]
+        close = sorted((t for t in timed if t.latency_ms), key=self._ms)[:2]
+        self.trials = [t for t in self.trials if t not in close]
+        return self._timed(close, rounds=3) if close else []
 
     @staticmethod
     def _ms(trial: Trial) -> float:
@@ -219,7 +239,7 @@ class _Search:
         return False
 
     def _evaluate(self, trial: Trial) -> bool:
-        if len(self.judged) >= MAX_EVALUATIONS or trial.fastest is None:
+        if trial.fastest is None or self._spent():
             return False
         evaluation, verdict = self.judge(trial.quantized, trial.fastest)
         self.judged.append(Judged(trial, trial.fastest, evaluation, verdict))
@@ -228,6 +248,11 @@ class _Search:
             f"(limit {verdict.limit:.4g})"
         )
         return True
+
+    def _spent(self) -> bool:
+        """Whether evaluations or time are used up; the first evaluation is always made."""
+        late = bool(self.judged) and perf_counter() > self.deadline_s
+        return late or len(self.judged) >= MAX_EVALUATIONS
 
     def _settled(self) -> bool:
         """Whether the best so far is as good as the samples can show."""
@@ -243,8 +268,12 @@ class _Search:
     def _floats(self, trials: Sequence[Trial]) -> bool:
         """Keep the noisiest anchors in float: as few as pass, found by bisection."""
         for base in trials[:2]:
+            if self._spent():
+                return False
             self.say(f"{base.name}: looking for the layers that cost accuracy")
-            alone = single_noise(self.bench, base)
+            # Half of what is left, so that there is time to use the answer.
+            now = perf_counter()
+            alone = single_noise(self.bench, base, now + (self.deadline_s - now) / 2)
             order = sorted(alone, key=alone.__getitem__, reverse=True)
             if self._bisect(base, order, _steps([alone[n] for n in order])):
                 return True
@@ -275,7 +304,7 @@ class _Search:
 
     def _with_floats(self, base: Trial, floats: Sequence[str]) -> bool | None:
         """Whether `base` passes with `floats` in float; None where it is not faster any more."""
-        if len(self.judged) >= MAX_EVALUATIONS:
+        if self._spent():
             return None
         modes: dict[str, Mode] = {
             n: "float" if n in floats else m for n, m in base.quantized.recipe.modes.items()

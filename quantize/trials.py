@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Workbench:
         runtimes: Names of the runtimes that may serve.
         threads: Inside one inference.
         scratch: Where candidates are written.
-        sequential: Whether outputs are fed back, so that single probes say little of states.
+        batch: Samples in one probe.
     """
 
     fp32: Model
@@ -193,9 +194,9 @@ def attempt_or_none(bench: Workbench, recipe: Recipe, name: str) -> Trial | None
 
 
 def time_quickly(
-    bench: Workbench, trials: Sequence[Trial]
+    bench: Workbench, trials: Sequence[Trial], *, rounds: int = 1
 ) -> tuple[tuple[Trial, ...], dict[str, float]]:
-    """Medians of one short process per candidate and runtime; FP32's come second.
+    """Medians of short processes, one or more per candidate and runtime; FP32's come second.
 
     Raises:
         InputError: No runtime can run FP32.
@@ -207,7 +208,7 @@ def time_quickly(
                 continue
             name = f"{label} {runtime}"
             variants.append(Variant(name, model, runtime, "cpu", bench.threads, bench.batch))
-    found = measure(variants, bench.probes[:4], rounds=1, seconds_per_round=_QUICK_S)
+    found = measure(variants, bench.probes[:4], rounds=rounds, seconds_per_round=_QUICK_S)
     by_name = {x.variant.name: x.median_ms for x in found}
     times = [
         {r: by_name[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in by_name}
@@ -237,11 +238,16 @@ def _opens(runtime: str, model: Model, threads: int) -> bool:
     return True
 
 
-def single_noise(bench: Workbench, trial: Trial) -> dict[str, float]:
+def single_noise(bench: Workbench, trial: Trial, deadline_s: float) -> dict[str, float]:
     """Noise at the outputs that each INT8 anchor causes alone, all others in float.
 
     Noise of independent sources adds up, so the sum over a set of anchors predicts the noise of the
     set; that is what `quantize.search` ranks by.
+
+    Args:
+        bench: What all candidates share.
+        trial: Whose anchors are looked at, in graph order.
+        deadline_s: By `time.perf_counter`; anchors not reached by then are missing.
 
     Returns:
         Noise over signal, mean over outputs, by anchor name.
@@ -251,7 +257,7 @@ def single_noise(bench: Workbench, trial: Trial) -> dict[str, float]:
     alone: dict[str, float] = {}
     out = bench.scratch / "single.onnx"
     for name, mode in recipe.modes.items():
-        if mode == "float":
+        if mode == "float" or perf_counter() > deadline_s:
             continue
         modes: dict[str, Mode] = {name: mode}
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from bench.errors import InputError, UnsupportedError
+from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Model, read_model
 from quantize.calibrate import Calibration
 from quantize.placement import Anchor, place
@@ -61,6 +61,7 @@ def quantize(
         out: The `.onnx` to write.
 
     Raises:
+        UsageError: The recipe gives a node a mode that its operator does not have.
         InputError: The statistics are of another model, or a scale came out absurd.
         UnsupportedError: Nothing is left to quantize.
     """
@@ -69,6 +70,12 @@ def quantize(
             f"ranges were taken of model {calibration.model_sha256[:12]}…, not of "
             f"{source.sha256[:12]}…. Calibrate again."
         )
+    for anchor in anchors:
+        if (mode := recipe.modes.get(anchor.name, "float")) not in anchor.modes:
+            raise UsageError(
+                f"node {anchor.name!r} ({anchor.op}) cannot be {mode!r}, only "
+                f"{', '.join(anchor.modes)}. Change its mode in the recipe."
+            )
     model = ir.load(source.path)
     placement = place(model, anchors, recipe.modes, calibration.magnitudes(), recipe.fused_for)
     if all(m == "float" for m in placement.modes.values()):
@@ -82,10 +89,14 @@ def quantize(
 
 
 def _check_scales(model: ir.Model) -> None:
-    for name, value in model.graph.initializers.items():
-        if not name.endswith("_scale") or value.const_value is None:
+    for node in model.graph:
+        # Only what scales codes; a weight of the model's own may be called so as well.
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        scales = value.const_value.numpy()
+        scale = node.inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        name, scales = scale.name, scale.const_value.numpy()
         if not np.isfinite(scales).all() or (scales <= 0).any() or (scales > _LARGEST_SCALE).any():
             raise InputError(
                 f"scale {name!r} came out as {scales.max():g}: one absurd value decided the range. "

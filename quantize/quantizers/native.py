@@ -7,7 +7,7 @@ both ONNX Runtime and OpenVINO. Zero points are never shared between tensors, si
 exact mode (`session.x64quantprecision`) rejects graphs that do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,10 @@ class _Writer:
         self.nodes = {str(n.name): n for n in model.graph.all_nodes()}
         self.values = {str(v.name): v for n in model.graph for v in n.outputs}
         self.values |= {str(v.name): v for v in model.graph.inputs}
+        self.taken = {
+            str(v.name) for g in (self.graph, *self.graph.subgraphs()) for v in _values(g)
+        }
+        self.taken |= set(self.nodes)
         self.dynamic_inputs: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def run(self) -> tuple[QuantizedLayer, ...]:
@@ -216,10 +220,9 @@ class _Writer:
                 self._constant(f"{name}_zero_point", np.zeros(len(units), np.int32)),
             ],
             attributes={"axis": 0},
-            name=f"{name}_dequantize",
+            name=name,
         )
-        pair.outputs[0].name = f"{name}_dequantized"
-        self.graph.insert_before(node, pair)
+        self._insert_pair(node, pair)
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, pair.outputs[0])
@@ -235,11 +238,16 @@ class _Writer:
                 self._constant(f"{name}_zero_point", np.zeros(len(codes.scales), np.int8)),
             ],
             attributes={"axis": anchor.out_axis},
-            name=f"{name}_dequantize",
+            name=name,
         )
-        pair.outputs[0].name = f"{name}_dequantized"
-        self.graph.insert_before(node, pair)
+        self._insert_pair(node, pair)
         node.replace_input_with(1, pair.outputs[0])
+
+    def _insert_pair(self, node: ir.Node, pair: ir.Node) -> None:
+        """Put the DequantizeLinear of a constant before its reader."""
+        pair.outputs[0].name = self._free(f"{pair.name}_dequantized")
+        pair.name = self._free(f"{pair.name}_dequantize")
+        self.graph.insert_before(node, pair)
 
     def _quantize_glue_constants(self) -> None:
         """Constant operands of Add and Mul get a scale per tensor."""
@@ -255,8 +263,7 @@ class _Writer:
                     codes = _codes(values, Range(min(low, 0), max(high, 0)))
                     held = self._constant(f"{name}_operand_{i}_quantized", codes)
                     pair = ir.node("DequantizeLinear", [held, *scales], name=f"{name}_operand_{i}")
-                    pair.outputs[0].name = f"{name}_operand_{i}_dequantized"
-                    self.graph.insert_before(node, pair)
+                    self._insert_pair(node, pair)
                     node.replace_input_with(i, pair.outputs[0])
 
     def _pair(self, name: str) -> None:
@@ -266,17 +273,19 @@ class _Writer:
         produced = value.producer()
         source = self.ranges[self.placement.tensors[name]]
         quantize = ir.node(
-            "QuantizeLinear", [value, *self._scale(name, source)], name=f"{name}_quantize"
+            "QuantizeLinear",
+            [value, *self._scale(name, source)],
+            name=self._free(f"{name}_quantize"),
         )
-        quantize.outputs[0].name = f"{name}_quantized"
+        quantize.outputs[0].name = self._free(f"{name}_quantized")
         # A second set of initializers: sharing them between Q and DQ is fine, between tensors is
         # not.
         back = ir.node(
             "DequantizeLinear",
             [quantize.outputs[0], *quantize.inputs[1:]],
-            name=f"{name}_dequantize",
+            name=self._free(f"{name}_dequantize"),
         )
-        back.outputs[0].name = f"{name}_dequantized"
+        back.outputs[0].name = self._free(f"{name}_dequantized")
         self._insert_after(produced, [quantize, back])
         for use in uses:
             use.node.replace_input_with(use.idx, back.outputs[0])
@@ -291,12 +300,15 @@ class _Writer:
 
     def _move_output(self, value: ir.Value, after: ir.Value) -> None:
         """If `value` is a graph output, let `after` be it, under the same name."""
+        if value.is_graph_input():
+            # Passed through as it is: it cannot give its name away.
+            return
         for i, output in enumerate(self.graph.outputs):
             if output is value:
                 name = str(value.name)
                 after.type, after.shape = value.type, value.shape
                 self.graph.outputs[i] = after
-                value.name = f"{name}_float"
+                value.name = self._free(f"{name}_float")
                 after.name = name
 
     def _scale(self, name: str, chosen: Range) -> tuple[ir.Value, ir.Value]:
@@ -327,8 +339,6 @@ class _Writer:
         unit = ir.node("Mul", [data_scale, scales], name=f"{name}_scales")
         result = ir.node("Mul", [cast.outputs[0], unit.outputs[0]], name=f"{name}_scaled")
         chain = [product, cast, unit, result]
-        for part in chain:
-            part.outputs[0].name = f"{part.name}_output"
         shift = self._shift(node, anchor, weights, codes)
         if anchor.op == "Gemm":
             bias = self._bias(node, anchor, len(weights)) + shift
@@ -338,6 +348,9 @@ class _Writer:
                 chain.append(added)
         else:
             self._shift_following_add(node, shift)
+        for part in chain:
+            part.name = self._free(str(part.name))
+            part.outputs[0].name = self._free(f"{part.name}_output")
         graph.insert_before(node, chain)
         self._replace(node, chain[-1].outputs[0])
         return codes
@@ -353,10 +366,10 @@ class _Writer:
                 "DynamicQuantizeLinear",
                 [value],
                 num_outputs=3,
-                name=f"{value.name}_{node.name}_dql",
+                name=self._free(f"{value.name}_{node.name}_dql"),
             )
             for out, kind in zip(dynamic.outputs, ("codes", "scale", "zero"), strict=True):
-                out.name = f"{dynamic.name}_{kind}"
+                out.name = self._free(f"{dynamic.name}_{kind}")
             graph.insert_before(node, dynamic)
             codes, scale, zero = dynamic.outputs
             self.dynamic_inputs[key] = (codes, scale, zero)
@@ -388,7 +401,7 @@ class _Writer:
             inputs,
             kept.values(),
             num_outputs=len(node.outputs),
-            name=f"{name}_quantized",
+            name=self._free(f"{name}_quantized"),
         )
         self.model.opset_imports.setdefault(_MICROSOFT, 1)
         if graph is not self.graph:
@@ -417,12 +430,17 @@ class _Writer:
 
     # Both
 
-    def _constant(self, name: str, values: NDArray[np.generic]) -> ir.Value:
-        """A new initializer of the main graph; a name that is taken gets a number."""
+    def _free(self, name: str) -> str:
+        """`name`, with a number behind it where the model has something of that name."""
         free, count = name, 1
-        while free in self.graph.initializers:
-            free = f"{name}_{count}"
-            count += 1
+        while free in self.taken:
+            free, count = f"{name}_{count}", count + 1
+        self.taken.add(free)
+        return free
+
+    def _constant(self, name: str, values: NDArray[np.generic]) -> ir.Value:
+        """A new initializer of the main graph."""
+        free = self._free(name)
         tensor = ir.Tensor(values, name=free)
         value = ir.Value(
             name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
@@ -435,6 +453,13 @@ class _Writer:
             value = self.graph.initializers[name]
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
 
 
 def _fold_gemm_factors(node: ir.Node, writer: "_Writer") -> None:

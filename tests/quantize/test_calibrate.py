@@ -55,7 +55,9 @@ def values(draw: st.DrawFn) -> np.ndarray:
         special = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, -3.4028235e38, 1.0, -1.0]
         special += [0.5, 2.0, -2.0, 2.0**-100, -(2.0**-100)]
         return random.choice(np.array(special, np.float32), size)
-    exponents = draw(st.integers(-40, 37)) if kind != "all scales" else random.integers(-44, 38, size)
+    exponents = (
+        draw(st.integers(-40, 37)) if kind != "all scales" else random.integers(-44, 38, size)
+    )
     found = (random.standard_normal(size) * 10.0**exponents).astype(np.float32)
     found = np.clip(found, -3.4e38, 3.4e38)
     return np.abs(found) if kind == "positive" else found
@@ -234,7 +236,7 @@ def test_the_mse_range_is_close_to_the_best_of_a_fine_grid() -> None:
         for b in np.linspace(0.1, 1, 10)
     )
     assert found <= best * 1.1
-    assert found < 0.6 * rounding_error(array, minmax_range(streamed(array)))
+    assert found < 0.75 * rounding_error(array, minmax_range(streamed(array)))
 
 
 def test_higher_powers_cut_less() -> None:

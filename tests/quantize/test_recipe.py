@@ -1,0 +1,193 @@
+"""Recipes as TOML, and the fingerprints that carry them to another training."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from bench.errors import UsageError
+from quantize.placement import find_anchors
+from quantize.recipe import Recipe, as_dict, fingerprints, from_toml, to_toml
+from tests import tiny
+
+FLOAT = TensorProto.FLOAT
+# Whatever UTF-8 can hold: names of tensors and nodes may be anything.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+MODES = st.sampled_from(["static", "dynamic", "float"])
+
+
+def net(path: Path, *, seed: int = 0, prefix: str = "", width: int = 4, op: str = "Relu") -> Path:
+    """Two convolutions that are alike, an activation, and a Gemm."""
+    random = np.random.default_rng(seed)
+
+    def name(text: str) -> str:
+        return f"{prefix}{text}"
+
+    nodes = [
+        helper.make_node("Conv", [name("x"), name("k0")], [name("a")], name("c0")),
+        helper.make_node("Conv", [name("a"), name("k1")], [name("b")], name("c1")),
+        helper.make_node("Conv", [name("b"), name("k2")], [name("c")], name("c2")),
+        helper.make_node(op, [name("c")], [name("d")], name("act")),
+        helper.make_node("Flatten", [name("d")], [name("e")], name("flat")),
+        helper.make_node("Gemm", [name("e"), name("w")], [name("y")], name("head"), transB=1),
+    ]
+    return tiny.save(
+        path,
+        nodes,
+        [(name("x"), FLOAT, [1, width, 7, 7])],
+        [(name("y"), FLOAT, [1, 3])],
+        {
+            name(f"k{i}"): random.standard_normal((width, width, 3, 3)).astype(np.float32)
+            for i in range(3)
+        }
+        | {name("w"): random.standard_normal((3, width)).astype(np.float32)},
+    )
+
+
+def marks(path: Path) -> dict[str, str]:
+    model = ir.load(path)
+    return fingerprints(model, find_anchors(model)[0])
+
+
+def recipe(**changes: object) -> Recipe:
+    plain = Recipe("portable", "mse", True, {"a": "static", "b": "float"})
+    return replace(plain, **changes)
+
+
+MARKS = {"a": "conv-1", "b": "gemm-1"}
+
+
+@given(
+    names=st.lists(TEXT, min_size=1, max_size=5, unique=True),
+    data=st.data(),
+    tensors=st.dictionaries(TEXT, st.sampled_from(["mse", "minmax", "percentile", "entropy"])),
+    facts=st.dictionaries(TEXT, TEXT),
+)
+def test_any_recipe_survives_toml(
+    names: list[str], data: st.DataObject, tensors: dict[str, str], facts: dict[str, str]
+) -> None:
+    known = {n: f"conv-{i}" for i, n in enumerate(names)}
+    made = Recipe(
+        data.draw(st.sampled_from(["portable", "vnni", "amx", "avx2"])),
+        data.draw(st.sampled_from(["mse", "minmax"])),
+        data.draw(st.booleans()),
+        {n: data.draw(MODES) for n in names},
+        data.draw(st.sampled_from(["onnxruntime", "openvino"])),
+        tensors,
+    )
+    text = to_toml(made, known, facts)
+    # As it is on disk, where line ends may be translated.
+    assert "\r" not in text
+    assert from_toml(text.encode().decode(), known, "r.toml") == made
+
+
+def test_a_recipe_file_names_nodes_for_its_reader() -> None:
+    text = to_toml(recipe(), {"a": "conv-1", "b": "gemm-1"}, {"made by": "vnnify"})
+    assert '"conv-1" = "static"  # a' in text
+    assert '"made by" = "vnnify"' in text
+    hostile = to_toml(recipe(modes={"x\n[made]\ny": "float"}), {"x\n[made]\ny": "conv-1"}, {})
+    assert hostile.count("\n[made]\n") == 1
+
+
+def test_fingerprints_survive_training_and_new_names(tmp_path: Path) -> None:
+    first = marks(net(tmp_path / "a.onnx", seed=0))
+    again = marks(net(tmp_path / "b.onnx", seed=1, prefix="module."))
+    assert list(again) == [f"module.{n}" for n in first]
+    assert list(again.values()) == list(first.values())
+    assert len(set(first.values())) == len(first) == 4
+
+
+def test_equal_nodes_are_numbered_in_graph_order(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"], f"m{i}") for i in range(3)]
+    outputs = [(f"y{i}", FLOAT, [1, 2]) for i in range(3)]
+    constants = {f"w{i}": np.ones((2, 2), np.float32) for i in range(3)}
+    path = tiny.save(tmp_path / "m.onnx", nodes, [("x", FLOAT, [1, 2])], outputs, constants)
+    found = marks(path)
+    stems = {m.rpartition("-")[0] for m in found.values()}
+    assert len(stems) == 1
+    assert [m.rpartition("-")[2] for m in found.values()] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 5}, {"op": "Tanh"}], ids=["other widths", "another activation"]
+)
+def test_a_recipe_of_another_architecture_names_a_node(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    ours = marks(net(tmp_path / "a.onnx"))
+    theirs = marks(net(tmp_path / "b.onnx", prefix="new.", **change))
+    text = to_toml(recipe(modes=dict.fromkeys(ours, "static")), ours, {})
+    with pytest.raises(UsageError, match=r"r\.toml: made for another graph: node 'new\."):
+        from_toml(text, theirs, "r.toml")
+
+
+def test_attributes_are_part_of_a_fingerprint(tmp_path: Path) -> None:
+    def one(pads: list[int]) -> str:
+        path = tiny.save(
+            tmp_path / "m.onnx",
+            [helper.make_node("Conv", ["x", "k"], ["y"], "c", pads=pads)],
+            [("x", FLOAT, [1, 1, 5, 5])],
+            [("y", FLOAT, None)],
+            {"k": np.ones((1, 1, 3, 3), np.float32)},
+        )
+        return marks(path)["c"]
+
+    assert one([0, 0, 0, 0]) != one([1, 1, 1, 1])
+
+
+def test_a_recipe_of_a_larger_graph_says_what_is_gone() -> None:
+    text = to_toml(recipe(), MARKS, {})
+    with pytest.raises(UsageError, match=r"'gemm-1' is gone \(0 new, 1 gone\)"):
+        from_toml(text, {"a": "conv-1"}, "r.toml")
+
+
+GOOD = to_toml(recipe(), MARKS, {})
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda t: t + "[", "not TOML"),
+        (lambda t: t.replace("schema = 1", "schema = 2"), "schema 2, expected 1"),
+        (lambda t: t.replace("schema = 1", ""), "schema None, expected 1"),
+        (lambda t: "bits = 4\n" + t, "unknown key 'bits'"),
+        (lambda t: t.replace('target = "portable"', 'target = "sse"'), "unknown target 'sse'"),
+        (lambda t: t.replace('ranges = "mse"', 'ranges = "best"'), "unknown range method 'best'"),
+        (lambda t: t.replace('ranges = "mse"', ""), "'ranges' is missing"),
+        (lambda t: t.replace('target = "portable"', ""), "'target' is missing"),
+        (lambda t: t.replace("correct_bias = true", ""), "'correct_bias' is missing"),
+        (lambda t: t.replace("correct_bias = true", 'correct_bias = "yes"'), "'correct_bias'"),
+        (lambda t: t.replace('ranges = "mse"', 'ranges = ["mse"]'), "'ranges'"),
+        (lambda t: t.replace('= "static"', '= "int4"'), "unknown mode 'int4'"),
+        (lambda t: t.replace('= "onnxruntime"', '= "tvm"'), "unknown runtime 'tvm'"),
+        (
+            lambda t: t.replace("[ranges_by_tensor]", '[ranges_by_tensor]\n"t" = "worst"'),
+            "unknown range method 'worst'",
+        ),
+        (lambda t: t.replace('= "static"', "= 8"), "'modes' has to be a table of text"),
+        (lambda t: t.replace("[ranges_by_tensor]", "[ranges_by_tensor.x]"), "'ranges_by_tensor'"),
+        (lambda t: "made = 1\n" + t.replace("[made]", "[modes.x]"), "'modes' has to be"),
+    ],
+)
+def test_a_damaged_recipe_is_a_usage_error(edit: Callable[[str], str], says: str) -> None:
+    assert edit(GOOD) != GOOD
+    assert from_toml(GOOD, MARKS, "r.toml") == recipe()
+    with pytest.raises(UsageError) as caught:
+        from_toml(edit(GOOD), MARKS, "r.toml")
+    assert says in str(caught.value)
+
+
+def test_keys_that_newer_recipes_have_may_be_missing() -> None:
+    older = GOOD.replace('fused_for = "onnxruntime"\n', "").partition("[ranges_by_tensor]")[0]
+    assert from_toml(older, MARKS, "r.toml") == recipe()
+
+
+def test_a_recipe_tells_what_it_does() -> None:
+    assert recipe().name == "static 1, float 1; mse ranges; portable; for onnxruntime"
+    assert as_dict(recipe())["modes"] == {"a": "static", "b": "float"}

@@ -1,0 +1,62 @@
+"""Latencies that are said, not measured, so that verdicts on speed do not hang on the machine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from bench.feeds import feeds_digest
+from bench.latency import Latency, Progress, Round, Variant
+from bench.models import Feeds
+
+
+def latency(
+    variant: Variant, ms: float, *, rounds: int = 2, spread: float = 0.0, feeds: str = "f" * 64
+) -> Latency:
+    """So many rounds, `spread` apart around a median of `ms`, eighty samples each."""
+    found = []
+    for i in range(rounds):
+        off = spread * (2 * i / (rounds - 1) - 1) if rounds > 1 else 0.0
+        sample = round(ms * 1e6 * (1 + off))
+        found.append(Round(10**6, sample, (sample,), (sample,) * 80, 10**8, 0.0, 0.0, 0))
+    return Latency(variant, "1.2.3", feeds, tuple(found))
+
+
+@dataclass
+class Stopwatch:
+    """Stands in for `bench.latency.measure`; INT8 is `speedup` times as fast as FP32.
+
+    Attributes:
+        speedup: Of INT8, in the quick look and in the benchmark.
+        later: Of INT8 in the benchmark, where that shall differ.
+        measured: Names of all variants, call by call.
+        before: Called first.
+    """
+
+    speedup: float = 2.0
+    later: float | None = None
+    measured: list[list[str]] = field(default_factory=list)
+    before: Callable[[], object] = lambda: None
+
+    def __call__(
+        self,
+        variants: Sequence[Variant],
+        feeds: Sequence[Feeds],
+        *,
+        rounds: int = 5,
+        seconds_per_round: float = 1.0,
+        seed: int = 0,
+        control: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Latency, ...]:
+        self.before()
+        entrants = list(variants)
+        if control:
+            entrants.append(replace(variants[0], name=f"{variants[0].name} (control)"))
+        self.measured.append([v.name for v in entrants])
+        if progress is not None:
+            progress(0, len(entrants), entrants[0].name)
+        speedup = self.later if control and self.later is not None else self.speedup
+        digest = feeds_digest(list(feeds))
+        return tuple(
+            latency(v, 1.0 if v.name.lower().startswith("fp32") else 1 / speedup, feeds=digest)
+            for v in entrants
+        )
