@@ -195,8 +195,8 @@ def mse_range(stats: TensorStatistics, *, power: float = 2.0) -> Range:
     """The range with the smallest expected |x - Q(x)|**power, from the histogram.
 
     Every pair of cuts on a grid is tried: 24 high ends and, where the tensor is negative too, 24
-    low ends. The rounding error inside the range is step**2 / 12 (Widrow, 1961), but for exact zeros
-    (most of what a Relu leaves), which have none; every value outside pays its distance to the end.
+    low ends. The rounding error inside the range is step**2 / 12 (Widrow, 1961), except that exact
+    zeros, most of what a Relu leaves, have none; every value outside pays its distance to the end.
 
     Args:
         stats: Of the tensor.

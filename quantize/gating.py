@@ -203,7 +203,7 @@ def gate_document(report: GateReport) -> Document:
     v = report.verdict
     outcome = "refuse" if report.too_slow else v.outcome
     checks = [Check("accuracy", _CHECKS[v.outcome], v.reason)]
-    lines = list(v.suspicious)
+    lines, headline = list(v.suspicious), v.reason
     if report.speed is not None and report.min_speedup is not None:
         low, high = report.speed.low or 0.0, report.speed.high or 0.0
         text = (
@@ -212,6 +212,8 @@ def gate_document(report: GateReport) -> Document:
         )
         checks.append(Check("speed", "fail" if report.too_slow else "pass", text))
         lines += [text, *report.speed.doubts]
+        if report.too_slow and v.outcome != "refuse":
+            headline = f"Too slow: {text} {v.reason}"
     percent = report.evaluations[0].bounded or report.evaluations[0].binary
     factor, unit = (100.0, "%") if percent else (1.0, "")
     rows = tuple(
@@ -222,7 +224,7 @@ def gate_document(report: GateReport) -> Document:
         title="INT8 against FP32",
         verdict=Banner(
             outcome,
-            v.reason,
+            headline,
             tuple(lines),
             (
                 KeyFigure(

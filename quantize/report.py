@@ -223,7 +223,8 @@ def summary(report: Report, folder: str) -> Document:
         folder: Where the files lie.
     """
     verdict, end = report.verdict, report.conclusion
-    baseline = next(x for x in report.latencies if x.variant.model.sha256 == report.fp32.sha256)
+    fastest = report.comparisons[0].baseline
+    baseline = next(x for x in report.latencies if x.variant.name == fastest)
     served = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
     speed = f"{end.speedup:.2f}× as fast"
     if end.speedup_low is not None and end.speedup_high is not None:

@@ -124,6 +124,12 @@ class _Writer:
             str(v.name) for g in (self.graph, *self.graph.subgraphs()) for v in _values(g)
         }
         self.taken |= set(self.nodes)
+        static = {a.name for a in anchors if placement.modes[a.name] == "static"}
+        self.integer_nodes = static | placement.glue
+        self.integer_outputs = {
+            placement.rectified.get(n, str(self.nodes[n].outputs[0].name))
+            for n in self.integer_nodes
+        }
         self.dynamic_inputs: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def run(self) -> tuple[QuantizedLayer, ...]:
@@ -287,9 +293,41 @@ class _Writer:
         )
         back.outputs[0].name = self._free(f"{name}_dequantized")
         self._insert_after(produced, [quantize, back])
+        integers = name in self.integer_outputs
         for use in uses:
-            use.node.replace_input_with(use.idx, back.outputs[0])
-        self._move_output(value, back.outputs[0])
+            if use.idx == 0 and _keeps_float_weights(use.node):
+                use.node.replace_input_with(0, self._shielded(name, use.node, quantize))
+            elif integers or str(use.node.name) in self.integer_nodes:
+                use.node.replace_input_with(use.idx, back.outputs[0])
+        if integers:
+            self._move_output(value, back.outputs[0])
+
+    def _shielded(self, name: str, reader: ir.Node, quantize: ir.Node) -> ir.Value:
+        """The dequantized tensor for a convolution or Gemm that has to stay in float.
+
+        ONNX Runtime quantizes the weights of such a node itself, per tensor, when it stands between
+        a DequantizeLinear with one scale and a QuantizeLinear (`weight_bias_quantization.cc`): a
+        depthwise layer kept in float for its accuracy would lose it after all. It leaves a
+        DequantizeLinear with a scale per channel alone, so all channels get the same one.
+        """
+        channels = _input_channels(reader)
+        source = self.ranges[self.placement.tensors[name]]
+        stem = f"{name}_for_{reader.name}"
+        scales = np.full(channels, source.scale, np.float32)
+        zeros = np.full(channels, source.zero_point, np.uint8)
+        back = ir.node(
+            "DequantizeLinear",
+            [
+                quantize.outputs[0],
+                self._constant(f"{stem}_scale", scales),
+                self._constant(f"{stem}_zero_point", zeros),
+            ],
+            attributes={"axis": 1},
+            name=self._free(f"{stem}_dequantize"),
+        )
+        back.outputs[0].name = self._free(f"{stem}_dequantized")
+        self.graph.insert_after(quantize, back)
+        return back.outputs[0]
 
     def _insert_after(self, producer: ir.Node | None, nodes: list[ir.Node]) -> None:
         if producer is not None:
@@ -475,6 +513,23 @@ def _fold_gemm_factors(node: ir.Node, writer: "_Writer") -> None:
     for name in ("alpha", "beta"):
         if name in node.attributes:
             del node.attributes[name]
+
+
+def _keeps_float_weights(node: ir.Node) -> bool:
+    """Whether it is a Conv, ConvTranspose or Gemm whose weights are float constants."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    weights = node.inputs[1]
+    return weights is not None and weights.is_initializer()
+
+
+def _input_channels(node: ir.Node) -> int:
+    shape = _array(node.inputs[1]).shape
+    if node.op_type == "Conv":
+        return int(shape[1]) * _int(node, "group", 1)
+    if node.op_type == "ConvTranspose":
+        return int(shape[0])
+    return int(shape[1] if _int(node, "transB", 0) else shape[0])
 
 
 def _codes(values: NDArray[np.float32], chosen: Range) -> NDArray[np.uint8]:

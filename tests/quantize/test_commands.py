@@ -9,7 +9,9 @@ import importlib
 import json
 import re
 import signal
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from onnx import TensorProto, helper
 from bench.errors import ExitCode
 from bench.store import load, read_manifest
 from quantize import cli, gating, pipeline, trials
+from quantize.gating import GateReport
 from quantize.report import Report
 from tests import classifier, tiny
 from tests.timing import Stopwatch
@@ -99,7 +102,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
 
 
-def stem_of(folder: Path) -> dict[str, str]:
+def digests_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -135,7 +138,7 @@ def test_a_model_that_passes_leaves_the_promised_files_and_no_others(done: Path)
 def test_the_manifest_holds_the_digest_of_every_file(done: Path) -> None:
     manifest = read_manifest(done)
     digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    assert digests == {n: d for n, d in stem_of(done).items() if n != "manifest.json"}
+    assert digests == {n: d for n, d in digests_of(done).items() if n != "manifest.json"}
     assert manifest["outcome"] == "pass"
     assert manifest["command"].startswith("vnnify quantize ")
 
@@ -173,7 +176,7 @@ def test_the_report_says_what_happened(done: Path, shelf: Path) -> None:
 
 
 def digest_of(folder: Path, kind: str) -> str:
-    return stem_of(folder)[f"model.{kind}onnx"]
+    return digests_of(folder)[f"model.{kind}onnx"]
 
 
 def test_stages_stand_in_order_and_none_holds_another(done: Path) -> None:
@@ -320,11 +323,11 @@ def test_json_is_the_report_and_nothing_else(run: Cli, shelf: Path, done: Path) 
 def test_an_existing_folder_is_replaced_only_by_force(run: Cli, shelf: Path, done: Path) -> None:
     options = ("--recipe", done / "recipe.toml", "--out", "o")
     assert run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)[0] == 0
-    before = stem_of(Path("o"))
+    before = digests_of(Path("o"))
     status, _, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)
     assert (status, len(err.splitlines())) == (ExitCode.OUTPUT, 1)
     assert "--force" in err
-    assert stem_of(Path("o")) == before
+    assert digests_of(Path("o")) == before
     fewer = ("--limit", "300", "--max-drop", "5pt", "--force")
     assert run.quantize(shelf / "net.onnx", shelf / "data.npz", *options, *fewer)[0] == 0
     assert stored(Path("o")).data.evaluation_count == 236
@@ -336,14 +339,14 @@ def test_a_failed_run_leaves_the_old_folder_and_nothing_else(
 ) -> None:
     options = ("--recipe", done / "recipe.toml", "--out", "o")
     assert run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)[0] == 0
-    before = stem_of(Path("o"))
+    before = digests_of(Path("o"))
     classifier.network(Path("nan.onnx"), fault=float("nan"))
     assert run.quantize("nan.onnx", shelf / "data.npz", "--out", "o", "--force")[0] == 5
     run.stopwatch.before = interrupt
     status, _, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", *options, "--force")
     assert status == ExitCode.INTERRUPTED
     assert "nothing was published" in err
-    assert stem_of(Path("o")) == before
+    assert digests_of(Path("o")) == before
     assert leftovers(Path()) == []
 
 
@@ -548,3 +551,226 @@ def test_a_first_axis_of_any_size_is_served(run: Cli, source: str) -> None:
     Path("mine.py").write_text(RECURRENT)
     status, _, err = run.quantize("m.onnx", f"mine.py:{source}")
     assert status == 0, err
+
+
+# --- gate ---
+
+
+@pytest.fixture
+def pair(shelf: Path, done: Path) -> tuple[object, ...]:
+    return "gate", done / "model.fp32.onnx", done / "model.onnx", "--data", shelf / "data.npz"
+
+
+def test_a_gate_that_passes_writes_every_format(run: Cli, pair: tuple[object, ...]) -> None:
+    files = {form: Path(f"gate.{form}") for form in ("out", "junit", "markdown", "html")}
+    options = [part for form, file in files.items() for part in (f"--{form}", file)]
+    status, out, err = run(*pair, "--max-drop", "1pt", "--threads", "1", *options)
+    assert status == 0, err
+    assert "PASS" in out
+    report = load(GateReport, files["out"].read_bytes(), "gate.out")
+    assert (report.exit_code, report.verdict.outcome, report.max_drop) == (0, "pass", "1pt")
+    assert report.verdict.n == 400
+    assert (report.latencies, report.speed) == ((), None)
+    assert run.stopwatch.measured == []
+    cases = list(ET.parse(files["junit"]).getroot().iter("testcase"))
+    assert [(c.get("name"), c.find("failure")) for c in cases] == [("accuracy", None)]
+    assert "<script" not in files["html"].read_text()
+    assert "INT8 against FP32" in files["markdown"].read_text()
+    status, _, err = run(*pair, "--max-drop", "1pt", "--junit", files["junit"])
+    assert (status, len(err.splitlines())) == (ExitCode.OUTPUT, 1)
+
+
+def test_a_gate_refuses_a_model_that_lost_too_much(
+    run: Cli, pair: tuple[object, ...], shelf: Path
+) -> None:
+    classifier.network(Path("other.onnx"), fault=1000.0)
+    files = ("--junit", "gate.xml", "--json")
+    status, out, _ = run(*pair[:2], "other.onnx", *pair[3:], "--max-drop", "1pt", *files)
+    assert status == ExitCode.REFUSED
+    report = load(GateReport, out.encode(), "stdout")
+    assert report.verdict.outcome == "refuse"
+    assert report.exit_code == 3
+    failure = ET.parse("gate.xml").getroot().find(".//failure")
+    assert failure is not None
+    assert "above the limit" in str(failure.get("message"))
+
+
+@pytest.mark.parametrize(("policy", "status"), [("fail", 4), ("warn", 0), ("pass", 0)])
+def test_a_gate_with_too_few_samples_is_inconclusive(
+    run: Cli, pair: tuple[object, ...], policy: str, status: int
+) -> None:
+    options = ("--max-drop", "1pt", "--limit", "50", "--inconclusive", policy)
+    found, out, _ = run(*pair, *options)
+    assert found == status
+    assert "INCONCLUSIVE" in out
+
+
+@pytest.mark.parametrize(("speedup", "status"), [("1.9x", 0), ("2.1x", 3)])
+def test_a_gate_can_ask_for_speed(
+    run: Cli, pair: tuple[object, ...], speedup: str, status: int
+) -> None:
+    files = ("--junit", "gate.xml", "--out", "gate.json")
+    found, out, _ = run(*pair, "--max-drop", "1pt", "--min-speedup", speedup, *files)
+    assert found == status
+    report = load(GateReport, Path("gate.json").read_bytes(), "gate.json")
+    assert report.too_slow == (status == 3)
+    assert report.speed is not None
+    assert report.speed.ratio == pytest.approx(2.0, rel=1e-3)
+    cases = {
+        c.get("name"): c.find("failure") for c in ET.parse("gate.xml").getroot().iter("testcase")
+    }
+    assert cases["accuracy"] is None
+    assert (cases["speed"] is not None) == (status == 3)
+    assert f"at least {speedup[:-1]} asked" in out
+    if status:
+        # The sentence on top says what the gate refused, not that accuracy is fine.
+        assert "times as fast" in next(x for x in out.splitlines() if x.startswith("REFUSE"))
+
+
+def test_a_gate_refuses_models_that_are_not_alike(
+    run: Cli, pair: tuple[object, ...], shelf: Path
+) -> None:
+    recurrent(Path("m.onnx"))
+    status, _, err = run(*pair[:2], "m.onnx", *pair[3:], "--max-drop", "1pt")
+    assert status == ExitCode.USAGE
+    assert "Give two forms of one model" in err
+    tiny.save(
+        Path("renamed.onnx"),
+        [helper.make_node("Flatten", ["x"], ["scores"])],
+        [("x", TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [("scores", TensorProto.FLOAT, ["n", 64])],
+    )
+    status, _, err = run(*pair[:2], "renamed.onnx", *pair[3:], "--max-drop", "1pt")
+    assert status == ExitCode.USAGE
+    assert "returns ['scores']" in err
+
+
+# --- convert, report, init ---
+
+
+def test_convert_writes_one_clean_file(run: Cli, shelf: Path) -> None:
+    status, out, err = run("convert", shelf / "net.onnx", "-o", "clean.onnx")
+    assert status == 0, err
+    assert [p.name for p in Path().iterdir()] == ["clean.onnx"]
+    digest = hashlib.sha256(Path("clean.onnx").read_bytes()).hexdigest()
+    assert out.startswith("clean.onnx: ")
+    assert digest in out
+    assert run("convert", shelf / "net.onnx", "-o", "clean.onnx")[0] == ExitCode.OUTPUT
+    options = ("--force", "--data", shelf / "data.npz")
+    assert run("convert", shelf / "net.onnx", "-o", "clean.onnx", *options)[0] == 0
+    assert hashlib.sha256(Path("clean.onnx").read_bytes()).hexdigest() == digest
+
+
+def test_a_convert_that_fails_leaves_nothing(run: Cli) -> None:
+    classifier.network(Path("nan.onnx"), fault=float("inf"))
+    status, _, err = run("convert", "nan.onnx", "-o", "clean.onnx")
+    assert status == ExitCode.INPUT
+    assert "hold NaN or infinity" in err
+    assert [p.name for p in Path().iterdir()] == ["nan.onnx"]
+
+
+def test_a_stored_report_is_rendered_again(run: Cli, done: Path) -> None:
+    status, out, _ = run("report", done / "report.json")
+    assert status == 0
+    assert out.startswith("INT8 of ")
+    assert "Everything that was tried" in out
+    files = ("--html", "r.html", "--markdown", "r.md", "--junit", "r.xml")
+    status, out, _ = run("report", done / "report.json", *files)
+    assert (status, out) == (0, "")
+    assert Path("r.xml").read_bytes() == (done / "report.junit.xml").read_bytes()
+    assert run("report", done / "report.json", *files)[0] == ExitCode.OUTPUT
+    assert run("report", "none.json")[0] == ExitCode.USAGE
+    assert run("report", done / "manifest.json")[0] == ExitCode.INPUT
+
+
+def test_init_writes_a_configuration_that_changes_nothing(run: Cli, shelf: Path) -> None:
+    assert run("init")[0] == 0
+    assert run("init")[0] == ExitCode.OUTPUT
+    assert run("init", "--force")[0] == 0
+    status, _, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", "--limit", "60")
+    assert status == ExitCode.INCONCLUSIVE, err
+
+
+def test_the_configuration_stands_for_options(run: Cli, shelf: Path) -> None:
+    Path("vnnify.toml").write_text(
+        f"""data = "{shelf / "data.npz"}"
+max_drop = "3pt"
+limit = 200
+calibration_samples = 50
+runtime = "onnxruntime"
+out = "made"
+"""
+    )
+    status, _, err = run("quantize", shelf / "net.onnx", "--threads", "1", "--max-drop", "4pt")
+    assert status == 0, err
+    report = stored(Path("made"))
+    assert report.max_drop == "4pt"
+    assert (report.data.calibration_count, report.data.evaluation_count) == (50, 150)
+
+
+# --- as people run it ---
+
+
+def vnnify(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    code = f"import sys; sys.path.insert(0, {ROOT!r}); from quantize.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+    )
+
+
+REAL = (*QUICK, "--rounds", "1", "--seconds", "0.05", "--objective", "size", "--out", "out")
+
+
+@pytest.mark.slow
+def test_the_real_command_from_end_to_end(shelf: Path, tmp_path: Path) -> None:
+    process = vnnify(
+        "quantize", shelf / "net.onnx", "--data", shelf / "data.npz", *REAL, cwd=tmp_path
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    folder = tmp_path / "out"
+    assert {p.name for p in folder.iterdir()} == FILES
+    report = stored(folder)
+    assert report.conclusion.speedup > 0
+    assert all(x.rounds[0].samples_ns for x in report.latencies)
+    assert report.comparisons[0].baseline == "FP32 onnxruntime"
+    assert "reading model and data" in err
+    assert "PASS" in out
+    assert "Traceback" not in err
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(
+    shelf: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    process = vnnify(
+        "quantize", shelf / "net.onnx", "--data", shelf / "data.npz", *REAL, cwd=tmp_path
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("searching"):
+            break
+    children = children_of(process.pid)
+    assert children
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "interrupted; nothing was published" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{c}").exists() for c in children) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{c}").exists() for c in children)
+
+
+def children_of(parent: int) -> list[int]:
+    """Children of a process."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(c) for c in found.split()]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from bench.models import Feeds
 from quantize.targets import can_saturate
 from tests import tiny
-from tests.int8 import File, Made, convolve, fused, make, run, to_codes
+from tests.int8 import Made, convolve, fused, make, run, to_codes
 
 FLOAT = TensorProto.FLOAT
 Array = np.ndarray[Any, Any]
@@ -171,9 +171,9 @@ def test_portable_weights_never_saturate_and_are_counted(tmp_path: Path) -> None
 
 GEMMS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "transB": {"transB": 1},
+    "transB": {"turned": 1},
     "factors": {"alpha": 0.5, "beta": 3.0},
-    "factors and transB": {"alpha": -2.0, "beta": 0.25, "transB": 1},
+    "factors and transB": {"alpha": -2.0, "beta": 0.25, "turned": 1},
     "no bias": {"bias": None},
     "no bias but factors": {"bias": None, "alpha": 4.0},
     "bias of one row": {"bias": (1, 5)},
@@ -182,13 +182,13 @@ GEMMS: dict[str, dict[str, Any]] = {
 }
 
 
-def gemm(path: Path, *, bias: tuple[int, ...] | None = (5,), transB: int = 0, **rest: Any) -> Path:
-    shape = (5, 16) if transB else (16, 5)
+def gemm(path: Path, *, bias: tuple[int, ...] | None = (5,), turned: int = 0, **rest: Any) -> Path:
+    shape = (5, 16) if turned else (16, 5)
     constants: dict[str, Any] = {"w": normal(3, *shape)}
     if bias is not None:
         constants["c"] = 3 * normal(4, *bias) if bias else np.float32(-2)
     inputs = ["x", "w", *(["c"] if bias is not None else [])]
-    node = helper.make_node("Gemm", inputs, ["y"], "gemm", transB=transB, **rest)
+    node = helper.make_node("Gemm", inputs, ["y"], "gemm", transB=turned, **rest)
     return tiny.save(path, [node], [("x", FLOAT, ["n", 16])], [("y", FLOAT, ["n", 5])], constants)
 
 
@@ -201,7 +201,7 @@ def test_a_gemm_is_integer_arithmetic(tmp_path: Path, case: str) -> None:
     (node,) = file.nodes("Gemm")
     assert not {a.name for a in node.attribute} & {"alpha", "beta"}
     weights, (scale, zero) = file.held(node.input[1]), file.grid("x")
-    matrix = weights.codes.T if GEMMS[case].get("transB") else weights.codes
+    matrix = weights.codes.T if GEMMS[case].get("turned") else weights.codes
     bias = file.held(node.input[2])
     np.testing.assert_array_equal(bias.scale, scale * weights.scale)
     for sample in samples:
@@ -222,7 +222,7 @@ def test_a_dynamic_gemm_is_integer_arithmetic(tmp_path: Path, case: str) -> None
     file = made.file
     (node,) = file.nodes("MatMulInteger")
     scales = file.constants[next(n for n in file.constants if n.endswith("_weight_scale"))]
-    added = [n for n in file.nodes("Add")]
+    added = file.nodes("Add")
     bias = file.constants[added[0].input[1]] if added else 0.0
     for sample in samples:
         codes, step = dynamic_codes(sample["x"])
@@ -692,12 +692,12 @@ def test_an_lstm_inside_a_branch_is_dynamic(tmp_path: Path) -> None:
         [("x", FLOAT, ["t", "n", 6]), ("yes", TensorProto.BOOL, [])],
         [("out", FLOAT, None)],
     )
-    samples = [{"x": normal(i, 5, 3, 6), "yes": np.array(True)} for i in range(2)]
+    samples = [{"x": normal(i, 5, 3, 6), "yes": np.ones((), bool)} for i in range(2)]
     made = make(path, samples)
     assert made.modes == ["dynamic"]
     assert signal_to_noise_db(made, samples) > 25
     # The untaken branch still works.
-    run(made.path, {"x": normal(0, 5, 3, 6), "yes": np.array(False)})
+    run(made.path, {"x": normal(0, 5, 3, 6), "yes": np.zeros((), bool)})
 
 
 def test_a_mask_of_minus_infinity_stays_in_float(tmp_path: Path) -> None:

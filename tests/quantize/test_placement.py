@@ -36,7 +36,7 @@ def conv(name: str, x: str, y: str, weights: str = "k", **options: Any) -> onnx.
 
 
 def node(op: str, inputs: str, y: str, **options: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs.split(), [y], f"{y}_{op}", **options)
+    return helper.make_node(op, inputs.split(" "), [y], f"{y}_{op}", **options)
 
 
 K = {"k": weight(4, 4, 3, 3)}
@@ -88,6 +88,7 @@ def test_anchors_are_found_with_what_they_are(tmp_path: Path) -> None:
 
 ROWS = ("x", FLOAT, ["n", 4])
 STEPS = ("x", FLOAT, ["t", "n", 4])
+GRU = {"W": weight(1, 6, 4), "R": weight(1, 6, 2)}
 LSTM = {"W": weight(1, 8, 4), "R": weight(1, 8, 2)}
 
 
@@ -128,12 +129,12 @@ LSTM = {"W": weight(1, 8, 4), "R": weight(1, 8, 2)}
             "weights are double",
         ),
         ([node("ConvTranspose", "x k", "y")], IMAGE, K, "no INT8 kernel"),
-        ([node("GRU", "x W R", "y", hidden_size=2)], STEPS, {"W": weight(1, 6, 4), "R": weight(1, 6, 2)}, "recurrent"),
+        ([node("GRU", "x W R", "y", hidden_size=2)], STEPS, GRU, "recurrent"),
         ([node("LSTM", "x W R", "y", hidden_size=2, layout=1)], STEPS, LSTM, "layout"),
         ([node("LSTM", "x W R", "y", hidden_size=2, input_forget=1)], STEPS, LSTM, "layout"),
         ([node("LSTM", "x W R", "y", hidden_size=2, clip=1.0)], STEPS, LSTM, "clipping"),
         (
-            [helper.make_node("LSTM", ["x", "W", "R", "", "", "", "", "p"], ["y"], "y_LSTM", hidden_size=2)],
+            [node("LSTM", "x W R     p", "y", hidden_size=2)],
             STEPS,
             LSTM | {"p": weight(1, 6)},
             "peepholes",
@@ -175,7 +176,7 @@ def test_anchors_in_branches_are_dynamic_or_nothing(tmp_path: Path) -> None:
     choice = helper.make_node(
         "If", ["yes"], ["y"], "if", then_branch=branch("MatMul"), else_branch=branch("Gemm")
     )
-    constants = {"w": weight(4, 2), "yes": np.array(True)}
+    constants = {"w": weight(4, 2), "yes": np.ones((), bool)}
     model = load(tmp_path, [choice], constants, x=ROWS)
     (found,), left = find_anchors(model)
     assert (found.name, found.nested, found.modes) == ("MatMul_inside", True, ("dynamic", "float"))
@@ -319,7 +320,7 @@ def test_glue_without_a_range_stays_in_float(tmp_path: Path) -> None:
         ([node("Sqrt", "a", "y")], True),
         ([node("Pow", "a two", "y")], True),
         ([node("Mul", "a a", "y")], True),
-        ([node("Transpose", "a", "t", perm=[0, 2, 3, 1]), node("Abs", "t", "u"), node("Log", "u", "y")], True),
+        ([node("Transpose", "a", "t"), node("Abs", "t", "u"), node("Log", "u", "y")], True),
         # A layer norm's square and root tolerate 8 bits.
         ([node("Pow", "a two", "p"), node("ReduceMean", "p", "y", axes=[1])], False),
         ([node("Sqrt", "a", "q"), node("Div", "a q", "y")], False),

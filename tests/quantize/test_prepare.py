@@ -256,7 +256,7 @@ def in_a_branch(path: Path, w: Array) -> Path:
 
 def test_nan_inside_a_branch_is_refused_too(tmp_path: Path) -> None:
     source = in_a_branch(tmp_path / "m.onnx", np.full((4, 3), np.nan, np.float32))
-    with pytest.raises(InputError, match="2 weight tensors.*'w_a' \\(12 of 12\\)"):
+    with pytest.raises(InputError, match=r"2 weight tensors.*'w_a' \(12 of 12\)"):
         prepared(source)
 
 

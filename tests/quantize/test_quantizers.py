@@ -20,7 +20,7 @@ from tests.int8 import File, samples_of
 
 FLOAT = TensorProto.FLOAT
 MODES: dict[str, Any] = {"conv": "static", "matmul": "static"}
-RECIPE = Recipe("vnni", "minmax", True, MODES)
+RECIPE = Recipe("vnni", "minmax", correct_bias=True, modes=MODES)
 
 
 def net(path: Path, seed: int = 0) -> Model:
@@ -34,7 +34,7 @@ def net(path: Path, seed: int = 0) -> Model:
         "k": random.standard_normal((2, 3, 3, 3)).astype(np.float32),
         "w": random.standard_normal((4, 5)).astype(np.float32),
     }
-    tiny.save(path, nodes, [("x", FLOAT, [1, 3, 6, 6])], [("y", FLOAT, None)], constants)
+    tiny.save(path, nodes, [("x", FLOAT, [1, 3, 6, 6])], [("y", FLOAT, [1, 2, 4, 5])], constants)
     return read_model(path)
 
 
@@ -109,7 +109,7 @@ def test_ranges_follow_the_recipe_tensor_by_tensor(tmp_path: Path) -> None:
 
 
 def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
-    model, anchors, found = parts(tmp_path)
+    _, anchors, found = parts(tmp_path)
     other = net(tmp_path / "retrained.onnx", seed=1)
     with pytest.raises(InputError, match=f"{found.model_sha256[:12]}.*Calibrate again"):
         quantize(other, anchors, found, RECIPE, tmp_path / "int8.onnx")

@@ -56,7 +56,7 @@ def marks(path: Path) -> dict[str, str]:
 
 
 def recipe(**changes: object) -> Recipe:
-    plain = Recipe("portable", "mse", True, {"a": "static", "b": "float"})
+    plain = Recipe("portable", "mse", correct_bias=True, modes={"a": "static", "b": "float"})
     return replace(plain, **changes)
 
 

@@ -1,5 +1,7 @@
 """The arithmetic of CPUs that saturate, against the arithmetic of those that do not."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,7 +64,7 @@ def test_a_channel_is_called_safe_only_by_what_its_worst_pair_weighs(codes: np.n
     for sums, channel in zip(pair_sums(codes), codes.astype(int), strict=True):
         pairs = [np.abs(channel).max()]
         for row in (channel.reshape(-1), np.moveaxis(channel, 0, -1).reshape(-1)):
-            pairs += [abs(a + b) for a, b in zip(row, row[1:], strict=False)]
+            pairs += [abs(a + b) for a, b in pairwise(row)]
         assert sums == max(pairs)
 
 

@@ -1,0 +1,477 @@
+"""The search in a world where the noise and time of every layer are known."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.models import Model
+from quantize import search as searching
+from quantize.calibrate import Calibration
+from quantize.evaluate import Evaluation
+from quantize.gate import Outcome, Verdict
+from quantize.placement import Anchor
+from quantize.quantizers import QuantizedModel
+from quantize.recipe import Recipe
+from quantize.search import MAX_EVALUATIONS, Found, Judged, plans, search
+from quantize.trials import Trial, Workbench
+
+LIMIT = 1.0
+
+
+def anchor(name: str, op: str = "Conv") -> Anchor:
+    return Anchor(name, op, f"{name}_in", f"{name}_out", f"{name}_out", 0, 9)
+
+
+def model(name: str) -> Model:
+    return Model(Path(name), name, 1000, 17, (), ())
+
+
+def evaluation() -> Evaluation:
+    return Evaluation(
+        model_sha256="",
+        runtime="onnxruntime",
+        runtime_version="",
+        arithmetic="exact",
+        metric="top1",
+        output=None,
+        higher_is_better=True,
+        binary=True,
+        bounded=True,
+        chance=None,
+        scores=(1.0,),
+        nonfinite=0,
+        first_nonfinite=None,
+        samples_sha256="",
+        outputs=(),
+        seconds=0.0,
+    )
+
+
+def verdict(outcome: Outcome, drop: float, limit: float = LIMIT) -> Verdict:
+    return Verdict(
+        outcome=outcome,
+        drop=drop,
+        low=drop,
+        high=drop,
+        limit=limit,
+        confidence=0.95,
+        method="",
+        n=1,
+        baseline_value=1.0,
+        candidate_value=1.0 - drop,
+        losses=0,
+        gains=0,
+        samples_needed=None,
+        reason="",
+        higher_is_better=True,
+        suspicious=(),
+    )
+
+
+@dataclass
+class World:
+    """Layers with a known cost each.
+
+    Attributes:
+        drops: What each layer in INT8 costs in accuracy.
+        ops: Of the layers; Conv where missing.
+        fp32_ms: Time of FP32.
+        gain_ms: What each static layer saves; a dynamic one saves half.
+        worse: Factor on drops by target.
+        noise_db: Of every candidate.
+        few: Whether samples are too few, so that nothing passes.
+        pays: Layers whose kernel gains nothing.
+        impossible: Plans that leave nothing in INT8.
+    """
+
+    drops: dict[str, float]
+    ops: dict[str, str] = field(default_factory=dict)
+    fp32_ms: float = 100.0
+    gain_ms: float = 1.0
+    worse: dict[str, float] = field(default_factory=dict)
+    noise_db: float = 30.0
+    few: bool = False
+    pays_not: frozenset[str] = frozenset()
+    impossible: Callable[[Recipe], bool] = lambda _: False
+    runtimes: tuple[str, ...] = ("onnxruntime",)
+    judged: list[Recipe] = field(default_factory=list)
+    made: list[Recipe] = field(default_factory=list)
+    timings: int = 0
+    rankings: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def ms(self, recipe: Recipe) -> float:
+        saved = {"static": self.gain_ms, "dynamic": self.gain_ms / 2, "float": 0.0}
+        return self.fp32_ms - sum(saved[m] for m in recipe.modes.values())
+
+    def drop(self, recipe: Recipe) -> float:
+        part = {"static": 1.0, "dynamic": 0.5, "float": 0.0}
+        total = sum(self.drops[n] * part[m] for n, m in recipe.modes.items())
+        return total * self.worse.get(recipe.target, 1.0)
+
+    # What `quantize.search` calls
+
+    def attempt_or_none(self, bench: Workbench, recipe: Recipe, name: str) -> Trial | None:
+        self.made.append(recipe)
+        if self.impossible(recipe):
+            return None
+        quantized = QuantizedModel(model(str(len(self.made))), recipe, (), "", "")
+        return Trial(name, quantized, self.noise_db, {})
+
+    def best_variant(self, bench: Workbench, plan: Recipe, name: str) -> Trial | None:
+        return self.attempt_or_none(bench, replace(plan, ranges="minmax"), name)
+
+    def time_quickly(
+        self, bench: Workbench, trials: Sequence[Trial], **_: Any
+    ) -> tuple[tuple[Trial, ...], dict[str, float]]:
+        self.timings += 1
+        timed = tuple(
+            replace(t, latency_ms={"onnxruntime": self.ms(t.quantized.recipe)}) for t in trials
+        )
+        return timed, {"onnxruntime": self.fp32_ms}
+
+    def single_noise(self, bench: Workbench, trial: Trial, *_: Any) -> dict[str, float]:
+        self.rankings += 1
+        modes = trial.quantized.recipe.modes
+        return {n: self.drops[n] for n, m in modes.items() if m != "float"}
+
+    def paying(self, bench: Workbench, trial: Trial) -> dict[str, Any]:
+        modes = trial.quantized.recipe.modes
+        return {n: "float" if n in self.pays_not else m for n, m in modes.items()}
+
+    def judge(self, quantized: QuantizedModel, runtime: str) -> tuple[Evaluation, Verdict]:
+        self.judged.append(quantized.recipe)
+        drop = self.drop(quantized.recipe)
+        if self.few:
+            return evaluation(), verdict("inconclusive", drop)
+        return evaluation(), verdict("pass" if drop <= LIMIT else "refuse", drop)
+
+    # The search itself
+
+    def search(self, *targets: str, need_speed: bool = True, deadline_s: float = 1e18) -> Found:
+        anchors = tuple(anchor(n, self.ops.get(n, "Conv")) for n in self.drops)
+        bench = Workbench(
+            model("fp32"),
+            anchors,
+            Calibration({}, "", "", 0),
+            (),
+            (),
+            self.runtimes,
+            1,
+            Path(),
+        )
+        return search(
+            bench,
+            self.judge,
+            targets or ("portable",),
+            can_pass=not self.few,
+            need_speed=need_speed,
+            deadline_s=deadline_s,
+            say=self.lines.append,
+        )
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    def build(drops: Sequence[float] | dict[str, float], **options: Any) -> World:
+        named = drops if isinstance(drops, dict) else {f"n{i}": d for i, d in enumerate(drops)}
+        made = World(named, **options)
+        for name in ("attempt_or_none", "best_variant", "time_quickly", "single_noise", "paying"):
+            monkeypatch.setattr(searching, name, getattr(made, name))
+        return made
+
+    return build
+
+
+Build = Callable[..., World]
+
+
+def floats(found: Found) -> set[str]:
+    assert found.best is not None
+    modes = found.best.trial.quantized.recipe.modes
+    return {n for n, m in modes.items() if m == "float"}
+
+
+# --- plans ---
+
+
+def test_plans_divide_the_layers_without_duplicates() -> None:
+    convolutions = plans([anchor("a"), anchor("b")], "vnni", ["onnxruntime"])
+    assert list(convolutions) == ["static, vnni"]
+    mixed = plans([anchor("a"), anchor("g", "Gemm")], "vnni", ["onnxruntime"])
+    assert [r.modes for r in mixed.values()] == [
+        {"a": "static", "g": "static"},
+        {"a": "static", "g": "dynamic"},
+        {"a": "float", "g": "dynamic"},
+    ]
+    assert all(r.target == "vnni" for r in mixed.values())
+    assert all(name.endswith(", vnni") for name in mixed)
+
+
+def test_openvino_gets_a_plan_of_its_own_only_where_something_is_static() -> None:
+    both = plans([anchor("a")], "portable", ["onnxruntime", "openvino"])
+    assert [r.fused_for for r in both.values()] == ["onnxruntime", "openvino"]
+    lstm = plans([anchor("l", "LSTM")], "portable", ["onnxruntime", "openvino"])
+    assert [r.modes for r in lstm.values()] == [{"l": "dynamic"}]
+
+
+# --- one evaluation is enough ---
+
+
+def test_a_fastest_candidate_that_passes_is_the_only_one_evaluated(world: Build) -> None:
+    w = world([0.1, 0.1, 0.1], ops={"n2": "Gemm"})
+    found = w.search("portable", "vnni")
+    assert len(w.judged) == 1
+    assert set(w.judged[0].modes.values()) == {"static"}
+    assert w.judged[0].target == "portable"
+    assert found.reason == "a candidate passed"
+    assert w.rankings == 0
+    assert w.timings == 1
+    assert not any(r.target == "vnni" for r in w.made)
+
+
+def test_candidates_are_evaluated_fastest_first_until_one_passes(world: Build) -> None:
+    w = world([0.3, 1.2], ops={"n1": "Gemm"}, fp32_ms=10)
+    found = w.search()
+    assert [tuple(r.modes.values()) for r in w.judged] == [
+        ("static", "static"),
+        ("static", "dynamic"),
+    ]
+    assert found.best is not None
+    assert found.best.trial.quantized.recipe == w.judged[-1]
+    assert [j.verdict.outcome for j in found.judged] == ["refuse", "pass"]
+
+
+def test_range_method_and_bias_are_chosen_once(world: Build) -> None:
+    w = world([0.1, 0.1], ops={"n1": "Gemm"}, runtimes=("onnxruntime", "openvino"))
+    w.search()
+    # `best_variant` answers minmax; the others follow the first.
+    assert {r.ranges for r in w.made} == {"minmax"}
+
+
+# --- speed ---
+
+
+def test_what_is_no_faster_than_fp32_is_not_evaluated(world: Build) -> None:
+    w = world([0.1, 3.0], ops={"n1": "Gemm"}, fp32_ms=100, gain_ms=1.6)
+    # Static saves 3.2 %, the others less than 3 %: not worth it.
+    found = w.search()
+    assert {tuple(r.modes.values()) for r in w.judged} == {("static", "static")}
+    assert found.best is not None
+    assert found.best.verdict.outcome == "refuse"
+
+
+def test_for_size_alone_a_slow_candidate_will_do(world: Build) -> None:
+    w = world([0.1, 0.1], gain_ms=-5)
+    found = w.search(need_speed=False)
+    assert len(w.judged) == 1
+    assert found.reason == "a candidate passed"
+
+
+def test_where_nothing_gains_the_fastest_is_still_evaluated_once(world: Build) -> None:
+    w = world([0.1, 0.1], ops={"n1": "Gemm"}, gain_ms=-5)
+    found = w.search("portable", "vnni")
+    assert found.reason == "no candidate is faster than FP32"
+    assert len(w.judged) == 1
+    # Of those that cost time, the least: only the Gemm, dynamic.
+    assert w.judged[0].modes == {"n0": "float", "n1": "dynamic"}
+    assert not any(r.target == "vnni" for r in w.made)
+
+
+def test_layers_that_gain_nothing_make_one_more_candidate(world: Build) -> None:
+    w = world([0.1] * 4, gain_ms=5, pays_not=frozenset({"n3"}))
+    found = w.search()
+    assert "static where it pays, portable" in {t.name for t in found.trials}
+    without = world([0.1] * 4, gain_ms=5, pays_not=frozenset({"n3"}))
+    found = without.search(need_speed=False)
+    assert "static where it pays, portable" not in {t.name for t in found.trials}
+
+
+def test_hopeless_noise_is_not_evaluated(world: Build) -> None:
+    w = world([0.1, 0.1], noise_db=-0.1, fp32_ms=10)
+    found = w.search()
+    assert any("outputs are noise, not evaluated" in line for line in w.lines)
+    # The report needs one all the same.
+    assert found.best is not None
+
+
+def test_where_nothing_can_be_made_there_is_no_best(world: Build) -> None:
+    w = world([0.1], impossible=lambda _: True)
+    found = w.search("portable", "vnni")
+    assert (found.best, found.judged, found.trials) == (None, (), ())
+    assert found.reason == "no candidate passed"
+
+
+# --- floats ---
+
+
+@given(
+    drops=st.lists(st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0, 3.0]), min_size=2, max_size=60),
+    gemms=st.integers(0, 3),
+)
+def test_the_search_never_evaluates_more_than_it_may(drops: list[float], gemms: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        ops = {f"n{i}": "Gemm" for i in range(gemms)}
+        w = World({f"n{i}": d for i, d in enumerate(drops)}, ops=ops, fp32_ms=1000, gain_ms=10)
+        for name in ("attempt_or_none", "best_variant", "time_quickly", "single_noise", "paying"):
+            patch.setattr(searching, name, getattr(w, name))
+        found = w.search("portable", "vnni")
+    assert len(w.judged) <= MAX_EVALUATIONS
+    assert len(found.judged) == len(w.judged)
+    passed = [j for j in found.judged if j.verdict.outcome == "pass"]
+    assert found.best is not None
+    if passed:
+        # The fastest of those that pass, and they do.
+        fastest = min(w.ms(j.trial.quantized.recipe) for j in passed)
+        assert w.ms(found.best.trial.quantized.recipe) == fastest
+        assert w.drop(found.best.trial.quantized.recipe) <= LIMIT
+    else:
+        assert found.best.verdict.drop == min(j.verdict.drop for j in found.judged)
+
+
+def test_the_noisiest_layers_stay_in_float(world: Build) -> None:
+    w = world({"calm": 0.1, "loud": 5.0, "fair": 0.2, "mild": 0.3}, fp32_ms=10)
+    found = w.search()
+    assert floats(found) == {"loud"}
+    assert found.reason == "a candidate passed"
+
+
+@pytest.mark.parametrize("needed", range(1, 9))
+def test_bisection_finds_the_fewest_floats_that_pass(world: Build, needed: int) -> None:
+    # Every layer costs the same; all but `needed` of 12 may stay.
+    count = 12
+    w = world([LIMIT / (count - needed) - 1e-9] * count, fp32_ms=30)
+    found = w.search()
+    assert found.best is not None
+    assert found.best.verdict.outcome == "pass"
+    tried = {sum(m == "float" for m in r.modes.values()) for r in w.judged}
+    passing = {n for n in tried if n >= needed}
+    assert len(floats(found)) == min(passing)
+    # Two halvings: at most a quarter of the first step that passed is given away.
+    step = max(passing)
+    below = max(n for n in tried if n < needed)
+    assert min(passing) - below <= max(1, (step + 3) // 4 + 1)
+
+
+def test_floats_stop_where_they_take_the_gain_away(world: Build) -> None:
+    # Faster than FP32 by 5 % with all four, by less than 3 % without two of them.
+    w = world([5.0, 5.0, 5.0, 5.0], fp32_ms=100, gain_ms=1.2)
+    found = w.search()
+    assert found.best is not None
+    assert found.best.verdict.outcome == "refuse"
+    assert any("no faster than FP32" in line for line in w.lines)
+    assert all(w.ms(r) * 1.03 < 100 for r in w.judged)
+
+
+# --- targets ---
+
+
+def test_vnni_is_tried_only_where_portable_fails(world: Build) -> None:
+    w = world([0.6, 0.6, 0.6], fp32_ms=3.2, worse={"portable": 50.0, "vnni": 0.5})
+    found = w.search("portable", "vnni")
+    assert found.best is not None
+    assert found.best.trial.quantized.recipe.target == "vnni"
+    assert found.best.verdict.outcome == "pass"
+    assert w.judged[0].target == "portable"
+
+
+def test_a_hard_portable_search_leaves_evaluations_for_vnni(world: Build) -> None:
+    ops = {"n0": "Gemm", "n1": "Gemm"}
+    w = world([0.01] * 40, ops=ops, fp32_ms=1000, gain_ms=10, worse={"portable": 1e6})
+    found = w.search("portable", "vnni")
+    assert found.best is not None
+    assert found.best.verdict.outcome == "pass"
+    assert found.best.trial.quantized.recipe.target == "vnni"
+
+
+# --- too few samples ---
+
+
+def test_where_samples_are_too_few_the_first_within_the_limit_is_taken(world: Build) -> None:
+    w = world([0.6, 0.6, 0.1], ops={"n1": "Gemm"}, few=True, fp32_ms=10)
+    found = w.search("portable", "vnni")
+    assert [w.drop(r) <= LIMIT for r in w.judged] == [False, True]
+    assert found.best is not None
+    assert found.best.verdict.outcome == "inconclusive"
+    assert found.best.trial.quantized.recipe == w.judged[-1]
+
+
+# --- time ---
+
+
+def test_after_the_deadline_one_evaluation_is_made_and_no_more(world: Build) -> None:
+    w = world([9.0] * 6, ops={"n0": "Gemm"}, fp32_ms=10)
+    found = w.search("portable", "vnni", deadline_s=perf_counter() - 1)
+    assert len(w.judged) == 1
+    assert w.rankings == 0
+    assert found.best is not None
+
+
+# --- rank ---
+
+OUTCOMES: tuple[Outcome, ...] = ("pass", "inconclusive", "refuse")
+
+
+def judged(outcome: Outcome, drop: float, ms: float) -> Judged:
+    recipe = Recipe("portable", "mse", correct_bias=True, modes={"a": "static"})
+    quantized = QuantizedModel(model("m"), recipe, (), "", "")
+    trial = Trial("t", quantized, 30.0, {"onnxruntime": ms})
+    return Judged(trial, "onnxruntime", evaluation(), verdict(outcome, drop))
+
+
+@given(
+    st.sampled_from(OUTCOMES),
+    st.sampled_from(OUTCOMES),
+    st.tuples(st.floats(-1, 3), st.floats(-1, 3)),
+    st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)),
+)
+def test_a_better_verdict_ranks_before_speed(
+    one: Outcome, other: Outcome, drops: tuple[float, float], ms: tuple[float, float]
+) -> None:
+    a, b = judged(one, drops[0], ms[0]), judged(other, drops[1], ms[1])
+    if OUTCOMES.index(one) < OUTCOMES.index(other):
+        assert a.rank < b.rank
+    if one == other == "pass":
+        assert (a.rank < b.rank) == (ms[0] < ms[1])
+    if one == other == "inconclusive" and drops[0] <= LIMIT < drops[1]:
+        assert a.rank < b.rank
+    if one == other == "refuse":
+        assert (a.rank < b.rank) == (drops[0] < drops[1])
+
+
+def test_a_runtime_that_was_not_timed_ranks_last_among_equals() -> None:
+    timed = judged("pass", 0.0, 5.0)
+    assert timed.rank < replace(timed, runtime="openvino").rank
+
+
+# --- steps ---
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=40).map(lambda x: sorted(x, reverse=True)))
+def test_steps_grow_and_never_take_everything(noise: list[float]) -> None:
+    steps = searching._steps(noise)
+    assert len(steps) <= 4
+    assert all(a < b for a, b in itertools.pairwise(steps))
+    assert all(0 < s < len(noise) for s in steps)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40).map(lambda x: sorted(x)[::-1]))
+def test_each_step_is_the_fewest_that_take_its_share(noise: list[float]) -> None:
+    steps = searching._steps(noise)
+    total = sum(noise)
+    for share in (0.5, 0.8, 0.95, 0.99):
+        least = next(n for n in range(1, len(noise) + 1) if sum(noise[:n]) >= share * total)
+        assert least in steps or least == len(noise)
+
+
+def test_without_noise_there_are_no_steps() -> None:
+    assert searching._steps([]) == []
+    assert searching._steps([0.0, 0.0]) == []
+    assert searching._steps([1.0]) == []
