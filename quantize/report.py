@@ -179,6 +179,11 @@ def conclude(
     speed = next(c for c in comparisons if c.candidate == f"INT8 {served_by}")
     slower = speed.ratio < _SLOWER or (speed.high is not None and speed.high < 1.0)
     outcome, headline = verdict.outcome, verdict.reason
+    if outcome == "pass":
+        headline = (
+            f"INT8 may ship: {speed.ratio:.2f} times as fast as the fastest FP32, and as accurate "
+            "as asked."
+        )
     exit_code = ExitCode.OK
     if outcome == "refuse":
         exit_code = ExitCode.REFUSED
@@ -230,13 +235,13 @@ def summary(report: Report, folder: str) -> Document:
     if end.speedup_low is not None and end.speedup_high is not None:
         speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
     shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
-    drop = f"{_number(verdict.drop, report)} lost ({_number(verdict.low, report)} to "
+    lost = f"lost {_number(verdict.drop, report)}, at most {_number(verdict.high, report)}"
     rows = (
         (
             _metric_name(report),
             _number(verdict.baseline_value, report),
             _number(verdict.candidate_value, report),
-            drop + f"{_number(verdict.high, report)}; limit {report.max_drop})",
+            f"{lost} (limit {report.max_drop})",
         ),
         (
             "latency",
@@ -250,13 +255,16 @@ def summary(report: Report, folder: str) -> Document:
             _bytes(report.int8.size_bytes),
             f"{shrink:.2f}× smaller",
         ),
-        ("layers in INT8", "-", report.coverage, report.recipe.name),
-        ("files", "", "", f"{folder}/ (report.html, {report.int8.path})"),
+        ("layers in INT8", "0", report.coverage, report.recipe.name.partition(";")[0]),
     )
     columns = (Column("What"), Column("FP32"), Column("INT8"), Column("Change"))
     return Document(
         title=f"INT8 of {report.source}",
-        verdict=Banner(end.outcome, end.headline, _banner(report).lines),
+        verdict=Banner(
+            end.outcome,
+            end.headline,
+            (*_banner(report).lines, f"Look at {folder}/report.html for everything else."),
+        ),
         sections=(Section("Result", (Table("Before and after", columns, rows),)),),
     )
 
@@ -268,7 +276,8 @@ def _metric_name(report: Report) -> str:
 
 def _banner(report: Report) -> Banner:
     verdict, end = report.verdict, report.conclusion
-    lines = [
+    lines = [] if end.headline.endswith(verdict.reason) else [verdict.reason]
+    lines += [
         f"Serve {report.int8.path} with {report.served_by} on {_needs(report)}.",
         *verdict.suspicious,
         *_caveats(report),
@@ -588,7 +597,9 @@ def _checks(report: Report) -> tuple[Check, ...]:
         "refuse": "fail",
         "inconclusive": "inconclusive",
     }
-    speed: Literal["pass", "fail"] = "fail" if end.headline.startswith("Not worth") else "pass"
+    # Accuracy did not refuse it, so speed did.
+    slow = end.outcome == "refuse" and v.outcome != "refuse"
+    speed: Literal["pass", "fail"] = "fail" if slow else "pass"
     return (
         Check("accuracy", outcomes[v.outcome], v.reason),
         Check("speed", speed, f"INT8 is {end.speedup:.2f} times as fast as the fastest FP32."),

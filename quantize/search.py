@@ -30,6 +30,8 @@ from quantize.trials import (
 logger = logging.getLogger(__name__)
 
 MAX_EVALUATIONS = 10
+# Of these, kept for each target that comes later.
+_RESERVED = 3
 # A candidate has to beat FP32 by this much in the quick look to be worth an evaluation.
 _WORTH = 1.03
 # Below this the outputs have nothing to do with FP32's any more, whatever the metric.
@@ -147,14 +149,16 @@ class _Search:
         self.deadline_s = deadline_s
         self.bench, self.judge, self.say = bench, judge, say
         self.can_pass, self.need_speed = can_pass, need_speed
+        self.allowed = MAX_EVALUATIONS
         self.judged: list[Judged] = []
         self.trials: list[Trial] = []
         self.fp32_ms: dict[str, float] = {}
 
     def run(self, targets: Sequence[str]) -> Found:
         slower = False
-        for target in targets:
-            trials = self._make(target)
+        for later, target in zip(reversed(range(len(targets))), targets, strict=True):
+            self.allowed = MAX_EVALUATIONS - _RESERVED * later
+            trials = [] if self._spent() else self._make(target)
             if not trials:
                 continue
             ready = self._timed(trials) or self._timed_again(trials)
@@ -252,7 +256,7 @@ class _Search:
     def _spent(self) -> bool:
         """Whether evaluations or time are used up; the first evaluation is always made."""
         late = bool(self.judged) and perf_counter() > self.deadline_s
-        return late or len(self.judged) >= MAX_EVALUATIONS
+        return late or len(self.judged) >= self.allowed
 
     def _settled(self) -> bool:
         """Whether the best so far is as good as the samples can show."""

@@ -383,8 +383,9 @@ def test_vnni_is_tried_only_where_portable_fails(world: Build) -> None:
 
 
 def test_a_hard_portable_search_leaves_evaluations_for_vnni(world: Build) -> None:
-    ops = {"n0": "Gemm", "n1": "Gemm"}
-    w = world([0.01] * 40, ops=ops, fp32_ms=1000, gain_ms=10, worse={"portable": 1e6})
+    ops = {f"n{i}": "Gemm" for i in range(16)}
+    hard = {"fp32_ms": 80, "gain_ms": 2.4, "worse": {"portable": 1e6}}
+    w = world([0.01] * 32, ops=ops, pays_not=frozenset({"n20"}), **hard)
     found = w.search("portable", "vnni")
     assert found.best is not None
     assert found.best.verdict.outcome == "pass"
@@ -412,6 +413,7 @@ def test_after_the_deadline_one_evaluation_is_made_and_no_more(world: Build) -> 
     assert len(w.judged) == 1
     assert w.rankings == 0
     assert found.best is not None
+    assert not any(r.target == "vnni" for r in w.made)
 
 
 # --- rank ---
@@ -475,3 +477,5 @@ def test_without_noise_there_are_no_steps() -> None:
     assert searching._steps([]) == []
     assert searching._steps([0.0, 0.0]) == []
     assert searching._steps([1.0]) == []
+
+
