@@ -27,9 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 _EXTRAS = {
     "openvino": "pip install 'vnnify[openvino]'",
-    "nncf": "pip install 'vnnify[nncf]'",
     "torch": "pip install 'vnnify[torch]'",
-    "neural-compressor": "pip install 'vnnify[inc]'",
 }
 _CLASSES = {
     "vnni": ("amx", "avx512_vnni", "avx_vnni"),

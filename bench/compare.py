@@ -5,6 +5,7 @@ with the model, so the interval is over rounds and never over single inferences.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Comparison:
         baseline: Name of one variant.
         candidate: Name of the other.
         ratio: Time of the baseline over time of the candidate: above 1 the candidate is faster.
-            Geometric mean over rounds.
+            Median over rounds, so that a round that something else disturbed does not decide.
         low: Lower end of the interval of `ratio`; None if one round was all there is.
         high: Upper end of it.
         confidence: Share of such intervals that hold the true ratio.
@@ -73,11 +74,14 @@ def compare(
         math.log(b.median_ns / c.median_ns)
         for b, c in zip(baseline.rounds, candidate.rounds, strict=True)
     ]
+    ratio = math.exp(statistics.median(logs))
     low, high = _interval(logs)
+    if low is not None and high is not None:
+        low, high = min(low, ratio), max(high, ratio)
     return Comparison(
         baseline=baseline.variant.name,
         candidate=candidate.variant.name,
-        ratio=math.exp(math.fsum(logs) / len(logs)),
+        ratio=ratio,
         low=low,
         high=high,
         confidence=CONFIDENCE,

@@ -3,9 +3,9 @@
     VnnifyError
     ├── UsageError        2  the command or the configuration is wrong
     ├── InputError        5  a model or data file is unusable or unsafe
-    ├── UnsupportedError  6  the model is valid but cannot be handled, or nothing in it can be
-    quantized ├── UnfitError        7  this machine or environment lacks something: an extra, a
-    GPU, an ISA ├── ResourceError     8  memory, disk, a timeout or a crash of native code
+    ├── UnsupportedError  6  the model is valid but cannot be handled or gains nothing
+    ├── UnfitError        7  this machine or environment lacks something: an extra, a GPU, an ISA
+    ├── ResourceError     8  memory, disk, a timeout or a crash of native code
     └── OutputError       9  the output exists, is locked or cannot be written
 
 A message says what went wrong, where, what was found, what was expected, and what to do. Verdicts

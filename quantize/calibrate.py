@@ -112,8 +112,8 @@ class TensorStatistics:
             self.channel_count += other.channel_count
 
     def mean(self) -> NDArray[np.float64] | None:
-        """Mean per channel, float64 [channels]."""
-        if self.channel_sum is None or self.channel_count == 0:
+        """Mean per channel, float64 [channels]; None too where a sample was not finite."""
+        if self.channel_sum is None or self.channel_count == 0 or self.nonfinite:
             return None
         return self.channel_sum / self.channel_count
 

@@ -39,7 +39,7 @@ def convert_file(
     source = convert(spec, samples, folder / "source" / "model.onnx")
     clean = folder / "clean"
     clean.mkdir()
-    prepared = prepare(source, clean / name)
+    prepared = prepare(source, clean / name, name=spec.text)
     feeds = (
         [s.feeds for s in samples]
         if samples is not None

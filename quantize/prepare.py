@@ -57,12 +57,13 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(source: Model, out: Path) -> Prepared:
+def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     """Write a clean FP32 copy of `source` to `out`.
 
     Args:
         source: A model as exported; not changed.
         out: The `.onnx` to write, in a folder that holds nothing of the same name.
+        name: What the user calls the model; None for its path.
 
     Raises:
         InputError: A weight is NaN or infinite, or the runtime refuses the graph.
@@ -70,18 +71,19 @@ def prepare(source: Model, out: Path) -> Prepared:
             operators.
     """
     notes: list[str] = []
-    model = _load(source, notes)
-    _refuse_quantized(model, source.path)
+    shown = name or str(source.path)
+    model = _load(source, notes, shown)
+    _refuse_quantized(model, shown)
     _widen_half(model, notes)
     model = _tidy(model)
     # Here already, since folding renames weights and spreads what is in them.
-    refuse_nonfinite(model, source.path)
+    refuse_nonfinite(model, shown)
     raw = out.with_name(f"{out.stem}.raw.onnx")
     save(model, raw)
     model = _fold(raw, model, notes)
     notes += rewrite(model)
     model = _tidy(model)
-    refuse_nonfinite(model, source.path)
+    refuse_nonfinite(model, shown)
     save(model, out)
     for leftover in out.parent.glob(f"{out.stem}.raw*"):
         leftover.unlink()
@@ -100,7 +102,7 @@ def save(model: ir.Model, out: Path) -> None:
         ir.save(model, out)
 
 
-def _load(source: Model, notes: list[str]) -> ir.Model:
+def _load(source: Model, notes: list[str], shown: str) -> ir.Model:
     large = source.size_bytes > EXTERNAL_BYTES
     # 13 would do for Q/DQ, but HardSwish came with 14.
     if source.opset > _LOWEST_OPSET or (large and source.opset == _LOWEST_OPSET):
@@ -110,7 +112,7 @@ def _load(source: Model, notes: list[str]) -> ir.Model:
 
     if large:
         raise UnsupportedError(
-            f"{source.path}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which "
+            f"{shown}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which "
             f"needs the "
             "whole model in one protobuf (2 GB). Export it again with opset 17 or newer."
         )
@@ -128,17 +130,17 @@ def _load(source: Model, notes: list[str]) -> ir.Model:
     if source.opset == _LOWEST_OPSET:
         return ir.load(source.path)
     raise UnsupportedError(
-        f"{source.path}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which "
+        f"{shown}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which "
         f"8-bit weights "
         f"per channel need: {failures[-1]}. Export it again with opset 17 or newer."
     )
 
 
-def _refuse_quantized(model: ir.Model, path: Path) -> None:
+def _refuse_quantized(model: ir.Model, shown: str) -> None:
     found = sorted({n.op_type for n in model.graph.all_nodes() if n.op_type in _QUANTIZED_OPS})
     if found:
         raise UnsupportedError(
-            f"{path}: is quantized already (it holds {', '.join(found)}). Give the FP32 "
+            f"{shown}: is quantized already (it holds {', '.join(found)}). Give the FP32 "
             f"model; to judge "
             "this one use `vnnify gate FP32 INT8`."
         )
@@ -291,8 +293,8 @@ def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
                 yield attribute.as_tensor()
 
 
-def refuse_nonfinite(model: ir.Model, path: Path) -> None:
-    """Refuse NaN anywhere and infinity in weights; a constant -inf is an attention mask.
+def refuse_nonfinite(model: ir.Model, shown: str) -> None:
+    """Refuse NaN anywhere and infinity in weights; elsewhere it is a mask or an open bound.
 
     Raises:
         InputError: It names the first three tensors.
@@ -304,13 +306,13 @@ def refuse_nonfinite(model: ir.Model, path: Path) -> None:
         if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
             continue
         array = tensor.numpy()
-        masked = array.size and not np.isnan(array).any() and not np.isposinf(array).any()
-        if np.isfinite(array).all() or (masked and not _is_weight(value)):
+        bounds = not np.isnan(array).any() and not _is_weight(value)
+        if bounds or np.isfinite(array).all():
             continue
         bad.append(f"{value.name!r} ({np.count_nonzero(~np.isfinite(array)):,} of {array.size:,})")
     if bad:
         raise InputError(
-            f"{path}: {len(bad)} weight tensors hold NaN or infinity: {', '.join(bad[:3])}. "
+            f"{shown}: {len(bad)} weight tensors hold NaN or infinity: {', '.join(bad[:3])}. "
             "The training diverged or the file is damaged; no quantization can mend it."
         )
 

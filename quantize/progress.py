@@ -53,11 +53,11 @@ class _Plain:
             self._line(f"{self.name}: {done:,} of {total:,}")
 
     def say(self, text: str) -> None:
-        self._line(f"  {text}")
+        self._line(text, indent="  ")
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, indent: str = "") -> None:
         self.last = perf_counter()
-        self.stream.write(clean(text) + "\n")
+        self.stream.write(f"{indent}{clean(text)}\n")
         self.stream.flush()
 
 

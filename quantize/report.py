@@ -91,6 +91,7 @@ class Conclusion:
         speedup: Time of the fastest FP32 over that of the served INT8.
         speedup_low: Lower end of its interval.
         speedup_high: Upper end.
+        too_slow: Whether speed refused it, whatever accuracy says.
     """
 
     outcome: Literal["pass", "refuse", "inconclusive"]
@@ -100,6 +101,7 @@ class Conclusion:
     speedup: float
     speedup_low: float | None
     speedup_high: float | None
+    too_slow: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +191,17 @@ def conclude(
         exit_code = ExitCode.REFUSED
     elif outcome == "inconclusive" and inconclusive == "fail":
         exit_code = ExitCode.INCONCLUSIVE
-    if need_speed and slower:
+    too_slow = need_speed and slower
+    if too_slow:
         outcome, exit_code = "refuse", ExitCode.REFUSED
         headline = (
             f"Not worth quantizing: INT8 runs at {speed.ratio:.2f} times the speed of the fastest "
             f"FP32. {verdict.reason}"
         )
     ships = exit_code == ExitCode.OK
-    return Conclusion(outcome, ships, int(exit_code), headline, speed.ratio, speed.low, speed.high)
+    return Conclusion(
+        outcome, ships, int(exit_code), headline, speed.ratio, speed.low, speed.high, too_slow
+    )
 
 
 def document(report: Report) -> Document:
@@ -277,8 +282,9 @@ def _metric_name(report: Report) -> str:
 def _banner(report: Report) -> Banner:
     verdict, end = report.verdict, report.conclusion
     lines = [] if end.headline.endswith(verdict.reason) else [verdict.reason]
+    where = f"{report.int8.path} with {report.served_by} on {_needs(report)}"
     lines += [
-        f"Serve {report.int8.path} with {report.served_by} on {_needs(report)}.",
+        f"Serve {where}." if end.ships else f"Not to be served: {where}.",
         *verdict.suspicious,
         *_caveats(report),
     ]
@@ -597,9 +603,7 @@ def _checks(report: Report) -> tuple[Check, ...]:
         "refuse": "fail",
         "inconclusive": "inconclusive",
     }
-    # Accuracy did not refuse it, so speed did.
-    slow = end.outcome == "refuse" and v.outcome != "refuse"
-    speed: Literal["pass", "fail"] = "fail" if slow else "pass"
+    speed: Literal["pass", "fail"] = "fail" if end.too_slow else "pass"
     return (
         Check("accuracy", outcomes[v.outcome], v.reason),
         Check("speed", speed, f"INT8 is {end.speedup:.2f} times as fast as the fastest FP32."),

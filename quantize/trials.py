@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from bench.errors import InputError, UnsupportedError
-from bench.latency import Latency, Variant, measure
+from bench.latency import Variant, measure
 from bench.models import Feeds, Model
 from bench.profile import node_times
 from bench.runtimes import RUNTIMES, Settings
@@ -199,7 +199,7 @@ def time_quickly(
     """Medians of short processes, one or more per candidate and runtime; FP32's come second.
 
     Raises:
-        InputError: No runtime can run FP32.
+        UnsupportedError: No runtime takes FP32.
     """
     variants = []
     for runtime in bench.runtimes:
@@ -208,6 +208,10 @@ def time_quickly(
                 continue
             name = f"{label} {runtime}"
             variants.append(Variant(name, model, runtime, "cpu", bench.threads, bench.batch))
+    if not any(v.model is bench.fp32 for v in variants):
+        raise UnsupportedError(
+            f"none of {', '.join(bench.runtimes)} takes the FP32 model. Allow another --runtime."
+        )
     found = measure(variants, bench.probes[:4], rounds=rounds, seconds_per_round=_QUICK_S)
     by_name = {x.variant.name: x.median_ms for x in found}
     times = [
@@ -271,8 +275,3 @@ def single_noise(bench: Workbench, trial: Trial, deadline_s: float) -> dict[str,
         shares = noise_shares(bench.probe_outputs[: len(few)], found)
         alone[name] = float(np.mean(list(shares.values()))) if shares else 0.0
     return alone
-
-
-def best_of(latencies: Iterable[Latency]) -> Latency:
-    """The fastest."""
-    return min(latencies, key=lambda x: x.median_ms)

@@ -65,7 +65,8 @@ def make(
     source: Path,
     feeds: Sequence[Feeds],
     *,
-    mode: Mode | Mapping[str, Mode] | None = None,
+    mode: Mode | None = None,
+    modes: Mapping[str, Mode] | None = None,
     target: str = "vnni",
     ranges: str = "minmax",
     correct_bias: bool = True,
@@ -76,7 +77,8 @@ def make(
     Args:
         source: An ONNX file; the others are written beside it.
         feeds: Calibrate on these.
-        mode: Of every anchor that can have it, or by operator; each anchor's fastest where None.
+        mode: Of every anchor that can have it; each anchor's fastest where None.
+        modes: By name, for anchors that differ.
     """
     fp32 = prepare(read_model(source), source.with_name(f"{source.stem}_fp32.onnx")).model
     graph = ir.load(fp32.path)
@@ -91,7 +93,7 @@ def make(
     )
 
     def chosen(anchor: Anchor) -> Mode:
-        wanted = mode.get(anchor.op) if isinstance(mode, Mapping) else mode
+        wanted = (modes or {}).get(anchor.name, mode)
         return wanted if wanted in anchor.modes else anchor.modes[0]
 
     recipe = Recipe(target, ranges, correct_bias, {a.name: chosen(a) for a in anchors}, fused_for)

@@ -261,6 +261,8 @@ def test_entropy_clips_an_outlier() -> None:
     chosen = entropy_range(streamed(array))
     assert chosen.low == array.min()
     assert 20 < chosen.high < 120
+    mirrored = entropy_range(streamed(-array))
+    assert (mirrored.low, mirrored.high) == (-chosen.high, -chosen.low)
     assert rounding_error(array[:-1], chosen) < 0.3 * rounding_error(
         array[:-1], minmax_range(streamed(array))
     )
@@ -401,12 +403,12 @@ def test_the_size_of_groups_changes_nothing(
 
 def test_groups_are_packed_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_BYTES", 100)
-    assert module._pack({"a": 60, "b": 40, "c": 1, "d": 500, "e": 99, "f": 2}) == [
+    assert module._pack({"a": 60, "b": 40, "c": 1, "d": 500, "e": 99, "f": 2, "g": 98}) == [
         ["a", "b"],
         ["c"],
         ["d"],
         ["e"],
-        ["f"],
+        ["f", "g"],
     ]
     assert module._pack({}) == [[]]
 
@@ -441,11 +443,12 @@ def test_an_input_that_is_also_an_output_is_counted_once(tmp_path: Path) -> None
 
 
 def test_a_tensor_that_was_not_finite_has_no_magnitude(tmp_path: Path) -> None:
-    path = tiny.unary(tmp_path / "m.onnx", "Log", FLOAT, ["n"])
-    feeds = [{"x": np.float32([1, 2])}, {"x": np.float32([1, 0])}]
-    found = run(path, {"x": None, "y": None}, feeds)
+    path = tiny.unary(tmp_path / "m.onnx", "Log", FLOAT, [1, "n"])
+    feeds = [{"x": np.float32([[1, 2]])}, {"x": np.float32([[1, 0]])}]
+    found = run(path, {"x": None, "y": -1}, feeds)
     assert found.magnitudes() == {"x": 2.0}
     assert found.tensors["y"].nonfinite == 1
+    assert found.tensors["y"].mean() is None
 
 
 def test_the_magnitude_is_that_of_the_farther_end() -> None:

@@ -814,6 +814,70 @@ def test_onnxruntime_runs_integer_kernels(
     assert not lacks & set(ops)
 
 
+def between(path: Path, middle: list[onnx.NodeProto], **constants: Any) -> Path:
+    """Conv a, `middle` from a_out to m, Conv b."""
+    nodes = [body("a", "x", "a_out"), *middle, body("b", "m", "y")]
+    return tiny.save(path, nodes, [IMAGE], [image("y")], kernels("a", "b") | constants)
+
+
+@pytest.mark.parametrize("op", ["Conv", "grouped Conv", "ConvTranspose"])
+def test_onnxruntime_leaves_float_layers_in_float(tmp_path: Path, op: str) -> None:
+    # Between integers it would quantize their weights itself, one scale for all channels.
+    groups = 4 if op == "grouped Conv" else 1
+    middle = helper.make_node(
+        op.split()[-1], ["a_out", "fk"], ["m"], "kept", group=groups, pads=[1, 1, 1, 1]
+    )
+    source = between(tmp_path / "m.onnx", [middle], fk=normal(3, 4, 4 // groups, 3, 3))
+    samples = feeds(2, 4, 6, 6)
+    made = make(source, samples, modes={"kept": "float"})
+    ops = fused(made.path)
+    assert ops.count(op.split()[-1]) == 1
+    assert ops.count("QLinearConv") == 2
+    for sample in samples:
+        fast, plain = run(made.path, sample), run(made.path, sample, optimize="none")
+        assert np.abs(fast["y"] - plain["y"]).max() < 0.02 * np.abs(plain["y"]).max()
+    assert signal_to_noise_db(made, samples) > 25
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+def test_onnxruntime_leaves_a_float_gemm_in_float(tmp_path: Path, turned: int) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["a"], "one"),
+        helper.make_node("Gemm", ["a", "w2"], ["b"], "kept", transB=turned),
+        helper.make_node("Gemm", ["b", "w3"], ["y"], "three"),
+    ]
+    constants = {
+        "w1": normal(1, 16, 6),
+        "w2": normal(2, *((8, 6) if turned else (6, 8))),
+        "w3": normal(3, 8, 5),
+    }
+    x, y = ("x", FLOAT, ["n", 16]), ("y", FLOAT, ["n", 5])
+    source = tiny.save(tmp_path / "m.onnx", nodes, [x], [y], constants)
+    made = make(source, feeds(7, 16), modes={"kept": "float"})
+    assert made.modes == ["static", "float", "static"]
+    ops = fused(made.path)
+    assert (ops.count("QGemm"), ops.count("Gemm")) == (2, 1)
+
+
+def test_float_readers_of_a_float_tensor_do_not_read_through_its_pair(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["t"], "tanh"),
+        helper.make_node("MatMul", ["t", "w"], ["y"], "product"),
+        helper.make_node("Exp", ["t"], ["z"], "exp"),
+    ]
+    outputs = [("y", FLOAT, ["n", 1, 5]), ("z", FLOAT, ["n", 1, 8]), ("t", FLOAT, ["n", 1, 8])]
+    path = tiny.save(
+        tmp_path / "m.onnx", nodes, [("x", FLOAT, ["n", 1, 8])], outputs, {"w": normal(1, 8, 5)}
+    )
+    samples = feeds(3, 1, 8)
+    made = make(path, samples)
+    assert outputs_of(made.path) == outputs_of(path)
+    found, exact = run(made.path, samples[0]), run(made.fp32, samples[0])
+    np.testing.assert_array_equal(found["z"], exact["z"])
+    np.testing.assert_array_equal(found["t"], exact["t"])
+    assert (found["y"] != exact["y"]).any()
+
+
 @pytest.mark.parametrize("case", CONVS)
 def test_onnxruntime_fuses_every_kind_of_convolution(tmp_path: Path, case: str) -> None:
     options, shape = CONVS[case]

@@ -30,7 +30,7 @@ def anchor(name: str, op: str = "Conv") -> Anchor:
 
 
 def model(name: str) -> Model:
-    return Model(Path(name), name, 1000, 17, (), ())
+    return Model(path=Path(name), sha256=name, size_bytes=1000, opset=17, inputs=(), outputs=())
 
 
 def evaluation() -> Evaluation:
@@ -477,5 +477,3 @@ def test_without_noise_there_are_no_steps() -> None:
     assert searching._steps([]) == []
     assert searching._steps([0.0, 0.0]) == []
     assert searching._steps([1.0]) == []
-
-

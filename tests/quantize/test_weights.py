@@ -95,12 +95,22 @@ def test_clipping_is_chosen_only_where_it_lowers_the_squared_error(w: np.ndarray
     assert (ours <= np.square(rounded - flat).sum(axis=1) / unit + 1e-4).all()
 
 
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = np.random.default_rng(4).standard_cauchy((7, 11)).astype(np.float32)
+    whole = quantize_weights(w, narrow=True)
+    monkeypatch.setattr("quantize.quantizers.weights._BLOCK", 23)
+    parts = quantize_weights(w, narrow=True)
+    np.testing.assert_array_equal(whole.codes, parts.codes)
+    np.testing.assert_array_equal(whole.scales, parts.scales)
+
+
 def test_clipping_is_chosen_where_it_helps() -> None:
     # Everything but one value falls between two codes of the plain scale.
     flat = np.full(400, 63.5 / 127, np.float32)
-    flat[0] = 1.0
+    flat[0] = -1.0
     found = quantize_weights(flat[None, :], narrow=False)
     assert found.scales[0] < 1 / 127
+    assert found.codes[0, 0] == -127
     plain = 400 * (0.5 / 127) ** 2
     assert np.square(found.values() - flat).sum() < 0.8 * plain
 

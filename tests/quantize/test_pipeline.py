@@ -1,0 +1,338 @@
+"""One job, stage by stage, where the command line cannot reach: runtimes, arithmetic, states."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from bench.errors import UnfitError, UnsupportedError, UsageError
+from bench.runtimes import RUNTIMES
+from quantize import pipeline, trials
+from quantize.gate import Outcome
+from quantize.job import DataSpec, Effort, Job, Limits
+from quantize.pipeline import run
+from quantize.report import Report
+from quantize.search import Judged
+from quantize.sources.seam import ModelSpec
+from tests import classifier, tiny
+from tests.timing import Stopwatch
+
+
+@dataclass
+class Silent:
+    """Remembers what it is told."""
+
+    stages: list[str] = field(default_factory=list)
+    steps: list[tuple[str, int, int]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def begin(self, name: str) -> None:
+        self.stages.append(name)
+
+    def step(self, done: int, total: int) -> None:
+        self.steps.append((self.stages[-1], done, total))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    classifier.network(folder / "net.onnx")
+    classifier.samples(folder / "data.npz", 200)
+    return folder
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
+    made = Stopwatch()
+    for module in (trials, pipeline):
+        monkeypatch.setattr(module, "measure", made)
+    return made
+
+
+@pytest.fixture
+def job(shelf: Path, stopwatch: Stopwatch) -> Job:
+    return Job(
+        model=ModelSpec(str(shelf / "net.onnx")),
+        data=DataSpec(str(shelf / "data.npz"), calibration_count=40),
+        limits=Limits(max_drop="3pt"),
+        effort=Effort(runtimes=("onnxruntime",), threads=1),
+        command="vnnify quantize",
+    )
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+# --- the whole ---
+
+
+def test_progress_hears_of_every_stage_in_order(job: Job, staging: Path) -> None:
+    heard = Silent()
+    report = run(job, staging, heard)
+    names = ["read", "prepare", "baseline", "calibrate", "search", "verify", "benchmark"]
+    assert heard.stages == names == [s.name for s in report.stages]
+    assert ("baseline", 160, 160) in heard.steps
+    assert ("calibrate", 32, 32) in heard.steps
+    assert ("search", 160, 160) in heard.steps
+    assert "FP32: top1 1.0000 on 160 samples" in heard.said
+
+
+def test_results_lie_in_the_staging_folder(job: Job, staging: Path) -> None:
+    report = run(job, staging, Silent())
+    assert {p.name for p in staging.iterdir()} == {
+        "model.onnx",
+        "model.fp32.onnx",
+        "recipe.toml",
+        "scratch",
+    }
+    for model in (report.fp32, report.int8, *(x.variant.model for x in report.latencies)):
+        assert (staging / model.path).is_file()
+        assert model.path.parent == Path()
+
+
+@pytest.mark.parametrize("target", ["vnni", "amx", "avx2", "portable"])
+def test_a_named_target_is_the_only_one_tried(job: Job, staging: Path, target: str) -> None:
+    report = run(replace(job, effort=replace(job.effort, target=target)), staging, Silent())
+    assert report.target == target
+    assert {t.name.rpartition(", ")[2] for t in report.trials} == {target}
+
+
+def test_two_runs_give_the_same_bytes(job: Job, staging: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    first, second = run(job, staging, Silent()), run(job, other, Silent())
+    assert first.int8.sha256 == second.int8.sha256
+    assert first.data == second.data
+    assert first.verdict == second.verdict
+    third = tmp_path / "third"
+    third.mkdir()
+    seeded = run(replace(job, data=replace(job.data, seed=1)), third, Silent())
+    assert seeded.data.calibration_sha256 != first.data.calibration_sha256
+
+
+# --- runtimes ---
+
+
+def test_a_runtime_that_is_missing_is_named_before_the_work(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> str:
+        raise UnfitError("no openvino here")
+
+    @dataclass
+    class Missing:
+        name: str = "openvino"
+
+        def version(self) -> str:
+            return missing()
+
+    monkeypatch.setitem(RUNTIMES, "openvino", Missing())  # type: ignore[arg-type]
+    heard = Silent()
+    wanted = replace(job.effort, runtimes=("onnxruntime", "openvino"))
+    with pytest.raises(UnfitError, match="no openvino here"):
+        run(replace(job, effort=wanted), staging, heard)
+    assert heard.stages == []
+    # Not asked for by name, it is left out.
+    assert "openvino" not in pipeline._runtimes(())
+
+
+@pytest.mark.slow
+def test_the_model_is_judged_in_every_runtime_that_takes_it(job: Job, staging: Path) -> None:
+    pytest.importorskip("openvino")
+    both = replace(job.effort, runtimes=("onnxruntime", "openvino"))
+    report = run(replace(job, effort=both), staging, Silent())
+    assert report.conclusion.outcome == "pass"
+    assert report.evaluations[0].model_sha256 == report.fp32.sha256
+    assert report.evaluations[1].runtime == report.served_by
+    assert len({e.runtime for e in report.evaluations[1:]}) == len(report.evaluations) - 1
+    assert "static for OpenVINO, portable" in {t.name for t in report.trials}
+    names = {x.variant.name for x in report.latencies}
+    assert {"FP32 onnxruntime", "FP32 openvino"} <= names
+    assert all(c.baseline.startswith("FP32") for c in report.comparisons)
+
+
+def test_a_recipe_that_no_runtime_takes_is_unsupported(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job, staging, Silent())
+    again = tmp_path / "again"
+    again.mkdir()
+    real = trials._opens
+    monkeypatch.setattr(
+        trials, "_opens", lambda r, m, t: not m.path.name.startswith("trial") and real(r, m, t)
+    )
+    replay = replace(job.effort, recipe=staging / "recipe.toml")
+    with pytest.raises(UnsupportedError, match="opens in none of onnxruntime"):
+        run(replace(job, effort=replay), again, Silent())
+
+
+def test_where_no_candidate_can_be_made_it_is_unsupported(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantize.search.best_variant", lambda *_: None)
+    monkeypatch.setattr("quantize.search.attempt_or_none", lambda *_: None)
+    with pytest.raises(UnsupportedError, match="no INT8 candidate could be made"):
+        run(job, staging, Silent())
+
+
+# --- arithmetic ---
+
+
+def saturating(report_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "canary", lambda _: "saturating")
+
+
+@pytest.mark.parametrize("target", ["vnni", "portable"])
+def test_on_a_cpu_that_saturates_both_arithmetics_are_shown(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(pipeline, "canary", lambda _: "saturating")
+    report = run(replace(job, effort=replace(job.effort, target=target)), staging, Silent())
+    assert [e.arithmetic for e in report.evaluations[1:]] == ["exact", "native"]
+    assert report.verdict.candidate_value == report.evaluations[1].value
+
+
+def test_a_cpu_that_is_exact_needs_one_evaluation(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "canary", lambda _: "exact")
+    report = run(job, staging, Silent())
+    assert [e.arithmetic for e in report.evaluations[1:]] == ["exact"]
+
+
+@pytest.mark.parametrize(("target", "where"), [("vnni", "onnxruntime"), ("portable", "openvino")])
+def test_what_saturates_in_openvino_is_judged_where_it_does_not(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, target: str, where: str
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(pipeline, "canary", lambda _: "saturating")
+    served = replace(job.effort, runtimes=("openvino",), target=target)
+    report = run(replace(job, effort=served), staging, Silent())
+    assert report.served_by == "openvino"
+    assert report.evaluations[1].runtime == where
+    assert report.evaluations[1].arithmetic == ("exact" if where == "onnxruntime" else "native")
+    native = [e.arithmetic for e in report.evaluations[2:]]
+    assert native == (["native"] if target == "vnni" else [])
+
+
+# --- which runtime serves ---
+
+
+def judged(report: Report, runtime: str, outcome: Outcome) -> Judged:
+    trial = trials.Trial("t", None, 30.0, {})  # type: ignore[arg-type]
+    verdict = replace(report.verdict, outcome=outcome)
+    return Judged(trial, runtime, report.evaluations[1], verdict)
+
+
+def test_the_best_verdict_serves_and_of_equals_the_fastest(job: Job, staging: Path) -> None:
+    report = run(job, staging, Silent())
+    slow = next(x for x in report.latencies if x.variant.name == "INT8 onnxruntime")
+    quick = tuple(replace(r, samples_ns=tuple(s // 2 for s in r.samples_ns)) for r in slow.rounds)
+    fast = replace(slow, variant=replace(slow.variant, name="INT8 openvino"), rounds=quick)
+    ours, theirs = judged(report, "onnxruntime", "pass"), judged(report, "openvino", "pass")
+    assert pipeline._fastest((ours, theirs), (slow, fast)) is theirs
+    refused = replace(theirs, verdict=replace(theirs.verdict, outcome="refuse"))
+    assert pipeline._fastest((ours, refused), (slow, fast)) is ours
+
+
+# --- data ---
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_a_spread_is_even_and_of_the_size_asked_for(total: int, count: int) -> None:
+    found = pipeline._spread(total, count)
+    assert found == sorted(set(found))
+    assert len(found) == min(total, count)
+    assert all(0 <= i < total for i in found)
+    gaps = {b - a for a, b in zip(found, found[1:], strict=False)}
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+def test_a_few_calibration_samples_are_said(job: Job, staging: Path) -> None:
+    report = run(job, staging, Silent())
+    assert "only 40 samples calibrate; ranges settle with 100 and more" in report.notes
+
+
+def test_probes_did_not_calibrate(job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    real = pipeline.calibrate
+
+    def calibrate(model: Any, watched: Any, samples: Any, **options: Any) -> Any:
+        seen["calibrated"] = {s.feeds["x"].tobytes() for s in samples}
+        return real(model, watched, samples, **options)
+
+    def run_probes(model: Any, probes: Any, threads: int) -> Any:
+        seen["probes"] = {p["x"].tobytes() for p in probes}
+        return trials.run_probes(model, probes, threads)
+
+    monkeypatch.setattr(pipeline, "calibrate", calibrate)
+    monkeypatch.setattr(pipeline, "run_probes", run_probes)
+    run(job, staging, Silent())
+    assert len(seen["probes"]) == 8
+    assert len(seen["calibrated"]) == 32
+    assert not seen["probes"] & seen["calibrated"]
+
+
+def test_the_tolerance_follows_the_metric(job: Job, staging: Path, tmp_path: Path) -> None:
+    tiny.linear(tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((80, 4)).astype(np.float32)
+    labels = rng.standard_normal((80, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, labels=labels)
+    asked = replace(
+        job,
+        model=ModelSpec(str(tmp_path / "m.onnx")),
+        data=DataSpec(str(tmp_path / "d.npz")),
+        limits=Limits(inconclusive="pass"),
+    )
+    report = run(asked, staging, Silent())
+    assert (report.metric, report.max_drop) == ("mse", "1%")
+    assert not report.verdict.higher_is_better
+
+
+def test_a_state_that_the_model_lacks_is_a_usage_error(job: Job, staging: Path) -> None:
+    wrong = replace(job, data=replace(job.data, states={"hidden": "x"}))
+    with pytest.raises(UsageError, match="--state hidden:x: the model has outputs"):
+        run(wrong, staging, Silent())
+
+
+# --- a model that breaks when it is quantized ---
+
+
+def test_outputs_that_are_not_finite_are_refused(job: Job, staging: Path, tmp_path: Path) -> None:
+    # log(1 + x w) where x w is never below -1 in FP32, and is in INT8: the weights nearly cancel.
+    w = np.array([[1.0, 50.0], [-0.999, 50.0]], np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], name="product"),
+        helper.make_node("Sqrt", ["p"], ["y"]),
+    ]
+    x: tiny.Port = ("x", TensorProto.FLOAT, ["n", 2])
+    y: tiny.Port = ("y", TensorProto.FLOAT, ["n", 2])
+    tiny.save(tmp_path / "m.onnx", nodes, [x], [y], {"w": w})
+    values = np.random.default_rng(0).uniform(1, 100, (200, 1)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=np.hstack([values, values]))
+    asked = replace(
+        job,
+        model=ModelSpec(str(tmp_path / "m.onnx")),
+        data=DataSpec(str(tmp_path / "d.npz"), calibration_count=40),
+        limits=Limits(max_drop="50%", objective="size"),
+    )
+    report = run(asked, staging, Silent())
+    broken = [e for e in report.evaluations[1:] if e.nonfinite]
+    if report.conclusion.outcome == "pass":
+        assert not broken
+    else:
+        assert report.conclusion.exit_code in (3, 4)
+        assert (staging / "refused" / "model.onnx").is_file()

@@ -1,0 +1,341 @@
+"""What a run comes to, and how it is told."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bench.compare import Comparison, compare
+from bench.isolate import Stage
+from bench.latency import Variant
+from bench.machine import Machine, describe
+from bench.models import Model
+from bench.render import FORMATS, Document, Forest, Scatter, Table, render
+from bench.store import dump, load
+from quantize.evaluate import Evaluation
+from quantize.gate import Outcome, Verdict
+from quantize.quantizers.native import QuantizedLayer
+from quantize.recipe import Recipe
+from quantize.report import Data, Report, TrialRow, conclude, document, summary
+from tests.timing import latency
+
+HOSTILE = '<script>alert("x")</script>'
+
+
+def verdict(outcome: Outcome = "pass", **changes: Any) -> Verdict:
+    plain = Verdict(
+        outcome=outcome,
+        drop=0.004,
+        low=-0.002,
+        high=0.009,
+        limit=0.01,
+        confidence=0.95,
+        method="Tango score test",
+        n=1000,
+        baseline_value=0.95,
+        candidate_value=0.946,
+        losses=6,
+        gains=2,
+        samples_needed=None,
+        reason="The reason for it.",
+        higher_is_better=True,
+        suspicious=(),
+    )
+    return replace(plain, **changes)
+
+
+def speed(
+    ratio: float, low: float | None = None, high: float | None = None, name: str = "onnxruntime"
+) -> Comparison:
+    return Comparison("FP32 onnxruntime", f"INT8 {name}", ratio, low, high, 0.95, ())
+
+
+FAST, SAME, SLOW = speed(2.0, 1.9, 2.1), speed(0.99, 0.9, 1.1), speed(0.8, 0.7, 0.9)
+CODES = {"pass": 0, "refuse": 3, "inconclusive": 4}
+
+
+@pytest.mark.parametrize("outcome", ["pass", "refuse", "inconclusive"])
+@pytest.mark.parametrize("policy", ["fail", "warn", "pass"])
+@pytest.mark.parametrize("ratio", [FAST, SAME, SLOW])
+@pytest.mark.parametrize("need_speed", [True, False])
+def test_accuracy_and_speed_come_to_one_conclusion(
+    outcome: Outcome, policy: Any, ratio: Comparison, *, need_speed: bool
+) -> None:
+    found = conclude(verdict(outcome), "onnxruntime", (ratio,), policy, need_speed=need_speed)
+    slow = need_speed and ratio is SLOW
+    code = 0 if outcome == "inconclusive" and policy != "fail" else CODES[outcome]
+    assert found.exit_code == (3 if slow else code)
+    assert found.outcome == ("refuse" if slow else outcome)
+    assert found.ships == (found.exit_code == 0)
+    assert found.too_slow == slow
+    assert found.headline.startswith("Not worth quantizing: INT8 runs at 0.80") == slow
+    assert (found.speedup, found.speedup_low, found.speedup_high) == (
+        ratio.ratio,
+        ratio.low,
+        ratio.high,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "slow"),
+    [
+        (speed(0.98), False),
+        (speed(0.96), True),
+        (speed(0.99, 0.985, 0.995), True),
+        (speed(0.98, 0.9, 1.01), False),
+        (speed(0.9, 0.5, 1.5), True),
+    ],
+)
+def test_slower_than_noise_can_make_it_is_slow(ratio: Comparison, *, slow: bool) -> None:
+    found = conclude(verdict(), "onnxruntime", (ratio,), "fail", need_speed=True)
+    assert (found.outcome == "refuse") == slow
+
+
+def test_speed_is_that_of_the_runtime_that_serves() -> None:
+    pairs = (speed(0.5), speed(3.0, name="openvino"), speed(9.0, name="openvino"))
+    found = conclude(verdict(), "openvino", pairs, "fail", need_speed=True)
+    assert (found.outcome, found.speedup) == ("pass", 3.0)
+
+
+# --- the report ---
+
+
+def model(name: str, size: int) -> Model:
+    return Model(
+        path=Path(name), sha256=name[:1] * 64, size_bytes=size, opset=17, inputs=(), outputs=()
+    )
+
+
+FP32, INT8 = model("fp32.onnx", 4_000_000), model("int8.onnx", 1_100_000)
+
+
+def evaluation(runtime: str, model: Model, wrong: int) -> Evaluation:
+    return Evaluation(
+        model_sha256=model.sha256,
+        runtime=runtime,
+        runtime_version="1",
+        arithmetic="exact",
+        metric="top1",
+        output=None,
+        higher_is_better=True,
+        binary=True,
+        bounded=True,
+        chance=0.1,
+        scores=(0.0,) * wrong + (1.0,) * (1000 - wrong),
+        nonfinite=0,
+        first_nonfinite=None,
+        samples_sha256="d",
+        outputs=("y",),
+        seconds=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    found = describe()
+    flags = ("avx2", "avx512bw", "avx512_vnni")
+    return replace(found, flags=flags, canaries={"onnxruntime": "exact"}, cpu=HOSTILE)
+
+
+@pytest.fixture
+def report(machine: Machine) -> Report:
+    def variant(name: str, model: Model, runtime: str) -> Variant:
+        return Variant(f"{name} {runtime}", model, runtime, "cpu", 2, 1)
+
+    # The one that came first in the quick look is not the fastest in the end.
+    slow = latency(variant("FP32", FP32, "openvino"), 4.0)
+    fast = latency(variant("FP32", FP32, "onnxruntime"), 3.0, spread=0.01)
+    served = latency(variant("INT8", INT8, "onnxruntime"), 1.5, spread=0.02)
+    control = compare(slow, replace(slow, variant=replace(slow.variant, name="control")))
+    comparisons = (compare(fast, slow), compare(fast, served))
+    checked = verdict()
+    return Report(
+        command=f"vnnify quantize {HOSTILE}",
+        source="net.onnx",
+        source_sha256="s",
+        fp32=FP32,
+        int8=INT8,
+        conclusion=conclude(checked, "onnxruntime", comparisons, "fail", need_speed=True),
+        verdict=checked,
+        metric="mine.py:top1",
+        max_drop="1pt",
+        served_by="onnxruntime",
+        target="portable",
+        recipe=Recipe("portable", "mse", correct_bias=True, modes={"a": "static", "b": "float"}),
+        layers=(
+            QuantizedLayer("a", "Conv", "static", 3, 16, None),
+            QuantizedLayer(HOSTILE, "Gemm", "float", 0, 0, None),
+        ),
+        left={"deconv": "transposed convolution"},
+        coverage="1 of 2",
+        data=Data("train.npz", 200, "c", "val.npz", 1000, "e"),
+        evaluations=(
+            evaluation("onnxruntime", FP32, 50),
+            evaluation("onnxruntime", INT8, 54),
+            evaluation("openvino", INT8, 55),
+        ),
+        latencies=(slow, fast, served),
+        comparisons=comparisons,
+        control=control,
+        trials=(
+            TrialRow("static", "r", 31.0, {"onnxruntime": 1.5}, 10, "1 of 2", "o", 0.9, 0, "pass"),
+            TrialRow("dynamic", "r", 35.0, {}, 10, "1 of 2", None, None, None, "not evaluated"),
+        ),
+        stages=(Stage("read", 1.5, 10**8), Stage("search", 20.0, 10**9)),
+        machine=machine,
+        notes=("opset raised from 9 to 17",),
+    )
+
+
+def blocks(shown: Document, kind: type[Any]) -> dict[str, Any]:
+    found = (b for s in shown.sections for b in s.blocks if isinstance(b, kind))
+    return {b.title: b for b in found}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_report_renders_in_every_format(report: Report, form: str) -> None:
+    text = render(document(report), form)
+    assert "net.onnx" in text
+    assert HOSTILE not in text or form == "text"
+    if form == "html":
+        assert "<script" not in text
+    if form == "junit":
+        assert len(list(ET.fromstring(text).iter("testcase"))) == 3
+    else:
+        for said in ("95.00 %", "94.60 %", "1pt", "transposed convolution", "opset raised from 9"):
+            assert said in text, said
+        assert "2.00" in text
+
+
+def test_the_report_survives_json(report: Report) -> None:
+    raw = dump(report)
+    again = load(Report, raw, "report.json")
+    assert again == report
+    assert dump(again) == raw
+    assert render(document(again), "html") == render(document(report), "html")
+
+
+def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> None:
+    shown = summary(report, "out")
+    table = blocks(shown, Table)["Before and after"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows)[:4] == ["top1", "latency", "size", "layers in INT8"]
+    assert rows["top1"][:2] == ("95.00 %", "94.60 %")
+    assert "0.40 %" in rows["top1"][2]
+    assert "0.90 %" in rows["top1"][2]
+    assert "1pt" in rows["top1"][2]
+    # Of the FP32 variants, the fastest; the interval of the two rounds with it.
+    assert rows["latency"][:2] == ("3 ms onnxruntime", "1.5 ms onnxruntime")
+    assert re.fullmatch(r"2\.00× as fast \(\d\.\d\d to \d\.\d\d\)", rows["latency"][2])
+    assert rows["size"] == ("4 MB", "1.1 MB", "3.64× smaller")
+    assert rows["layers in INT8"][1] == "1 of 2"
+    assert "out/report.html" in render(shown, "text")
+
+
+@pytest.mark.parametrize("width", ["text", "markdown"])
+def test_the_summary_is_not_cut(report: Report, width: str) -> None:
+    assert "…" not in render(summary(report, "out"), width)
+
+
+def test_accuracy_is_shown_in_points_of_a_bounded_metric(report: Report) -> None:
+    forest = blocks(document(report), Forest)["Drop of top1 against the limit"]
+    row = forest.rows[0]
+    assert (row.estimate, row.low, row.high) == pytest.approx((0.4, -0.2, 0.9))
+    assert (forest.limit, forest.unit) == (1.0, "points")
+    scores = blocks(document(report), Table)["Scores"]
+    assert [r[:3] for r in scores.rows] == [
+        ("FP32", "onnxruntime", "float"),
+        ("INT8", "onnxruntime", "exact"),
+        ("INT8", "openvino", "exact"),
+    ]
+    # Wilson's interval of 946 of 1000: 0.94429 ± 0.01409.
+    assert scores.rows[1][4] == "0.9302 to 0.9584"
+
+
+def test_other_metrics_are_shown_in_their_own_unit(report: Report) -> None:
+    plain = [replace(e, binary=False, bounded=False) for e in report.evaluations]
+    shown = document(replace(report, evaluations=tuple(plain), max_drop="0.01abs"))
+    forest = blocks(shown, Forest)["Drop of top1 against the limit"]
+    assert (forest.rows[0].estimate, forest.limit, forest.unit) == (0.004, 0.01, "")
+    scores = blocks(shown, Table)["Scores"]
+    assert (scores.rows[0][3], scores.rows[0][4]) == ("0.95", "–")
+
+
+def test_every_latency_is_compared_with_the_fastest_fp32(report: Report) -> None:
+    table = blocks(document(report), Table)["Latency"]
+    ratios = {row[0]: row[3] for row in table.rows}
+    assert ratios == {
+        "FP32 openvino": "0.75",
+        "FP32 onnxruntime": "1 (baseline)",
+        "INT8 onnxruntime": "2.00",
+    }
+
+
+def test_layers_in_float_say_why(report: Report) -> None:
+    rows = {r[0]: r[2] for r in blocks(document(report), Table)["In float"].rows}
+    assert rows == {
+        HOSTILE: "costs accuracy or gains no time",
+        "deconv": "transposed convolution",
+    }
+    section = next(s for s in document(report).sections if s.title == "Layers")
+    text = " ".join(b.text for b in section.blocks if hasattr(b, "text"))
+    assert "3 of 16 output channels" in text
+
+
+def test_candidates_that_do_not_run_are_listed_but_not_drawn(report: Report) -> None:
+    shown = document(report)
+    rows = {r[0]: r for r in blocks(shown, Table)["Everything that was tried"].rows}
+    assert "does not run" in rows["dynamic"]
+    assert rows["dynamic"][-1] == "not evaluated"
+    points = blocks(shown, Scatter)["Latency and fidelity of the candidates"].points
+    assert [p.label for p in points] == ["static"]
+
+
+def test_a_model_for_vnni_and_a_cpu_without_it_are_warned_of(report: Report) -> None:
+    def lines(changed: Report) -> str:
+        return " ".join(document(changed).verdict.lines)
+
+    assert "wrong answers" not in lines(report)
+    assert "is not measured" not in lines(report)
+    assert "wrong answers" in lines(replace(report, target="vnni"))
+    old = replace(report.machine, flags=("avx2",), canaries={"onnxruntime": "saturating"})
+    assert "the speed on VNNI is not measured" in lines(replace(report, machine=old))
+
+
+def test_a_refused_model_is_not_offered_for_serving(report: Report) -> None:
+    assert any(x.startswith("Serve int8.onnx with") for x in document(report).verdict.lines)
+    refused = replace(report.conclusion, outcome="refuse", ships=False, exit_code=3)
+    shown = document(replace(report, conclusion=refused))
+    assert not any(x.startswith("Serve ") for x in shown.verdict.lines)
+    assert any("int8.onnx" in x for x in shown.verdict.lines)
+
+
+def test_checks_tell_accuracy_speed_and_finiteness_apart(report: Report) -> None:
+    def outcomes(changed: Report) -> dict[str, str]:
+        return {c.name: c.outcome for c in document(changed).checks}
+
+    assert outcomes(report) == {"accuracy": "pass", "speed": "pass", "finite": "pass"}
+    for outcome, said in (("refuse", "fail"), ("inconclusive", "inconclusive")):
+        judged = verdict(outcome)  # type: ignore[arg-type]
+        slow = conclude(judged, "onnxruntime", (SLOW,), "fail", need_speed=True)
+        changed = replace(report, verdict=judged, conclusion=slow)
+        assert outcomes(changed) == {"accuracy": said, "speed": "fail", "finite": "pass"}
+    broken = replace(report.evaluations[2], nonfinite=1, first_nonfinite="sample 0")
+    changed = replace(report, evaluations=(*report.evaluations[:2], broken))
+    assert outcomes(changed)["finite"] == "fail"
+
+
+def test_one_round_has_no_interval(report: Report) -> None:
+    single = tuple(replace(x, rounds=x.rounds[:1]) for x in report.latencies)
+    comparisons = (compare(single[1], single[0]), compare(single[1], single[2]))
+    ended = conclude(report.verdict, "onnxruntime", comparisons, "fail", need_speed=True)
+    changed = replace(
+        report, latencies=single, comparisons=comparisons, conclusion=ended, control=None
+    )
+    for form in FORMATS:
+        assert "None" not in render(document(changed), form)
+        assert "None" not in render(summary(changed, "out"), form)
+    assert load(Report, dump(changed), "r") == changed

@@ -1,0 +1,307 @@
+"""Trials of a real, tiny network; only clocks are faked."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import InputError, UnsupportedError
+from bench.models import Feeds, read_model
+from quantize import trials
+from quantize.calibrate import calibrate
+from quantize.placement import Mode, find_anchors, watch_list
+from quantize.prepare import prepare
+from quantize.recipe import Recipe
+from quantize.trials import (
+    RANGE_CHOICES,
+    Workbench,
+    attempt,
+    attempt_or_none,
+    best_variant,
+    noise_shares,
+    paying,
+    run_probes,
+    single_noise,
+    time_quickly,
+    to_db,
+)
+from tests import classifier
+from tests.int8 import samples_of
+from tests.timing import Stopwatch
+
+STATIC: dict[str, Mode] = {"first": "static", "second": "static", "head": "static"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    folder = tmp_path_factory.mktemp("bench")
+    source = read_model(classifier.network(folder / "net.onnx"))
+    fp32 = prepare(source, folder / "fp32.onnx").model
+    graph = ir.load(fp32.path)
+    anchors, _ = find_anchors(graph)
+    x, _ = classifier.images(40, seed=4)
+    feeds: list[Feeds] = [{"x": row[None]} for row in x]
+    found = calibrate(
+        fp32,
+        watch_list(graph, anchors),
+        samples_of(feeds[8:], fp32.inputs),
+        threads=1,
+        scratch=folder,
+        states={},
+    )
+    probes = tuple(feeds[:8])
+    outputs = run_probes(fp32, probes, 1)
+    return Workbench(fp32, anchors, found, probes, outputs, ("onnxruntime",), 1, folder)
+
+
+@pytest.fixture
+def bench(shared: Workbench, tmp_path: Path) -> Workbench:
+    """The same with a scratch folder of its own."""
+    return replace(shared, scratch=tmp_path)
+
+
+def recipe(modes: dict[str, Mode] | None = None, **options: Any) -> Recipe:
+    plain = {"target": "portable", "ranges": "minmax", "correct_bias": True}
+    return Recipe(modes=modes or STATIC, **{**plain, **options})
+
+
+# --- noise ---
+
+
+def outputs(*values: Any, dtype: Any = np.float32) -> tuple[Feeds, ...]:
+    return tuple({"y": np.asarray(v, dtype)} for v in values)
+
+
+def test_noise_is_its_power_over_that_of_the_signal_in_all_samples() -> None:
+    found = noise_shares(outputs([3.0, 4.0], [0.0]), outputs([3.0, 3.0], [2.0]))
+    assert found == {"y": pytest.approx((1 + 4) / 25)}
+    assert to_db(found) == pytest.approx(10 * np.log10(5))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
+def test_the_same_outputs_have_no_noise(values: list[float]) -> None:
+    found = noise_shares(outputs(values), outputs(values))
+    assert found == {"y": 0.0}
+    assert to_db(found) == 200.0
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0.01, 0.5))
+def test_noise_does_not_depend_on_scale(scale: float, off: float) -> None:
+    signal = np.array([1.0, -2.0, 3.0])
+    found = noise_shares(outputs(signal * scale), outputs(signal * scale * (1 + off)))
+    assert found["y"] == pytest.approx(off**2, rel=1e-3)
+
+
+def test_whole_numbers_are_no_signal() -> None:
+    assert noise_shares(outputs([1, 2], dtype=np.int64), outputs([3, 4], dtype=np.int64)) == {}
+    assert to_db({}) == 200.0
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [1.0]])
+def test_a_broken_output_is_all_noise(bad: list[float]) -> None:
+    found = noise_shares(outputs([1.0, 1.0]), outputs(bad))
+    assert found == {"y": 1e6}
+    assert to_db(found) < 0
+
+
+def test_a_mask_in_fp32_is_no_noise() -> None:
+    a = outputs([-np.inf, 1.0])
+    assert noise_shares(a, outputs([-np.inf, 1.0])) == {"y": 0.0}
+
+
+# --- candidates ---
+
+
+def test_a_candidate_is_a_file_with_its_noise(bench: Workbench) -> None:
+    first = attempt(bench, recipe(), "one")
+    second = attempt(bench, recipe(ranges="mse"), "two")
+    assert first.quantized.model.path != second.quantized.model.path
+    assert first.quantized.model.path.parent == bench.scratch
+    assert first.latency_ms == {}
+    assert first.fastest is None
+    again = noise_shares(
+        bench.probe_outputs, run_probes(first.quantized.model, bench.probes, bench.threads)
+    )
+    assert first.noise_db == to_db(again)
+    assert 20 < first.noise_db < 70
+
+
+def test_a_recipe_that_leaves_nothing_is_no_candidate(bench: Workbench) -> None:
+    nothing = recipe({"first": "float", "second": "float", "head": "float"})
+    with pytest.raises(UnsupportedError):
+        attempt(bench, nothing, "nothing")
+    assert attempt_or_none(bench, nothing, "nothing") is None
+    assert best_variant(bench, nothing, "nothing") is None
+
+
+def test_a_candidate_that_does_not_run_is_none(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise InputError("it does not run")
+
+    monkeypatch.setattr(trials, "run_probes", refuse)
+    assert attempt_or_none(bench, recipe(), "broken") is None
+
+
+def test_the_least_noisy_ranges_are_chosen(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = {("mse", True): 30.0, ("minmax", True): 35.0, ("percentile", True): 20.0}
+    noise[("minmax", False)] = 36.0
+    tried = []
+    real = trials.attempt
+
+    def attempt(bench: Workbench, recipe: Recipe, name: str) -> trials.Trial:
+        tried.append((recipe.ranges, recipe.correct_bias))
+        return replace(real(bench, recipe, name), noise_db=noise[tried[-1]])
+
+    monkeypatch.setattr(trials, "attempt", attempt)
+    best = best_variant(bench, recipe(ranges="mse"), "static")
+    assert best is not None
+    chosen = best.quantized.recipe
+    assert (chosen.ranges, chosen.correct_bias, best.noise_db) == ("minmax", False, 36.0)
+    assert tried == [*((r, True) for r in RANGE_CHOICES), ("minmax", False)]
+    noise[("minmax", False)] = 34.0
+    best = best_variant(bench, recipe(ranges="mse"), "static")
+    assert best is not None
+    assert best.quantized.recipe.correct_bias
+
+
+def test_ranges_do_not_matter_where_nothing_is_static(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = trials.attempt
+    monkeypatch.setattr(trials, "attempt", lambda *a: made.append(a[1]) or real(*a))
+    dynamic = recipe({"first": "float", "second": "float", "head": "dynamic"})
+    assert best_variant(bench, dynamic, "dynamic") is not None
+    assert len(made) == 2
+
+
+# --- time ---
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
+    made = Stopwatch(speedup=4.0)
+    monkeypatch.setattr(trials, "measure", made)
+    return made
+
+
+def test_candidates_are_timed_beside_fp32(bench: Workbench, stopwatch: Stopwatch) -> None:
+    made = [attempt(bench, recipe(), "a"), attempt(bench, recipe(ranges="mse"), "b")]
+    timed, fp32_ms = time_quickly(bench, made)
+    assert [t.name for t in timed] == ["a", "b"]
+    assert [t.latency_ms for t in timed] == [{"onnxruntime": 0.25}] * 2
+    assert timed[0].fastest == "onnxruntime"
+    assert fp32_ms == {"onnxruntime": 1.0}
+    assert stopwatch.measured == [["fp32 onnxruntime", "0 onnxruntime", "1 onnxruntime"]]
+
+
+def test_a_file_is_timed_only_where_it_belongs_and_opens(
+    bench: Workbench, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = replace(bench, runtimes=("onnxruntime", "openvino"))
+    dynamic: dict[str, Mode] = {"first": "float", "second": "float", "head": "dynamic"}
+    made = [
+        attempt(bench, recipe(), "static"),
+        attempt(bench, recipe(fused_for="openvino"), "for openvino"),
+        attempt(bench, recipe(dynamic), "contrib"),
+    ]
+    closed = ("openvino", made[2].quantized.model.path)
+    monkeypatch.setattr(trials, "_opens", lambda r, m, _: (r, m.path) != closed)
+    timed, fp32_ms = time_quickly(both, made)
+    assert [set(t.latency_ms) for t in timed] == [
+        {"onnxruntime", "openvino"},
+        {"openvino"},
+        {"onnxruntime"},
+    ]
+    assert set(fp32_ms) == {"onnxruntime", "openvino"}
+
+
+def test_where_no_runtime_takes_fp32_it_is_unsupported(
+    bench: Workbench, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [attempt(bench, recipe(), "a")]
+    monkeypatch.setattr(trials, "_opens", lambda *_: False)
+    with pytest.raises(UnsupportedError, match="onnxruntime"):
+        time_quickly(bench, made)
+
+
+def test_contrib_operators_open_in_their_own_runtime_only(bench: Workbench) -> None:
+    pytest.importorskip("openvino")
+    dynamic: dict[str, Mode] = {"first": "float", "second": "float", "head": "dynamic"}
+    made = attempt(bench, recipe(dynamic), "dynamic").quantized.model
+    assert trials._opens("onnxruntime", made, 1)
+    assert trials._opens("openvino", bench.fp32, 1)
+
+
+# --- single layers ---
+
+
+def test_noise_of_layers_alone_adds_up_to_about_the_whole(bench: Workbench) -> None:
+    trial = attempt(bench, recipe(), "static")
+    alone = single_noise(bench, trial, perf_counter() + 60)
+    assert set(alone) == set(STATIC)
+    assert all(0 < share < 0.1 for share in alone.values())
+    whole = 10 ** (-trial.noise_db / 10)
+    assert 0.3 < sum(alone.values()) / whole < 3
+
+
+def test_layers_in_float_and_after_the_deadline_are_left_out(bench: Workbench) -> None:
+    trial = attempt(bench, recipe({**STATIC, "second": "float"}), "static")
+    assert set(single_noise(bench, trial, perf_counter() + 60)) == {"first", "head"}
+    assert single_noise(bench, trial, perf_counter() - 1) == {}
+
+
+# --- kernels that do not pay ---
+
+
+Times = Callable[..., dict[str, float]]
+
+
+def profiles(fp32: dict[str, float], int8: dict[str, float]) -> Times:
+    def node_times(path: Path, *_: Any, **__: Any) -> dict[str, float]:
+        return int8 if path.name.startswith("trial") else fp32
+
+    return node_times
+
+
+def test_a_layer_whose_int8_kernel_gains_nothing_goes_back_to_float(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = attempt(bench, recipe(), "static")
+    end = next(a.end for a in bench.anchors if a.name == "first")
+    fp32 = {f"{end}_nchwc": 1.0, "second": 1.0, "head": 1.0, "other": 9.0}
+    int8 = {"first_token_3": 0.5, "second_token_12": 0.95, "head_token_1": 0.89}
+    monkeypatch.setattr(trials, "node_times", profiles(fp32, int8))
+    assert paying(bench, trial) == {**STATIC, "second": "float"}
+
+
+def test_a_layer_that_a_profile_does_not_show_keeps_its_mode(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = attempt(bench, recipe(), "static")
+    # "first_token_1" is of the first; "first2" is another node.
+    fp32 = {"first": 1.0, "second": 1.0}
+    int8 = {"first2": 9.0, "head_token_1": 9.0}
+    monkeypatch.setattr(trials, "node_times", profiles(fp32, int8))
+    assert paying(bench, trial) == STATIC
+
+
+def test_the_real_profiler_finds_every_layer_in_both_models(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = attempt(bench, recipe(), "static")
+    # Whatever gains, nothing gains this much: each layer that is found goes back.
+    monkeypatch.setattr(trials, "_GAIN", 1e-9)
+    assert set(paying(bench, trial).values()) == {"float"}
+    assert list(bench.scratch.glob("profile*")) == []
