@@ -116,7 +116,14 @@ def quantize(
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
     from quantize.job import DataSpec, Effort, Job, Limits
-    from quantize.options import checked_tolerance, names, one_of, parse_budget, parse_states
+    from quantize.options import (
+        between,
+        checked_tolerance,
+        names,
+        one_of,
+        parse_budget,
+        parse_states,
+    )
     from quantize.report import Report
 
     job = Job(
@@ -134,7 +141,7 @@ def quantize(
             metric=metric,
             output=output,
             max_drop=checked_tolerance(max_drop),
-            confidence=confidence,
+            confidence=between("--confidence", confidence, 0.5, 1),
             inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
             objective=one_of("--objective", objective, ("latency", "size")),
         ),
@@ -143,7 +150,7 @@ def quantize(
             runtimes=names(runtime),
             threads=threads,
             rounds=rounds,
-            seconds=seconds,
+            seconds=between("--seconds", seconds, 0, 3600),
             recipe=recipe,
             budget_s=parse_budget(budget),
         ),
@@ -232,6 +239,7 @@ def gate(
     from quantize.gating import GateReport, gate_document
     from quantize.job import DataSpec, GateJob, Limits
     from quantize.options import (
+        between,
         checked_tolerance,
         one_of,
         parse_speedup,
@@ -252,7 +260,7 @@ def gate(
             metric=metric,
             output=output,
             max_drop=checked_tolerance(max_drop),
-            confidence=confidence,
+            confidence=between("--confidence", confidence, 0.5, 1),
             inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
         ),
         min_speedup=parse_speedup(min_speedup),

@@ -26,6 +26,17 @@ def one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
     return value
 
 
+def between(option: str, value: float, low: float, high: float) -> float:
+    """The value itself.
+
+    Raises:
+        UsageError: It is not above `low` and below `high`; nothing is, for NaN.
+    """
+    if not low < value < high:
+        raise UsageError(f"{option} {value:g}: expected a number above {low:g} and below {high:g}.")
+    return value
+
+
 def parse_states(pairs: list[str]) -> dict[str, str]:
     """Input names by the output that feeds them, of texts `OUTPUT:INPUT`.
 

@@ -345,13 +345,14 @@ class _Placing:
 
     def _fits(self, node: ir.Node) -> bool:
         data = node.inputs[:1] if node.op_type in _MOVES else node.inputs
-        for value in (*data, node.outputs[0]):
+        output = node.outputs[0]
+        for value in (*data, output):
             if value is None or not _may_be_float(value):
                 return False
             if value.is_initializer():
-                if node.op_type not in ("Add", "Mul"):
+                if node.op_type not in ("Add", "Mul") or _follows_product(node):
                     return False
-            elif not self._has_range(str(value.name)):
+            elif not self._has_range(_end(node) if value is output else str(value.name)):
                 return False
         return node.op_type != "Concat" or self._concat_fits(node)
 
@@ -401,6 +402,12 @@ def _end(node: ir.Node) -> str:
         if follower.graph is node.graph and _rectifies(follower):
             return str(follower.outputs[0].name)
     return str(value.name)
+
+
+def _follows_product(node: ir.Node) -> bool:
+    """Whether it reads a MatMul: a bias in float takes no longer there, and loses nothing."""
+    makers = [v.producer() for v in node.inputs if v is not None]
+    return any(m is not None and m.op_type == "MatMul" for m in makers)
 
 
 def _rectifies(node: ir.Node) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import InputError, UnfitError, UnsupportedError
-from bench.models import Feeds
+from bench.models import Array, Feeds
 from bench.runtimes.seam import Session, Settings
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,11 @@ def load_package() -> Any:
     return openvino
 
 
+def _shareable(array: Array) -> Array:
+    """An array that OpenVINO can share; it copies read-only ones, but fails on those of rank 0."""
+    return array.copy() if array.ndim == 0 else array
+
+
 @dataclass(frozen=True, slots=True)
 class _Input:
     name: str
@@ -95,7 +100,7 @@ class _Session:
             request = self.compiled.create_infer_request()
         try:
             # By position: names may be lost or shared inside OpenVINO, positions may not.
-            ordered = {i: feeds[s.name] for i, s in enumerate(self.inputs)}
+            ordered = {i: _shareable(feeds[s.name]) for i, s in enumerate(self.inputs)}
             request.infer(ordered, share_inputs=True, share_outputs=True)
             # Copies: the request's memory is overwritten by its next caller.
             return {n: request.get_output_tensor(i).data.copy() for i, n in enumerate(self.names)}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -230,12 +230,15 @@ def make_optimizer(net: nn.Module) -> torch.optim.SGD:
     """
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim == 1]
-    groups = [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": others}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": WEIGHT_DECAY},
+        {"params": others},
+    ]
     return torch.optim.SGD(groups, lr=PEAK_LEARNING_RATE, momentum=0.9, nesterov=True)
 
 
 def train_epochs(
-    net: nn.Module, images: Tensor, labels: Tensor, sizes: Sequence[int], bf16: bool
+    net: nn.Module, images: Tensor, labels: Tensor, sizes: Sequence[int], *, bf16: bool
 ) -> Iterator[float]:
     """Train a network, one epoch for each value taken from the iterator.
 
@@ -325,34 +328,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Make the files and report the accuracy.
-
-    Returns:
-        The exit status.
-    """
+def main() -> None:
+    """Make the files and report the accuracy."""
     options = parse_arguments()
     try:
         train, test = read_split(options.data, "train"), read_split(options.data, "t10k")
         evaluation = write_data(train, test, HERE)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"error: {error}")
     if options.data_only:
-        return 0
+        return
     torch.manual_seed(SEED)
     torch.set_num_threads(THREADS)
     net = model().to(memory_format=torch.channels_last)
     net.get_submodule("tail").register_full_backward_pre_hook(channels_last_gradient)
     images, labels = torch.from_numpy(to_input(train.images)), torch.from_numpy(train.labels)
-    losses = train_epochs(net, images, labels, EPOCH_SIZES, not options.fp32)
+    losses = train_epochs(net, images, labels, EPOCH_SIZES, bf16=not options.fp32)
     for epoch, loss in enumerate(losses, start=1):
-        print(f"epoch {epoch}/{len(EPOCH_SIZES)}: loss {loss:.4f}", flush=True)
+        print(f"epoch {epoch}/{len(EPOCH_SIZES)}: loss {loss:.4f}", flush=True)  # noqa: T201
     write_weights(net, HERE / "weights.safetensors")
     right = correct(net, test)
-    print(f"top-1: test set {right.mean():.2%}, evaluation.npz {right[evaluation].mean():.2%}")
-    return 0
+    report = f"top-1: test set {right.mean():.2%}, evaluation.npz {right[evaluation].mean():.2%}"
+    print(report)  # noqa: T201
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -208,8 +208,8 @@ class _Writer:
         for i, value in enumerate(add.inputs):
             if value is not None and value.is_initializer() and value.const_value is not None:
                 bias = value.const_value.numpy()
-                if bias.size == shift.size and bias.shape[-1:] == shift.shape:
-                    moved = (bias + shift.reshape(bias.shape)).astype(np.float32)
+                if bias.shape[-1:] == shift.shape:
+                    moved = (bias + shift).astype(np.float32)
                     add.replace_input_with(i, self._constant(f"{value.name}_{node.name}", moved))
                 return
 
@@ -338,9 +338,6 @@ class _Writer:
 
     def _move_output(self, value: ir.Value, after: ir.Value) -> None:
         """If `value` is a graph output, let `after` be it, under the same name."""
-        if value.is_graph_input():
-            # Passed through as it is: it cannot give its name away.
-            return
         for i, output in enumerate(self.graph.outputs):
             if output is value:
                 name = str(value.name)

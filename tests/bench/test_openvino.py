@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -207,3 +208,18 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UnfitError, match=r"pip install 'vnnify\[openvino\]'"):
         OpenVino().version()
+
+
+def test_a_read_only_scalar_input_runs(tmp_path: Path) -> None:
+    scalar = helper.make_tensor_value_info("s", TensorProto.INT64, [])
+    out = helper.make_tensor_value_info("y", TensorProto.INT64, [])
+    node = helper.make_node("Add", ["s", "s"], ["y"])
+    graph = helper.make_graph([node], "g", [scalar], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    value = np.asarray(3, np.int64)
+    value.flags.writeable = False
+    session = OpenVino().open(path, Settings(threads=1))
+    assert session.run({"s": value})["y"] == 6

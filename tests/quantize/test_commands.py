@@ -408,6 +408,28 @@ def test_a_tolerance_needs_its_unit(run: Cli, shelf: Path) -> None:
     assert "has no unit" in message
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--seconds", "0"),
+        ("--seconds", "-1"),
+        ("--seconds", "nan"),
+        ("--seconds", "inf"),
+        ("--confidence", "0.5"),
+        ("--confidence", "1"),
+        ("--confidence", "95"),
+        ("--confidence", "nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_work(
+    run: Cli, shelf: Path, option: str, value: str
+) -> None:
+    status, out, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", option, value)
+    assert (status, out, len(err.splitlines())) == (ExitCode.USAGE, "", 1)
+    assert f"{option} " in err
+    assert "expected a number above" in err
+
+
 def test_points_of_an_unbounded_metric_are_refused_before_the_search(run: Cli) -> None:
     tiny.linear(Path("m.onnx"))
     rng = np.random.default_rng(0)

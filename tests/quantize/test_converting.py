@@ -68,7 +68,7 @@ def test_a_conversion_that_computes_something_else_is_refused(
     tiny.linear(tmp_path / "b.onnx", seed=1)
     real = converting.prepare
     other = read_model(tmp_path / "b.onnx")
-    monkeypatch.setattr(converting, "prepare", lambda _, out: real(other, out))
+    monkeypatch.setattr(converting, "prepare", lambda _, out, **__: real(other, out))
     with pytest.raises(InputError, match="'y'"):
         convert_file(ModelSpec(str(path)), None, folder, "c.onnx", None)
 

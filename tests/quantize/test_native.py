@@ -166,6 +166,17 @@ def test_portable_weights_never_saturate_and_are_counted(tmp_path: Path) -> None
     assert signal_to_noise_db(made, samples) > 25
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_portable_products_never_saturate(tmp_path: Path, mode: Any) -> None:
+    def worst(target: str) -> bool:
+        made = make(gemm(tmp_path / "m.onnx"), feeds(7, 16), mode=mode, target=target)
+        (codes,) = (v for v in made.file.constants.values() if v.dtype == np.int8 and v.ndim == 2)
+        return bool(can_saturate(codes.T).any())
+
+    assert worst("vnni")
+    assert not worst("portable")
+
+
 # Gemm and MatMul
 
 
@@ -283,6 +294,77 @@ def test_a_linear_layer_on_three_axes_is_integer_arithmetic(
     assert np.abs(bias - normal(6, 6)).max() > 1e-4
 
 
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (4, 6), (2, 4, 6)])
+def test_a_shift_goes_into_whatever_is_added_per_channel(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "matmul"),
+        helper.make_node("Add", ["p", "b"], ["y"], "add"),
+    ]
+    x, y = ("x", FLOAT, ["n", 4, 8]), ("y", FLOAT, ["n", 4, 6])
+    constants = {"w": normal(5, 8, 6), "b": normal(6, *shape)}
+    source = tiny.save(tmp_path / "m.onnx", nodes, [x], [y], constants)
+    samples = [{"x": normal(i, 2, 4, 8) + 3} for i in range(4)]
+    biases = []
+    for correct in (False, True):
+        file = make(source, samples, mode="dynamic", correct_bias=correct).file
+        biases += [file.constants[n] for n in file.nodes("Add")[0].input if n in file.constants]
+    np.testing.assert_array_equal(biases[0], normal(6, *shape))
+    moved = biases[1] - biases[0]
+    assert moved.shape == shape
+    assert np.abs(moved).max() > 1e-3
+    np.testing.assert_allclose(moved, np.broadcast_to(moved.reshape(-1, 6)[0], shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), ()])
+def test_a_shift_leaves_alone_what_is_not_added_per_channel(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "matmul"),
+        helper.make_node("Add", ["p", "b"], ["y"], "add"),
+    ]
+    x, y = ("x", FLOAT, ["n", 4, 8]), ("y", FLOAT, ["n", 4, 6])
+    constants = {"w": normal(5, 8, 6), "b": np.full(shape, 2, np.float32)}
+    source = tiny.save(tmp_path / "m.onnx", nodes, [x], [y], constants)
+    samples = [{"x": normal(i, 2, 4, 8) + 3} for i in range(4)]
+    made = make(source, samples, mode="dynamic")
+    (bias,) = (v for n, v in made.file.constants.items() if n == "b")
+    np.testing.assert_array_equal(bias, np.full(shape, 2, np.float32))
+    assert signal_to_noise_db(made, samples) > 30
+
+
+def mlp(path: Path) -> Path:
+    """Two linear layers on 3-D activations with a Relu between, then a third."""
+    nodes = []
+    for i, (x, y) in enumerate([("x", "h0"), ("r0", "h1"), ("r1", "y")]):
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{i}"], [f"p{i}"], f"matmul{i}"),
+            helper.make_node("Add", [f"p{i}", f"b{i}"], [y], f"add{i}"),
+        ]
+        if y != "y":
+            nodes.append(helper.make_node("Relu", [y], [f"r{i}"], f"relu{i}"))
+    constants = {f"w{i}": normal(70 + i, 8, 8) for i in range(3)}
+    constants |= {f"b{i}": normal(80 + i, 8) - 1 for i in range(3)}
+    x, y = ("x", FLOAT, ["n", "t", 8]), ("y", FLOAT, ["n", "t", 8])
+    return tiny.save(path, nodes, [x], [y], constants)
+
+
+def test_biases_of_products_stay_in_float(tmp_path: Path) -> None:
+    # As fast as 8-bit sums, and 3 dB better.
+    samples = feeds(2, 5, 8)
+    made = make(mlp(tmp_path / "m.onnx"), samples, correct_bias=False)
+    assert made.modes == ["static"] * 3
+    file = made.file
+    for i, add in enumerate(file.nodes("Add")):
+        np.testing.assert_array_equal(file.constants[add.input[1]], normal(80 + i, 8) - 1)
+    ops = fused(made.path)
+    assert ops.count("MatMulIntegerToFloat") == 3
+    assert not {"MatMul", "Relu"} & set(ops)
+    assert signal_to_noise_db(made, samples) > 35
+
+
 def test_without_an_add_there_is_no_place_for_a_bias_shift(tmp_path: Path) -> None:
     made = make(linear(tmp_path / "m.onnx", add=False), [{"x": normal(1, 1, 4, 8)}])
     assert not made.file.nodes("Add")
@@ -337,6 +419,7 @@ def test_a_dynamic_lstm_is_integer_arithmetic(tmp_path: Path, directions: int) -
     assert made.modes == ["dynamic"]
     # The checker knows no schema of this operator, so the file is read without it.
     proto = onnx.load(str(made.path))
+    assert {o.domain for o in proto.opset_import} >= {"", "com.microsoft"}
     (node,) = (n for n in proto.graph.node if n.op_type == "DynamicQuantizeLSTM")
     held = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     parts = {label: held[node.input[i]] for i, label in ((1, "W"), (2, "R"), (8, "w"), (10, "r"))}
@@ -453,6 +536,22 @@ def pooled(path: Path) -> Path:
     return tiny.save(path, nodes, [IMAGE], [("y", FLOAT, ["n", 3])], constants)
 
 
+def tail(path: Path) -> Path:
+    """The end of a ResNet: a sum, its Relu, a mean over the image, and a Gemm."""
+    nodes = [
+        body("a", "x", "a_out"),
+        helper.make_node("Relu", ["a_out"], ["r"], "relu"),
+        body("b", "r", "b_out"),
+        helper.make_node("Add", ["b_out", "r"], ["sum"], "join"),
+        helper.make_node("Relu", ["sum"], ["s"], "join_r"),
+        helper.make_node("GlobalAveragePool", ["s"], ["g"], "mean"),
+        helper.make_node("Flatten", ["g"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "w", "c"], ["y"], "head"),
+    ]
+    constants = kernels("a", "b") | {"w": normal(60, 4, 3), "c": normal(61, 3)}
+    return tiny.save(path, nodes, [IMAGE], [("y", FLOAT, ["n", 3])], constants)
+
+
 def two_outputs(path: Path) -> Path:
     """Both anchors' outputs are outputs of the graph, and one feeds the other."""
     nodes = [body("a", "x", "a_out"), body("b", "a_out", "y")]
@@ -518,11 +617,28 @@ def taken_names(path: Path) -> Path:
     return tiny.save(path, nodes, inputs, [image("y")], constants)
 
 
+def between(path: Path, middle: list[onnx.NodeProto], **constants: Any) -> Path:
+    """Conv a, `middle` from a_out to m, Conv b."""
+    nodes = [body("a", "x", "a_out"), *middle, body("b", "m", "y")]
+    return tiny.save(path, nodes, [IMAGE], [image("y")], kernels("a", "b") | constants)
+
+
+def constants_between(path: Path) -> Path:
+    """A factor and an offset that vary over the image, so that no convolution can take them."""
+    middle = [
+        helper.make_node("Mul", ["a_out", "factor"], ["t"], "times"),
+        helper.make_node("Add", ["offset", "t"], ["m"], "plus"),
+    ]
+    return between(path, middle, factor=normal(4, 1, 4, 6, 6), offset=normal(5, 1, 1, 6, 6) - 1)
+
+
 GRAPHS = {
     "residual": residual,
     "SiLU": silu,
     "HardSwish": hard_swish,
     "pooled": pooled,
+    "tail": tail,
+    "constants": constants_between,
     "two outputs": two_outputs,
     "twins": twins,
     "input passed through": passed_through,
@@ -592,9 +708,9 @@ def test_openvino_reads_the_same_from_it(tmp_path: Path, name: str) -> None:
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib\n"
-        "from tests.quantize.test_native import GRAPHS, samples_for, make\n"
+        "from tests.quantize.test_native import GRAPHS, make, samples_for\n"
         "folder = pathlib.Path(sys.argv[1]); folder.mkdir()\n"
-        "for name in ('residual', 'SiLU', 'pooled'):\n"
+        "for name in ('residual', 'SiLU', 'pooled', 'constants'):\n"
         "    made = make(GRAPHS[name](folder / f'{name}.onnx'), samples_for(name))\n"
         "    print(made.quantized.model.sha256)\n"
     )
@@ -609,7 +725,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         )
         digests.add(done.stdout)
     assert len(digests) == 1
-    assert len(digests.pop().splitlines()) == 3
+    assert len(digests.pop().splitlines()) == 4
 
 
 def test_tied_weights_stay_for_the_embedding(tmp_path: Path) -> None:
@@ -797,6 +913,11 @@ def test_a_large_bias_beside_tiny_weights_survives(tmp_path: Path) -> None:
     [
         ("residual", {"QLinearConv": 3, "QLinearAdd": 1}, {"Conv", "Add", "Relu"}),
         ("pooled", {"QLinearConv": 2, "QGemm": 1, "QLinearGlobalAveragePool": 1}, {"Conv", "Gemm"}),
+        (
+            "tail",
+            {"QLinearConv": 2, "QLinearAdd": 1, "QLinearGlobalAveragePool": 1, "QGemm": 1},
+            {"Conv", "Add", "Relu", "GlobalAveragePool"},
+        ),
         ("shared weights", {"QLinearConv": 2}, {"Conv"}),
         ("nameless", {"QLinearConv": 3}, {"Conv", "Relu"}),
         ("two outputs", {"QLinearConv": 2}, {"Conv"}),
@@ -814,10 +935,20 @@ def test_onnxruntime_runs_integer_kernels(
     assert not lacks & set(ops)
 
 
-def between(path: Path, middle: list[onnx.NodeProto], **constants: Any) -> Path:
-    """Conv a, `middle` from a_out to m, Conv b."""
-    nodes = [body("a", "x", "a_out"), *middle, body("b", "m", "y")]
-    return tiny.save(path, nodes, [IMAGE], [image("y")], kernels("a", "b") | constants)
+def test_constants_between_integers_are_integers_too(tmp_path: Path) -> None:
+    samples = feeds(2, 4, 6, 6)
+    made = make(constants_between(tmp_path / "m.onnx"), samples)
+    file = made.file
+    ((mul,), (add,)) = file.nodes("Mul"), file.nodes("Add")
+    exact = {mul.input[1]: normal(4, 1, 4, 6, 6), add.input[0]: normal(5, 1, 1, 6, 6) - 1}
+    for name, values in exact.items():
+        held = file.held(name)
+        assert held.codes.dtype == np.uint8
+        assert held.zero > 100
+        np.testing.assert_allclose(held.centred * held.scale, values, atol=0.51 * float(held.scale))
+    ops = fused(made.path)
+    assert {"QLinearMul", "QLinearAdd"} <= set(ops)
+    assert signal_to_noise_db(made, samples) > 25
 
 
 @pytest.mark.parametrize("op", ["Conv", "grouped Conv", "ConvTranspose"])

@@ -393,3 +393,27 @@ def test_tensors_of_integers_are_no_glue(tmp_path: Path) -> None:
     ]
     model = load(tmp_path, nodes, K)
     assert pairs(placed(model)) == {"r", "y"}
+
+
+def test_a_sum_is_looked_up_by_the_relu_that_ends_it(tmp_path: Path) -> None:
+    # Only what may be quantized is watched, and that is the Relu's output, never the sum's.
+    middle = [
+        node("Relu", "a", "r"),
+        conv("body", "r", "b"),
+        node("Add", "b r", "sum"),
+        node("Relu", "sum", "t"),
+        node("MaxPool", "t", "s", kernel_shape=[1, 1]),
+    ]
+    model = chain(tmp_path, middle)
+    watched = watch_list(model, find_anchors(model)[0])
+    assert "sum" not in watched
+    found = placed(model, dict.fromkeys(watched, 1.0))
+    assert found.glue == placed(model).glue == {"sum_Add", "s_MaxPool"}
+
+
+def test_a_bias_behind_a_product_stays_in_float(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "p"), node("Add", "p c", "a"), node("MatMul", "a w", "y")]
+    constants = {"w": weight(4, 4), "c": weight(4)}
+    found = placed(load(tmp_path, nodes, constants, x=("x", FLOAT, ["n", 1, 4])))
+    assert found.glue == frozenset()
+    assert pairs(found) == {"x", "a"}
