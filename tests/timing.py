@@ -27,12 +27,14 @@ class Stopwatch:
     Attributes:
         speedup: Of INT8, in the quick look and in the benchmark.
         later: Of INT8 in the benchmark, where that shall differ.
+        spread: Of two rounds around their median, as a share of it.
         measured: Names of all variants, call by call.
         before: Called first.
     """
 
     speedup: float = 2.0
     later: float | None = None
+    spread: float = 0.0
     measured: list[list[str]] = field(default_factory=list)
     before: Callable[[], object] = lambda: None
 
@@ -57,6 +59,7 @@ class Stopwatch:
         speedup = self.later if control and self.later is not None else self.speedup
         digest = feeds_digest(list(feeds))
         return tuple(
-            latency(v, 1.0 if v.name.lower().startswith("fp32") else 1 / speedup, feeds=digest)
+            latency(v, ms, spread=self.spread, feeds=digest)
             for v in entrants
+            for ms in [1.0 if v.name.lower().startswith("fp32") else 1 / speedup]
         )

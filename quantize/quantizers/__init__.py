@@ -16,6 +16,7 @@ from quantize.calibrate import Calibration
 from quantize.placement import Anchor, place
 from quantize.prepare import save
 from quantize.quantizers.native import QuantizedLayer, write
+from quantize.quantizers.tables import compress_tables
 from quantize.recipe import Recipe
 
 __all__ = ["QUANTIZERS", "QuantizedLayer", "QuantizedModel", "quantize"]
@@ -34,6 +35,7 @@ class QuantizedModel:
         layers: One entry per anchor.
         source_sha256: Of the FP32 model.
         samples_sha256: Of the calibration samples.
+        tables: Embedding tables stored in 8 bits.
     """
 
     model: Model
@@ -41,6 +43,7 @@ class QuantizedModel:
     layers: tuple[QuantizedLayer, ...]
     source_sha256: str
     samples_sha256: str
+    tables: int = 0
 
     @property
     def coverage(self) -> str:
@@ -82,6 +85,7 @@ def quantize(
         reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]
         raise UnsupportedError(f"nothing to quantize (0 of {len(anchors)}): {'; '.join(reasons)}.")
     layers = QUANTIZERS["native"](model, anchors, placement, calibration, recipe)
+    tables = compress_tables(model)
     _check_scales(model)
     save(model, out)
     kept = replace(recipe, modes=placement.modes)

@@ -188,6 +188,20 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
         run(job, staging, Silent())
 
 
+# --- the benchmark ---
+
+
+@pytest.mark.parametrize(("spread", "rounds"), [(0.05, 2), (0.4, 4)])
+def test_rounds_that_disagree_are_measured_again(
+    job: Job, staging: Path, stopwatch: Stopwatch, spread: float, rounds: int
+) -> None:
+    stopwatch.spread = spread
+    report = run(job, staging, Silent())
+    assert [len(x.rounds) for x in report.latencies] == [rounds, rounds]
+    names = ["FP32 onnxruntime", "INT8 onnxruntime", "FP32 onnxruntime (control)"]
+    assert [m for m in stopwatch.measured if m == names] == [names] * (rounds // 2)
+
+
 # --- arithmetic ---
 
 
