@@ -166,6 +166,8 @@ def quantize(
         report = load(Report, (staging / raw).read_bytes(), raw)
         _publish(report, staging, out, force=force)
     emit(dump(report).decode() if json else render(_summary(report, out), "text"))
+    if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
+        say(f"warning: shipped without certainty: {report.conclusion.headline}")
     _end(report.conclusion.exit_code, f"files: {out}")
 
 
@@ -195,7 +197,7 @@ def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None
 
 
 def _summary(report: "Report", out: Path) -> Any:
-    from quantize.report import summary
+    from quantize.document import summary
 
     shown = replace(report, int8=replace(report.int8, path=out / report.int8.path))
     return summary(shown, str(out))
@@ -203,7 +205,7 @@ def _summary(report: "Report", out: Path) -> Any:
 
 def _relocated(report: "Report", out: Path) -> Any:
     """The report's document, naming the model by the path at which a reader finds it."""
-    from quantize.report import document
+    from quantize.document import document
 
     return document(replace(report, int8=replace(report.int8, path=out / report.int8.path)))
 

@@ -8,7 +8,7 @@ goes to `refused/` in it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,28 +16,29 @@ from time import perf_counter
 
 import onnx_ir as ir
 
-from bench.compare import Comparison, compare
 from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.isolate import Stage, stage
-from bench.latency import Latency, Variant, measure
+from bench.latency import Latency
 from bench.machine import available_threads, canary, describe
 from bench.models import Model, TensorSpec, read_model
 from bench.runtimes import RUNTIMES, Settings, find_runtime
 from quantize.calibrate import calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
-from quantize.gate import Tolerance, Verdict, judge, parse_tolerance
+from quantize.gate import Tolerance, judge, parse_tolerance
 from quantize.job import Job, Progress
+from quantize.judging import Judging
 from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
 from quantize.placement import find_anchors, watch_list
-from quantize.prepare import prepare
+from quantize.prepare import prepare, save
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, from_toml, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
 from quantize.search import Found, Judged, search
 from quantize.sources import check_parity, convert, describe_inputs
-from quantize.targets import TARGETS, find_target
+from quantize.targets import find_target
+from quantize.timing import Timing, time_models
 from quantize.trials import PROBES, Workbench, attempt, run_probes
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,6 @@ logger = logging.getLogger(__name__)
 _AUTO = ("portable", "vnni")
 _PARITY_SAMPLES = 4
 _FEW = 100
-# Rounds whose medians differ by this factor were disturbed by something else on the machine.
-_DISAGREE = 1.5
 
 
 def run(job: Job, staging: Path, progress: Progress) -> Report:
@@ -104,7 +103,17 @@ class _Run:
         with OutputStore(folder=self.scratch) as reference:
             with self.stage("baseline"):
                 baseline, tolerance = self.baseline(fp32, evaluation, metric, reference)
-            judging = _Judging(self, fp32, evaluation, metric, reference, baseline, tolerance)
+            judging = Judging(
+                samples=evaluation,
+                metric=metric,
+                reference=reference,
+                baseline=baseline,
+                tolerance=tolerance,
+                confidence=self.job.limits.confidence,
+                threads=self.threads,
+                states=self.job.data.states,
+                watch=self._watch,
+            )
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
             with self.stage("search"):
@@ -112,8 +121,16 @@ class _Run:
             with self.stage("verify"):
                 served, elsewhere = self.verify(found, judging)
             with self.stage("benchmark"):
-                latencies, comparisons, control = self.benchmark(bench, found)
-        best = _fastest(served, latencies)
+                assert found.best is not None
+                timing = time_models(
+                    bench,
+                    found.best.trial.quantized.model,
+                    found.fp32_ms,
+                    found.best.trial.latency_ms,
+                    self.job.effort,
+                    self.progress.step,
+                )
+        best = _fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
         return self.finish(
             _Results(
@@ -133,9 +150,7 @@ class _Run:
                     evaluation.digest,
                 ),
                 evaluations=(baseline, best.evaluation, *others, *elsewhere),
-                latencies=latencies,
-                comparisons=comparisons,
-                control=control,
+                timing=timing,
             )
         )
 
@@ -194,7 +209,9 @@ class _Run:
         else:
             evaluation = everything
             if len(calibration) > data.calibration_count:
-                calibration = calibration.subset(_spread(len(calibration), data.calibration_count))
+                count = data.calibration_count
+                chosen = range(count) if data.states else _spread(len(calibration), count)
+                calibration = calibration.subset(list(chosen))
             refuse_overlap(calibration, evaluation)
         if len(calibration) < _FEW:
             self.notes.append(
@@ -233,7 +250,10 @@ class _Run:
         if not anchors:
             why = "; ".join(sorted(set(left.values()))) or "it has no Conv, Gemm, MatMul or LSTM"
             raise UnsupportedError(f"nothing to quantize (0 of {len(left)}): {why}.")
-        held = _spread(len(samples), min(PROBES, max(len(samples) // 4, 1)))
+        count = min(PROBES, max(len(samples) // 4, 1))
+        ordered = bool(self.job.data.states)
+        # A state is carried from sample to sample, so a sequence is cut once and not thinned out.
+        held = _last(len(samples), count) if ordered else _spread(len(samples), count)
         rest = [i for i in range(len(samples)) if i not in set(held)] or held
         statistics = calibrate(
             fp32,
@@ -256,7 +276,7 @@ class _Run:
             self.scratch,
         )
 
-    def search(self, bench: Workbench, judging: "_Judging") -> Found:
+    def search(self, bench: Workbench, judging: Judging) -> Found:
         if self.job.effort.recipe is not None:
             return self._replay(bench, judging, self.job.effort.recipe)
         itself = judge(
@@ -275,7 +295,7 @@ class _Run:
             say=self.progress.say,
         )
 
-    def _replay(self, bench: Workbench, judging: "_Judging", path: Path) -> Found:
+    def _replay(self, bench: Workbench, judging: Judging, path: Path) -> Found:
         from quantize.trials import time_quickly
 
         model = ir.load(bench.fp32.path)
@@ -292,7 +312,7 @@ class _Run:
         return Found(judged, (judged,), timed, fp32_ms, "the recipe was replayed")
 
     def verify(
-        self, found: Found, judging: "_Judging"
+        self, found: Found, judging: Judging
     ) -> tuple[tuple[Judged, ...], tuple[Evaluation, ...]]:
         """Judge the chosen model in every runtime that takes it, and natively where that differs.
 
@@ -315,60 +335,12 @@ class _Run:
                 native.append(judging.evaluate(quantized, runtime, native=True))
         return tuple(served), tuple(native)
 
-    def benchmark(
-        self, bench: Workbench, found: Found
-    ) -> tuple[tuple[Latency, ...], tuple[Comparison, ...], Comparison | None]:
-        assert found.best is not None
-        int8 = found.best.trial.quantized.model
-        runtimes = [r for r in self.runtimes if r in found.fp32_ms]
-        variants = [
-            Variant(f"FP32 {r}", bench.fp32, r, "cpu", self.threads, bench.batch) for r in runtimes
-        ]
-        variants += [
-            Variant(f"INT8 {r}", int8, r, "cpu", self.threads, bench.batch)
-            for r in runtimes
-            if r in found.best.trial.latency_ms
-        ]
-        # The fastest FP32 comes first: it is the one to beat, and its own control.
-        variants.sort(key=lambda v: (v.model is int8, found.fp32_ms[v.runtime]))
-        *timed, control = self._measure(variants, bench, seed=0)
-        if _noisy(timed):
-            more = self._measure(variants, bench, seed=1)
-            *timed, control = (
-                replace(a, rounds=a.rounds + b.rounds)
-                for a, b in zip((*timed, control), more, strict=True)
-            )
-        noise = compare(timed[0], control)
-        fp32 = [t for t in timed if t.variant.model is not int8]
-        fastest = min(fp32, key=lambda t: t.median_ms)
-        pairs = [(fastest, t) for t in timed if t is not fastest]
-        pairs += [
-            (a, b)
-            for a in fp32
-            for b in timed
-            if a is not fastest
-            and b.variant.model is int8
-            and a.variant.runtime == b.variant.runtime
-        ]
-        return tuple(timed), tuple(compare(a, b, control=noise) for a, b in pairs), noise
-
-    def _measure(self, variants: list[Variant], bench: Workbench, seed: int) -> tuple[Latency, ...]:
-        return measure(
-            variants,
-            bench.probes[:4],
-            rounds=self.job.effort.rounds,
-            seconds_per_round=self.job.effort.seconds,
-            seed=seed,
-            control=True,
-            progress=lambda done, total, _name: self.progress.step(done, total),
-        )
-
     def finish(self, results: "_Results") -> Report:
         best, fp32 = results.best, results.fp32
         conclusion = conclude(
             best.verdict,
             best.runtime,
-            results.comparisons,
+            results.timing.comparisons,
             self.job.limits.inconclusive,
             need_speed=self.job.limits.objective == "latency",
         )
@@ -404,9 +376,9 @@ class _Run:
             coverage=made.coverage,
             data=results.data,
             evaluations=results.evaluations,
-            latencies=tuple(_published(x, models) for x in results.latencies),
-            comparisons=results.comparisons,
-            control=results.control,
+            latencies=tuple(_published(x, models) for x in results.timing.latencies),
+            comparisons=results.timing.comparisons,
+            control=results.timing.control,
             trials=_rows(results.found),
             stages=tuple(self.stages),
             machine=describe(),
@@ -416,12 +388,13 @@ class _Run:
     def _place_model(self, quantized: QuantizedModel, *, shipped: bool) -> Model:
         folder = self.staging if shipped else self.staging / "refused"
         folder.mkdir(exist_ok=True)
-        source = quantized.model.path
-        for file in sorted(source.parent.glob(f"{source.name}*")):
-            # External data keeps its name: the model refers to it.
-            name = "model.onnx" if file == source else file.name
-            file.rename(folder / name)
-        return read_model(folder / "model.onnx")
+        source, target = quantized.model.path, folder / "model.onnx"
+        if source.with_name(f"{source.name}.data").exists():
+            # The model names the file of its weights, so it is written again under its own.
+            save(ir.load(source), target)
+        else:
+            source.rename(target)
+        return read_model(target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,17 +410,7 @@ class _Results:
     tolerance: Tolerance
     data: Data
     evaluations: tuple[Evaluation, ...]
-    latencies: tuple[Latency, ...]
-    comparisons: tuple[Comparison, ...]
-    control: Comparison | None
-
-
-def _noisy(timed: Sequence[Latency]) -> bool:
-    """Whether a variant's rounds disagree so much that as many more are worth their time."""
-    return any(
-        max(r.median_ns for r in x.rounds) > _DISAGREE * min(r.median_ns for r in x.rounds)
-        for x in timed
-    )
+    timing: Timing
 
 
 def _fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judged:
@@ -456,43 +419,6 @@ def _fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judg
     level = min(j.rank[0] for j in served)
     level_best = [j for j in served if j.rank[0] == level]
     return min(level_best, key=lambda j: ms.get(f"INT8 {j.runtime}", float("inf")))
-
-
-@dataclass(frozen=True, slots=True)
-class _Judging:
-    """Evaluates candidates as they would be served, with the target's arithmetic."""
-
-    run: _Run
-    fp32: Model
-    samples: Samples
-    metric: Metric
-    reference: OutputStore
-    baseline: Evaluation
-    tolerance: Tolerance
-
-    def __call__(self, quantized: QuantizedModel, runtime: str) -> tuple[Evaluation, Verdict]:
-        found = self.evaluate(quantized, runtime)
-        confidence = self.run.job.limits.confidence
-        return found, judge(self.baseline, found, self.tolerance, confidence=confidence)
-
-    def evaluate(
-        self, quantized: QuantizedModel, runtime: str, *, native: bool = False
-    ) -> Evaluation:
-        narrow = TARGETS[quantized.recipe.target].narrow
-        if canary(runtime) != "exact" and runtime != "onnxruntime" and not narrow and not native:
-            # Only ONNX Runtime can compute exactly on a CPU that saturates.
-            runtime = "onnxruntime"
-        exact = not native and (canary(runtime) == "exact" or runtime == "onnxruntime")
-        settings = Settings(threads=self.run.threads, exact=exact)
-        execution = Execution(find_runtime(runtime), settings, self.run.job.data.states)
-        return evaluate(
-            quantized.model,
-            self.samples,
-            self.metric,
-            execution,
-            reference=self.reference,
-            watch=self.run._watch,  # noqa: SLF001
-        )
 
 
 def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -538,6 +464,10 @@ def _refuse_unknown_states(model: Model, states: dict[str, str]) -> None:
 def _spread(total: int, count: int) -> list[int]:
     """`count` indices spread evenly over `total`."""
     return sorted({i * total // count for i in range(count)})
+
+
+def _last(total: int, count: int) -> list[int]:
+    return list(range(total - count, total))
 
 
 def _relative(model: Model, folder: Path) -> Model:

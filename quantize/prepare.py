@@ -1,6 +1,6 @@
 """One clean FP32 graph out of whatever an exporter wrote.
 
-    model.onnx ─▶ opset ≥ 13 ─▶ half → float ─▶ functions inlined, constants lifted, names fixed
+    model.onnx ─▶ opset ≥ 13 ─▶ functions inlined ─▶ half → float ─▶ constants lifted, names fixed
                ─▶ folded by ONNX Runtime's basic passes ─▶ own rewrites ─▶ weights checked finite
 
 Every step keeps what the graph computes; the caller compares the result with its source on real
@@ -73,7 +73,10 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     notes: list[str] = []
     shown = name or str(source.path)
     model = _load(source, notes, shown)
+    model = passes.InlinePass()(model).model
     _refuse_quantized(model, shown)
+    # Functions first: what is in them is not looked into below.
+    model = passes.InlinePass()(model).model
     _widen_half(model, notes)
     model = _tidy(model)
     # Here already, since folding renames weights and spreads what is in them.
@@ -147,9 +150,8 @@ def _refuse_quantized(model: ir.Model, shown: str) -> None:
 
 
 def _tidy(model: ir.Model) -> ir.Model:
-    """Inline functions, lift Constant nodes, drop what is unused, give everything a unique name."""
+    """Lift Constant nodes, drop what is unused, give everything a unique name."""
     for domain_pass in (
-        passes.InlinePass(),
         passes.RemoveInitializersFromInputsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.RemoveUnusedNodesPass(),

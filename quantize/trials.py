@@ -109,7 +109,10 @@ def noise_shares(reference: Sequence[Feeds], found: Sequence[Feeds]) -> dict[str
                 return {name: 1e6}
             signal += float(np.square(a[sound]).sum())
             noise += float(np.square(a[sound] - b[sound]).sum())
-        shares[name] = min(noise / signal, 1e6) if signal > 0 else 0.0
+        if signal > 0:
+            shares[name] = min(noise / signal, 1e6)
+        else:
+            shares[name] = 1.0 if noise > 0 else 0.0
     return shares
 
 
@@ -126,8 +129,9 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
         UnsupportedError: The recipe leaves nothing in INT8.
         InputError: The candidate does not run.
     """
-    index = sum(1 for _ in bench.scratch.glob("trial-*.onnx"))
-    out = bench.scratch / f"trial-{index}.onnx"
+    taken = {f.name for f in bench.scratch.glob("trial-*.onnx")}
+    free = next(i for i in range(len(taken) + 1) if f"trial-{i}.onnx" not in taken)
+    out = bench.scratch / f"trial-{free}.onnx"
     made = quantize(bench.fp32, bench.anchors, bench.calibration, recipe, out)
     found = run_probes(made.model, bench.probes, bench.threads)
     return Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
@@ -148,15 +152,23 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     best: Trial | None = None
     for ranges in RANGE_CHOICES if static else RANGE_CHOICES[:1]:
         trial = attempt_or_none(bench, replace(plan, ranges=ranges, correct_bias=True), name)
-        if trial is not None and (best is None or trial.noise_db > best.noise_db):
-            best = trial
+        best = _quieter(best, trial)
     if best is None:
         return None
     chosen = best.quantized.recipe.ranges
     plain = attempt_or_none(bench, replace(plan, ranges=chosen, correct_bias=False), name)
-    if plain is not None and plain.noise_db > best.noise_db:
-        best = plain
-    return best
+    return _quieter(best, plain)
+
+
+def _quieter(one: Trial | None, other: Trial | None) -> Trial | None:
+    """The trial with less noise; the other's files are removed, since models may be large."""
+    if one is None or other is None:
+        return one or other
+    better, worse = (other, one) if other.noise_db > one.noise_db else (one, other)
+    path = worse.quantized.model.path
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    return better
 
 
 def paying(bench: Workbench, trial: Trial) -> dict[str, Mode]:

@@ -89,7 +89,14 @@ def quantize(
     _check_scales(model)
     save(model, out)
     kept = replace(recipe, modes=placement.modes)
-    return QuantizedModel(read_model(out), kept, layers, source.sha256, calibration.samples_sha256)
+    return QuantizedModel(
+        model=read_model(out),
+        recipe=kept,
+        layers=layers,
+        source_sha256=source.sha256,
+        samples_sha256=calibration.samples_sha256,
+        tables=tables,
+    )
 
 
 def _check_scales(model: ir.Model) -> None:

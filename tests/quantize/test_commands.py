@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 
 from bench.errors import ExitCode
 from bench.store import load, read_manifest
-from quantize import cli, gating, pipeline, trials
+from quantize import cli, gating, timing, trials
 from quantize.gating import GateReport
 from quantize.report import Report
 from tests import classifier, tiny
@@ -79,7 +79,7 @@ def directly(target: str, job: dict[str, Any], **_: Any) -> Any:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     stopwatch = Stopwatch()
     monkeypatch.setattr(cli, "run_isolated", directly)
-    for module in (trials, pipeline, gating):
+    for module in (trials, timing, gating):
         monkeypatch.setattr(module, "measure", stopwatch)
     monkeypatch.chdir(tmp_path)
     return Cli(monkeypatch, capfd, stopwatch)
@@ -118,7 +118,7 @@ def done(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(cli, "run_isolated", directly)
-        for module in (trials, pipeline):
+        for module in (trials, timing):
             patch.setattr(module, "measure", Stopwatch())
         command = ["vnnify", "quantize", str(shelf / "net.onnx"), "--data", str(shelf / "data.npz")]
         patch.setattr(sys, "argv", [*command, *QUICK, "--out", "out"])

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import pipeline, trials
+from quantize import judging, pipeline, timing, trials
 from quantize.gate import Outcome
 from quantize.job import DataSpec, Effort, Job, Limits
 from quantize.pipeline import run
@@ -54,7 +54,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     made = Stopwatch()
-    for module in (trials, pipeline):
+    for module in (trials, timing):
         monkeypatch.setattr(module, "measure", made)
     return made
 
@@ -209,7 +209,8 @@ def test_rounds_that_disagree_are_measured_again(
 def test_on_a_cpu_that_saturates_both_arithmetics_are_shown(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "canary", lambda _: "saturating")
+    for module in (pipeline, judging):
+        monkeypatch.setattr(module, "canary", lambda _: "saturating")
     report = run(replace(job, effort=replace(job.effort, target=target)), staging, Silent())
     assert [e.arithmetic for e in report.evaluations[1:]] == ["exact", "native"]
     assert report.verdict.candidate_value == report.evaluations[1].value
@@ -218,7 +219,8 @@ def test_on_a_cpu_that_saturates_both_arithmetics_are_shown(
 def test_a_cpu_that_is_exact_needs_one_evaluation(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "canary", lambda _: "exact")
+    for module in (pipeline, judging):
+        monkeypatch.setattr(module, "canary", lambda _: "exact")
     report = run(job, staging, Silent())
     assert [e.arithmetic for e in report.evaluations[1:]] == ["exact"]
 
@@ -228,7 +230,8 @@ def test_what_saturates_in_openvino_is_judged_where_it_does_not(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, target: str, where: str
 ) -> None:
     pytest.importorskip("openvino")
-    monkeypatch.setattr(pipeline, "canary", lambda _: "saturating")
+    for module in (pipeline, judging):
+        monkeypatch.setattr(module, "canary", lambda _: "saturating")
     served = replace(job.effort, runtimes=("openvino",), target=target)
     report = run(replace(job, effort=served), staging, Silent())
     assert report.served_by == "openvino"

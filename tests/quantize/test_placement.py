@@ -121,6 +121,12 @@ LSTM = {"W": weight(1, 8, 4), "R": weight(1, 8, 2)}
             {"w": weight(4, 2), "c": weight(3, 2)},
             "not one value per channel",
         ),
+        (
+            [node("Gemm", "x w c", "y")],
+            ("x", FLOAT, [2, 4]),
+            {"w": weight(4, 3), "c": weight(2, 1)},
+            "not one value per channel",
+        ),
         ([node("Relu", "x", "r"), node("Conv", "x r", "y")], IMAGE, {}, "weights are computed"),
         (
             [node("MatMul", "x w", "y")],

@@ -209,6 +209,30 @@ def test_bfloat16_is_widened_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(numpy_helper.to_array(weights), normal(1, 4, 3, 3, 3), rtol=0.01)
 
 
+def test_half_precision_inside_functions_is_widened(tmp_path: Path) -> None:
+    body = [
+        helper.make_node("Cast", ["a"], ["h"], to=HALF),
+        helper.make_node("MatMul", ["h", "b"], ["m"]),
+        helper.make_node("Constant", [], ["two"], value=numpy_helper.from_array(np.float16([2]))),
+        helper.make_node("Mul", ["m", "two"], ["out"]),
+    ]
+    function = helper.make_function(
+        "local", "Layer", ["a", "b"], ["out"], body, [helper.make_opsetid("", 17)]
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Layer", ["x", "w"], ["y"], "one", domain="local")],
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", HALF, ["n", 3])],
+        [numpy_helper.from_array(normal(1, 4, 3).astype(np.float16), "w")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    proto = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+    source = tmp_path / "m.onnx"
+    source.write_bytes(proto.SerializeToString())
+    same_answers(source, prepared(source), {"x": normal(9, 2, 4)}, rtol=5e-3, atol=5e-3)
+
+
 def test_float_models_have_no_note_on_half_precision(tmp_path: Path) -> None:
     assert not any("half" in n for n in prepared(cnn(tmp_path / "m.onnx", 17)).notes)
 

@@ -147,6 +147,12 @@ def test_a_recipe_of_a_larger_graph_says_what_is_gone() -> None:
         from_toml(text, {"a": "conv-1"}, "r.toml")
 
 
+def test_a_recipe_of_a_smaller_graph_says_what_is_new() -> None:
+    text = to_toml(recipe(modes={"a": "static"}), MARKS, {})
+    with pytest.raises(UsageError, match=r"node 'b' is new \(1 new, 0 gone\)"):
+        from_toml(text, MARKS, "r.toml")
+
+
 GOOD = to_toml(recipe(), MARKS, {})
 
 

@@ -15,11 +15,12 @@ from bench.machine import Machine, describe
 from bench.models import Model
 from bench.render import FORMATS, Document, Forest, Scatter, Table, render
 from bench.store import dump, load
+from quantize.document import document, summary
 from quantize.evaluate import Evaluation
 from quantize.gate import Outcome, Verdict
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
-from quantize.report import Data, Report, TrialRow, conclude, document, summary
+from quantize.report import Data, Report, TrialRow, conclude
 from tests.timing import latency
 
 HOSTILE = '<script>alert("x")</script>'

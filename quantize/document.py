@@ -1,0 +1,459 @@
+"""The document that tells a run: what every report format renders, and what ends a terminal."""
+
+from typing import Literal
+
+from bench.render import (
+    Banner,
+    Bar,
+    Bars,
+    Block,
+    Check,
+    Column,
+    Document,
+    Ecdf,
+    Forest,
+    ForestRow,
+    KeyFigure,
+    Paragraph,
+    Point,
+    Scatter,
+    Section,
+    Series,
+    Table,
+)
+from quantize.intervals import wilson
+from quantize.report import Report
+
+
+def document(report: Report) -> Document:
+    """The report as a reader sees it."""
+    return Document(
+        title=f"INT8 of {report.source}",
+        verdict=_banner(report),
+        sections=(
+            _accuracy(report),
+            _latency(report),
+            _layers(report),
+            _search(report),
+            _machine(report),
+        ),
+        checks=_checks(report),
+        footer=(
+            f"vnnify {report.machine.packages.get('vnnify', '')}: {report.command}",
+            f"FP32 sha256 {report.fp32.sha256}",
+            f"INT8 sha256 {report.int8.sha256}",
+        ),
+    )
+
+
+def summary(report: Report, folder: str) -> Document:
+    """The few lines that end a run on a terminal.
+
+    Args:
+        report: Of the run.
+        folder: Where the files lie.
+    """
+    verdict, end = report.verdict, report.conclusion
+    fastest = report.comparisons[0].baseline
+    baseline = next(x for x in report.latencies if x.variant.name == fastest)
+    served = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
+    speed = f"{end.speedup:.2f}× as fast"
+    if end.speedup_low is not None and end.speedup_high is not None:
+        speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
+    shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
+    lost = f"lost {_number(verdict.drop, report)}, at most {_number(verdict.high, report)}"
+    rows = (
+        (
+            _metric_name(report),
+            _number(verdict.baseline_value, report),
+            _number(verdict.candidate_value, report),
+            f"{lost} (limit {report.max_drop})",
+        ),
+        (
+            "latency",
+            f"{baseline.median_ms:.3g} ms {baseline.variant.runtime}",
+            f"{served.median_ms:.3g} ms {served.variant.runtime}",
+            speed,
+        ),
+        (
+            "size",
+            _bytes(report.fp32.size_bytes),
+            _bytes(report.int8.size_bytes),
+            f"{shrink:.2f}× smaller",
+        ),
+        ("layers in INT8", "0", report.coverage, report.recipe.name.partition(";")[0]),
+    )
+    columns = (Column("What"), Column("FP32"), Column("INT8"), Column("Change"))
+    return Document(
+        title=f"INT8 of {report.source}",
+        verdict=Banner(
+            end.outcome,
+            end.headline,
+            (*_banner(report).lines, f"Look at {folder}/report.html for everything else."),
+        ),
+        sections=(Section("Result", (Table("Before and after", columns, rows),)),),
+    )
+
+
+def _metric_name(report: Report) -> str:
+    """Short: a plugin by its function, not by its path."""
+    return report.metric.rpartition(":")[2]
+
+
+def _banner(report: Report) -> Banner:
+    verdict, end = report.verdict, report.conclusion
+    lines = [] if end.headline.endswith(verdict.reason) else [verdict.reason]
+    where = f"{report.int8.path} with {report.served_by} on {_needs(report)}"
+    lines += [
+        f"Serve {where}." if end.ships else f"Not to be served: {where}.",
+        *verdict.suspicious,
+        *_caveats(report),
+    ]
+    interval = ""
+    if end.speedup_low is not None and end.speedup_high is not None:
+        interval = f"95 % interval {end.speedup_low:.2f} to {end.speedup_high:.2f}"
+    fastest = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
+    size = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
+    return Banner(
+        outcome=end.outcome,
+        headline=end.headline,
+        lines=tuple(lines),
+        figures=(
+            KeyFigure(
+                f"{_metric_name(report)} of INT8",
+                _number(verdict.candidate_value, report),
+                f"FP32 {_number(verdict.baseline_value, report)}, drop at most "
+                f"{_number(verdict.high, report)} (limit {report.max_drop})",
+            ),
+            KeyFigure(
+                "Faster than FP32",
+                f"{end.speedup:.2f}×",
+                f"{fastest.median_ms:.3g} ms at batch {fastest.variant.batch}; {interval}",
+            ),
+            KeyFigure(
+                "Smaller",
+                f"{size:.2f}×",
+                f"{_bytes(report.fp32.size_bytes)} → {_bytes(report.int8.size_bytes)}",
+            ),
+            KeyFigure("Layers in INT8", report.coverage, report.recipe.name),
+        ),
+    )
+
+
+def _needs(report: Report) -> str:
+    from quantize.targets import TARGETS
+
+    return TARGETS[report.target].needs
+
+
+def _caveats(report: Report) -> list[str]:
+    lines = []
+    if report.target in ("vnni", "amx"):
+        lines.append(
+            "Made for VNNI: on a CPU without it this file computes other, wrong answers. "
+            "Use --target portable for a file that is right everywhere."
+        )
+    if report.machine.isa_class not in ("amx", "avx512_vnni", "avx_vnni"):
+        lines.append(
+            "Measured on a CPU without VNNI: the speed on VNNI is not measured. Accuracy is judged "
+            "with VNNI's arithmetic."
+        )
+    served = next(c for c in report.comparisons if c.candidate == f"INT8 {report.served_by}")
+    lines += served.doubts
+    return lines + [f"Note: {n}." for n in report.notes]
+
+
+def _accuracy(report: Report) -> Section:
+    rows = []
+    for i, e in enumerate(report.evaluations):
+        low, high = wilson(round(sum(e.scores)), len(e.scores), 0.95) if e.binary else (None, None)
+        interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else "–"
+        rows.append(
+            (
+                "FP32" if i == 0 else "INT8",
+                e.runtime,
+                "float" if i == 0 else e.arithmetic,
+                _number(e.value, report),
+                interval,
+                f"{len(e.scores):,}",
+                str(e.nonfinite),
+            )
+        )
+    v = report.verdict
+    return Section(
+        "Accuracy",
+        (
+            Paragraph(
+                f"{v.method}, {v.confidence:.0%} one-sided, on {v.n:,} paired samples: INT8 "
+                f"is worse "
+                f"on {v.losses:,} and better on {v.gains:,}."
+            ),
+            Forest(
+                title=f"Drop of {_metric_name(report)} against the limit",
+                description="The drop with its confidence bounds; right of the line is too much.",
+                unit="points" if _in_points(report) else "",
+                rows=(
+                    ForestRow(
+                        f"INT8 in {report.served_by}",
+                        _points(v.drop, report),
+                        _points(v.low, report),
+                        _points(v.high, report),
+                        v.outcome,
+                    ),
+                ),
+                limit=_points(v.limit, report),
+                limit_label=f"limit {report.max_drop}",
+            ),
+            Table(
+                "Scores",
+                (
+                    Column("Model"),
+                    Column("Runtime"),
+                    Column("Arithmetic"),
+                    Column(_metric_name(report), "right"),
+                    Column("95 % interval", "right"),
+                    Column("Samples", "right"),
+                    Column("Non-finite", "right"),
+                ),
+                tuple(rows),
+                note=_arithmetic_note(report),
+            ),
+        ),
+    )
+
+
+def _arithmetic_note(report: Report) -> str:
+    verdicts = ", ".join(f"{k}: {v}" for k, v in report.machine.canaries.items())
+    return (
+        "“exact” computes INT8 products as VNNI does; “native” as this CPU does. "
+        f"What this CPU really does ({verdicts}) was found by running a canary, not read from "
+        f"flags."
+    )
+
+
+def _latency(report: Report) -> Section:
+    ratios = {c.candidate: c for c in report.comparisons[: len(report.latencies) - 1]}
+    rows = []
+    for x in report.latencies:
+        c = ratios.get(x.variant.name)
+        interval = f"{c.low:.2f} to {c.high:.2f}" if c and c.low and c.high else "–"
+        rows.append(
+            (
+                x.variant.name,
+                f"{x.median_ms:.4g}",
+                f"{x.p90_ms:.4g}" if x.p90_ms is not None else "n too small",
+                f"{c.ratio:.2f}" if c else "1 (baseline)",
+                interval,
+                f"{x.load_ms:.0f}",
+                _bytes(x.peak_rss_bytes),
+            )
+        )
+    threads = report.latencies[0].variant.threads
+    control = report.control
+    noise = ""
+    if control is not None and control.low is not None and control.high is not None:
+        noise = (
+            f" FP32 against itself: {control.ratio:.2f} ({control.low:.2f} to {control.high:.2f})."
+        )
+    blocks: list[Block] = [
+        Paragraph(
+            f"Batch {report.latencies[0].variant.batch}, {threads} threads, arrays in and out, "
+            f"{len(report.latencies[0].rounds)} fresh processes each, interleaved.{noise}"
+        ),
+        Table(
+            "Latency",
+            (
+                Column("Variant"),
+                Column("Median ms", "right"),
+                Column("p90 ms", "right"),
+                Column("Times faster", "right"),
+                Column("95 % interval", "right"),
+                Column("Load ms", "right"),
+                Column("Peak memory", "right"),
+            ),
+            tuple(rows),
+            note=f"GPU: not measured: {_gpu(report)}",
+        ),
+        Bars(
+            title="Median latency",
+            description="Shorter is faster.",
+            unit="ms",
+            bars=tuple(
+                Bar(x.variant.name, x.median_ms, tone=_tone(x.variant.name))
+                for x in report.latencies
+            ),
+        ),
+        Ecdf(
+            title="Every inference",
+            description="Share of inferences at or below each latency.",
+            unit="ms",
+            series=tuple(
+                Series(x.variant.name, tuple(s / 1e6 for s in x.samples_ns), _tone(x.variant.name))
+                for x in report.latencies
+            ),
+            log_x=True,
+        ),
+    ]
+    return Section("Latency", tuple(blocks))
+
+
+def _gpu(report: Report) -> str:
+    machine = report.machine
+    return (
+        machine.no_gpu_reason
+        or f"found {', '.join(machine.gpus)}; see `vnnify bench --device cuda`"
+    )
+
+
+def _tone(name: str) -> Literal["baseline", "candidate"]:
+    return "candidate" if name.startswith("INT8") else "baseline"
+
+
+def _layers(report: Report) -> Section:
+    floats = [
+        (x.name, x.op, x.reason or "costs accuracy or gains no time")
+        for x in report.layers
+        if x.mode == "float"
+    ]
+    floats += [(name, "–", reason) for name, reason in report.left.items()]
+    narrowed = sum(x.narrowed for x in report.layers)
+    channels = sum(x.channels for x in report.layers)
+    dynamic = sum(x.mode == "dynamic" for x in report.layers)
+    text = (
+        f"{report.coverage} layers run in INT8 ({dynamic} of them with scales found at run time)."
+    )
+    if narrowed:
+        text += (
+            f" {narrowed:,} of {channels:,} output channels use less than 8 bits, so that no "
+            f"sum of "
+            "two products leaves 16 bits on CPUs without VNNI."
+        )
+    blocks: list[Block] = [Paragraph(text)]
+    if floats:
+        blocks.append(
+            Table("In float", (Column("Layer"), Column("Operator"), Column("Why")), tuple(floats))
+        )
+    return Section("Layers", tuple(blocks))
+
+
+def _search(report: Report) -> Section:
+    rows = tuple(
+        (
+            t.name,
+            t.coverage,
+            f"{t.noise_db:.1f}",
+            ", ".join(f"{r} {ms:.3g}" for r, ms in t.latency_ms.items()) or "does not run",
+            _bytes(t.size_bytes),
+            f"{t.value:.4f}" if t.value is not None else "–",
+            t.outcome,
+        )
+        for t in report.trials
+    )
+    points = tuple(
+        Point(
+            min(t.latency_ms.values()),
+            t.noise_db,
+            t.name,
+            "candidate" if t.outcome == "pass" else "plain",
+        )
+        for t in report.trials
+        if t.latency_ms
+    )
+    table = Table(
+        "Everything that was tried",
+        (
+            Column("Candidate"),
+            Column("In INT8", "right"),
+            Column("Output SQNR dB", "right"),
+            Column("Quick ms", "right"),
+            Column("Size", "right"),
+            Column(_metric_name(report), "right"),
+            Column("Verdict"),
+        ),
+        rows,
+    )
+    blocks: tuple[Block, ...] = (table,)
+    if points:
+        blocks += (
+            Scatter(
+                title="Latency and fidelity of the candidates",
+                description="Up and to the left is better.",
+                x_label="quick median, ms",
+                y_label="output SQNR, dB",
+                points=points,
+            ),
+        )
+    return Section("Search", blocks)
+
+
+def _machine(report: Report) -> Section:
+    m = report.machine
+    facts = (
+        ("CPU", m.cpu),
+        ("Instruction set", m.isa_class),
+        ("INT8 arithmetic", ", ".join(f"{k}: {v}" for k, v in m.canaries.items())),
+        ("Threads available", str(m.threads)),
+        (
+            "Calibration",
+            f"{report.data.calibration_count:,} samples of {report.data.calibration_source}",
+        ),
+        (
+            "Evaluation",
+            f"{report.data.evaluation_count:,} samples of {report.data.evaluation_source}",
+        ),
+        *((f"Package {k}", v) for k, v in sorted(m.packages.items())),
+    )
+    stages = tuple((s.name, f"{s.seconds:.1f}", _bytes(s.peak_rss_bytes)) for s in report.stages)
+    return Section(
+        "Machine and run",
+        (
+            Table("Where", (Column("What"), Column("Value")), tuple(facts)),
+            Table(
+                "Stages",
+                (Column("Stage"), Column("Seconds", "right"), Column("Peak memory", "right")),
+                stages,
+            ),
+        ),
+    )
+
+
+def _checks(report: Report) -> tuple[Check, ...]:
+    v, end = report.verdict, report.conclusion
+    outcomes: dict[str, Literal["pass", "fail", "inconclusive"]] = {
+        "pass": "pass",
+        "refuse": "fail",
+        "inconclusive": "inconclusive",
+    }
+    speed: Literal["pass", "fail"] = "fail" if end.too_slow else "pass"
+    return (
+        Check("accuracy", outcomes[v.outcome], v.reason),
+        Check("speed", speed, f"INT8 is {end.speedup:.2f} times as fast as the fastest FP32."),
+        Check(
+            "finite",
+            "fail" if any(e.nonfinite for e in report.evaluations) else "pass",
+            "All outputs are finite."
+            if not any(e.nonfinite for e in report.evaluations)
+            else "Some outputs are NaN or infinite.",
+        ),
+    )
+
+
+def _in_points(report: Report) -> bool:
+    return report.evaluations[0].bounded or report.evaluations[0].binary
+
+
+def _points(value: float, report: Report) -> float:
+    return value * 100 if _in_points(report) else value
+
+
+def _number(value: float, report: Report) -> str:
+    return f"{value * 100:.2f} %" if _in_points(report) else f"{value:.4g}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
