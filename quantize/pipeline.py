@@ -22,6 +22,7 @@ from bench.latency import Latency
 from bench.machine import available_threads, canary, describe
 from bench.models import Model, TensorSpec, read_model
 from bench.runtimes import RUNTIMES, Settings, find_runtime
+from quantize.anchors import find_anchors
 from quantize.calibrate import calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
@@ -30,7 +31,7 @@ from quantize.job import Job, Progress
 from quantize.judging import Judging
 from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
-from quantize.placement import find_anchors, watch_list
+from quantize.placement import watch_list
 from quantize.prepare import prepare, save
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, from_toml, to_toml

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
 import onnx_ir as ir
 
-Mode: TypeAlias = Literal["static", "dynamic", "float"]
+from quantize.anchors import Anchor, Mode, end_of, rectifies
+
 Fusion: TypeAlias = Literal["onnxruntime", "openvino"]
 
 # Whose output has the input's range, so that both share one scale and the kernel moves bytes.
@@ -47,42 +47,6 @@ _FLOAT = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
-class Anchor:
-    """A node that INT8 makes cheaper.
-
-    Attributes:
-        name: Of the node, unique in the model.
-        op: "Conv", "Gemm", "MatMul" or "LSTM".
-        data: Name of its activation input.
-        output: Name of its output.
-        end: Name of the Relu's or Clip's output where one follows alone, else `output`.
-        out_axis: Axis of the weights that counts output channels.
-        weight_count: Elements of its weights.
-        depthwise: Whether each output channel reads one input channel.
-        nested: Whether it lies inside an If, Loop or Scan, where no statistics reach.
-    """
-
-    name: str
-    op: str
-    data: str
-    output: str
-    end: str
-    out_axis: int
-    weight_count: int
-    depthwise: bool = False
-    nested: bool = False
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """What can be done with it, in the order of expected speed."""
-        if self.op == "Conv":
-            return ("static", "float")
-        if self.op == "LSTM" or self.nested:
-            return ("dynamic", "float")
-        return ("static", "dynamic", "float")
-
-
-@dataclass(frozen=True, slots=True)
 class Placement:
     """Which tensors are quantized, and who reads them.
 
@@ -99,111 +63,6 @@ class Placement:
     tensors: dict[str, str]
     rectified: dict[str, str]
     reasons: dict[str, str]
-
-
-def find_anchors(model: ir.Model) -> tuple[tuple[Anchor, ...], dict[str, str]]:
-    """Nodes that can run in INT8, and why others of those kinds cannot."""
-    found: list[Anchor] = []
-    left: dict[str, str] = {}
-    top = {id(n) for n in model.graph}
-    for node in model.graph.all_nodes():
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        result = _anchor(node, nested=id(node) not in top)
-        if isinstance(result, Anchor):
-            found.append(result)
-        elif result:
-            left[node.name or "?"] = result
-    return tuple(found), left
-
-
-def _anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
-    match node.op_type:
-        case "Conv" | "Gemm" | "MatMul":
-            return _linear_anchor(node, nested=nested)
-        case "LSTM":
-            return _lstm_anchor(node, nested=nested)
-        case "GRU" | "RNN":
-            return "recurrent: no runtime has an INT8 kernel for it"
-        case "ConvTranspose":
-            return "transposed convolution: ONNX Runtime has no INT8 kernel for it"
-        case _:
-            return None
-
-
-def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
-    data, weight = node.inputs[0], node.inputs[1]
-    if data is None or weight is None or data.name is None:
-        return None
-    tensor = weight.const_value if weight.is_initializer() else None
-    reason = _unfit(node, tensor)
-    if reason or tensor is None:
-        return reason
-    rank = len(tensor.shape)
-    output, end = str(node.outputs[0].name), _end(node)
-    count = int(np.prod(tensor.shape.numpy()))
-    name = str(node.name)
-    if node.op_type == "Conv":
-        if nested:
-            return "inside a subgraph, where no statistics reach"
-        shape = tensor.shape.numpy()
-        return Anchor(name, "Conv", data.name, output, end, 0, count, depthwise=int(shape[1]) == 1)
-    if rank != 2:
-        return f"weights of rank {rank}"
-    if node.op_type == "Gemm":
-        if _int(node, "transA", 0):
-            return "Gemm with transposed activations"
-        if nested:
-            return "inside a subgraph, where no statistics reach"
-        axis = 0 if _int(node, "transB", 0) else 1
-        return Anchor(name, "Gemm", data.name, output, end, axis, count)
-    return Anchor(name, "MatMul", data.name, output, end, 1, count, nested=nested)
-
-
-def _unfit(node: ir.Node, tensor: ir.TensorProtocol | None) -> str | None:
-    if tensor is None:
-        products = node.op_type == "MatMul"
-        return "both factors are activations" if products else "weights are computed"
-    if tensor.dtype != _FLOAT:
-        return f"weights are {tensor.dtype.name.lower()}"
-    if not _constant_bias(node):
-        return "its bias is computed or not one value per channel"
-    return None
-
-
-def _constant_bias(node: ir.Node) -> bool:
-    bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
-    if bias is None:
-        return True
-    if not bias.is_initializer() or bias.const_value is None:
-        return False
-    shape = bias.const_value.shape.numpy()
-    return int(np.prod(shape)) in (1, *shape[-1:])
-
-
-def _lstm_anchor(node: ir.Node, *, nested: bool) -> Anchor | str:
-    for value in node.inputs[1:3]:
-        if value is None or not value.is_initializer() or value.const_value is None:
-            return "weights are computed"
-        if value.const_value.dtype != _FLOAT:
-            return f"weights are {value.const_value.dtype.name.lower()}"
-    if _int(node, "layout", 0) or _int(node, "input_forget", 0):
-        return "LSTM in a layout that the INT8 kernel does not take"
-    if "clip" in node.attributes or (len(node.inputs) > 7 and node.inputs[7] is not None):
-        return "LSTM with clipping or peepholes"
-    weights = [v.const_value for v in node.inputs[1:3] if v is not None]
-    count = sum(int(np.prod(t.shape.numpy())) for t in weights if t is not None)
-    data = node.inputs[0]
-    return Anchor(
-        str(node.name),
-        "LSTM",
-        str(data.name if data else ""),
-        str(node.outputs[0].name),
-        str(node.outputs[0].name),
-        1,
-        count,
-        nested=nested,
-    )
 
 
 def watch_list(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, int | None]:
@@ -295,7 +154,7 @@ class _Placing:
 
     def _end(self, node: ir.Node) -> str:
         """The tensor to quantize after `node`: its output, or its Relu's or Clip's."""
-        end = _end(node)
+        end = end_of(node)
         if end != node.outputs[0].name:
             self.rectified[str(node.name)] = end
         return end
@@ -330,7 +189,7 @@ class _Placing:
                 if self._end(self.nodes[n]) in wanted
                 and self._inputs_supplied(n, supplied | anchored)
                 # A Relu folded into the scale of what comes before it is not a node of its own.
-                and not (_rectifies(self.nodes[n]) and self.nodes[n].outputs[0].name in folded)
+                and not (rectifies(self.nodes[n]) and self.nodes[n].outputs[0].name in folded)
             }
             if keep == glue:
                 return glue
@@ -352,7 +211,7 @@ class _Placing:
             if value.is_initializer():
                 if node.op_type not in ("Add", "Mul") or _follows_product(node):
                     return False
-            elif not self._has_range(_end(node) if value is output else str(value.name)):
+            elif not self._has_range(end_of(node) if value is output else str(value.name)):
                 return False
         return node.op_type != "Concat" or self._concat_fits(node)
 
@@ -394,32 +253,10 @@ class _Placing:
         return tensors
 
 
-def _end(node: ir.Node) -> str:
-    value = node.outputs[0]
-    uses = value.uses()
-    if len(uses) == 1 and not value.is_graph_output():
-        follower = next(iter(uses)).node
-        if follower.graph is node.graph and _rectifies(follower):
-            return str(follower.outputs[0].name)
-    return str(value.name)
-
-
 def _follows_product(node: ir.Node) -> bool:
     """Whether it reads a MatMul: a bias in float takes no longer there, and loses nothing."""
     makers = [v.producer() for v in node.inputs if v is not None]
     return any(m is not None and m.op_type == "MatMul" for m in makers)
-
-
-def _rectifies(node: ir.Node) -> bool:
-    """Whether it is a Relu, or a Clip from 0, which an unsigned scale does for nothing."""
-    if node.op_type == "Relu":
-        return True
-    if node.op_type != "Clip" or len(node.inputs) < 2:
-        return False
-    low = node.inputs[1]
-    if low is None or not low.is_initializer() or low.const_value is None:
-        return False
-    return float(low.const_value.numpy().reshape(-1)[0]) == 0.0
 
 
 def _feeds_magnifier(node: ir.Node) -> bool:
@@ -459,8 +296,3 @@ def _normalizes(node: ir.Node) -> bool:
 
 def _may_be_float(value: ir.Value) -> bool:
     return value.dtype in (None, _FLOAT)
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()

@@ -15,8 +15,9 @@ from typing import Any, get_args
 import onnx_ir as ir
 
 from bench.errors import UsageError
+from quantize.anchors import Anchor, Mode
 from quantize.calibrate import RANGE_METHODS
-from quantize.placement import Anchor, Fusion, Mode
+from quantize.placement import Fusion
 from quantize.targets import TARGETS
 
 SCHEMA = 1

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from quantize.anchors import Anchor, Mode
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
-from quantize.placement import Anchor, Fusion, Mode
+from quantize.placement import Fusion
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Recipe
 from quantize.trials import (

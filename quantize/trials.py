@@ -16,8 +16,8 @@ from bench.latency import Variant, measure
 from bench.models import Feeds, Model
 from bench.profile import node_times
 from bench.runtimes import RUNTIMES, Settings
+from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
-from quantize.placement import Anchor, Mode
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Recipe
 

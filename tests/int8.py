@@ -15,9 +15,10 @@ from onnx import numpy_helper
 from bench.models import Feeds, TensorSpec, read_model
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
+from quantize.anchors import Anchor, Mode, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.data import Samples
-from quantize.placement import Anchor, Mode, find_anchors, watch_list
+from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Recipe

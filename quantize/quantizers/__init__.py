@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Model, read_model
+from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
-from quantize.placement import Anchor, place
+from quantize.placement import place
 from quantize.prepare import save
 from quantize.quantizers.native import QuantizedLayer, write
 from quantize.quantizers.tables import compress_tables

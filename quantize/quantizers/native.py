@@ -14,8 +14,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantize.calibrate import RANGE_METHODS, Calibration, Range
-from quantize.placement import Anchor, Placement
+from quantize.anchors import Anchor, integer_of
+from quantize.calibrate import Calibration, Range
+from quantize.placement import Placement
+from quantize.quantizers.reading import (
+    channels_first,
+    choose_ranges,
+    codes_of,
+    constant_of,
+    input_channels,
+    keeps_float_weights,
+)
 from quantize.quantizers.weights import (
     Codes,
     bias_shift,
@@ -70,32 +79,6 @@ def write(
         One entry per anchor, in graph order.
     """
     return _Writer(model, anchors, placement, calibration, recipe).run()
-
-
-def choose_ranges(
-    placement: Placement, calibration: Calibration, recipe: Recipe, model: ir.Model
-) -> dict[str, Range]:
-    """The range of every quantized tensor that has a scale of its own."""
-    caps = {end: _cap(model, end) for end in placement.rectified.values()}
-    ranges = {}
-    for name in sorted(set(placement.tensors.values())):
-        method = recipe.ranges_by_tensor.get(name, recipe.ranges)
-        chosen = RANGE_METHODS[method](calibration.tensors[name])
-        if name in caps:
-            # A folded Relu or Clip must find nothing left to do below 0 and above its limit.
-            chosen = Range(0.0, min(chosen.high, caps[name]))
-        ranges[name] = chosen
-    return ranges
-
-
-def _cap(model: ir.Model, end: str) -> float:
-    """Upper limit of the Relu or Clip that makes the tensor `end`."""
-    for node in model.graph:
-        if node.outputs[0].name == end and node.op_type == "Clip" and len(node.inputs) > 2:
-            high = node.inputs[2]
-            if high is not None and high.const_value is not None:
-                return float(high.const_value.numpy().reshape(-1)[0])
-    return float("inf")
 
 
 class _Writer:
@@ -167,7 +150,7 @@ class _Writer:
         node = self.nodes[anchor.name]
         if anchor.op == "Gemm":
             _fold_gemm_factors(node, self)
-        weights = _channels_first(_array(node.inputs[1]), anchor.out_axis)
+        weights = channels_first(constant_of(node.inputs[1]), anchor.out_axis)
         scale = self.ranges[self.placement.tensors[anchor.data]].scale
         bias = self._bias(node, anchor, len(weights))
         room = least_scales(bias.astype(np.float32), scale) if anchor.op != "MatMul" else None
@@ -185,14 +168,16 @@ class _Writer:
     def _bias(self, node: ir.Node, anchor: Anchor, channels: int) -> NDArray[np.float64]:
         if anchor.op == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
             return np.zeros(channels)
-        return np.broadcast_to(_array(node.inputs[2]).reshape(-1), (channels,)).astype(np.float64)
+        return np.broadcast_to(constant_of(node.inputs[2]).reshape(-1), (channels,)).astype(
+            np.float64
+        )
 
     def _shift(
         self, node: ir.Node, anchor: Anchor, weights: NDArray[np.float32], codes: Codes
     ) -> NDArray[np.float64]:
         stats = self.calibration.tensors.get(anchor.data)
         mean = stats.mean() if stats is not None and self.recipe.correct_bias else None
-        groups = _int(node, "group", 1)
+        groups = integer_of(node, "group", 1)
         if mean is None or mean.size != weights.shape[1] * groups:
             return np.zeros(len(weights))
         return bias_shift(weights, codes.values(), mean, groups)
@@ -263,10 +248,10 @@ class _Writer:
                 continue
             for i, value in enumerate(node.inputs):
                 if value is not None and value.is_initializer():
-                    values = _array(value)
+                    values = constant_of(value)
                     low, high = float(values.min(initial=0)), float(values.max(initial=0))
                     scales = self._scale(f"{name}_operand_{i}", Range(min(low, 0), max(high, 0)))
-                    codes = _codes(values, Range(min(low, 0), max(high, 0)))
+                    codes = codes_of(values, Range(min(low, 0), max(high, 0)))
                     held = self._constant(f"{name}_operand_{i}_quantized", codes)
                     pair = ir.node("DequantizeLinear", [held, *scales], name=f"{name}_operand_{i}")
                     self._insert_pair(node, pair)
@@ -295,7 +280,7 @@ class _Writer:
         self._insert_after(produced, [quantize, back])
         integers = name in self.integer_outputs
         for use in uses:
-            if use.idx == 0 and _keeps_float_weights(use.node):
+            if use.idx == 0 and keeps_float_weights(use.node):
                 use.node.replace_input_with(0, self._shielded(name, use.node, quantize))
             elif integers or str(use.node.name) in self.integer_nodes:
                 use.node.replace_input_with(use.idx, back.outputs[0])
@@ -310,7 +295,7 @@ class _Writer:
         depthwise layer kept in float for its accuracy would lose it after all. It leaves a
         DequantizeLinear with a scale per channel alone, so all channels get the same one.
         """
-        channels = _input_channels(reader)
+        channels = input_channels(reader)
         source = self.ranges[self.placement.tensors[name]]
         stem = f"{name}_for_{reader.name}"
         scales = np.full(channels, source.scale, np.float32)
@@ -360,7 +345,7 @@ class _Writer:
         graph = node.graph or self.graph
         if anchor.op == "Gemm":
             _fold_gemm_factors(node, self)
-        weights = _channels_first(_array(node.inputs[1]), anchor.out_axis)
+        weights = channels_first(constant_of(node.inputs[1]), anchor.out_axis)
         codes = quantize_weights(weights, narrow=self.narrow)
         name = str(node.name)
         data, data_scale, data_zero = self._dynamic_input(node)
@@ -417,7 +402,7 @@ class _Writer:
         name = str(node.name)
         parts = []
         for label, value in (("W", node.inputs[1]), ("R", node.inputs[2])):
-            weights = _array(value)
+            weights = constant_of(value)
             directions, gates, width = weights.shape
             codes = quantize_weights(weights.reshape(directions * gates, width), narrow=self.narrow)
             stored = codes.codes.reshape(directions, gates, width).transpose(0, 2, 1)
@@ -502,50 +487,11 @@ def _fold_gemm_factors(node: ir.Node, writer: "_Writer") -> None:
     alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 1.0
     beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
     if alpha != 1.0:
-        scaled = (_array(node.inputs[1]) * np.float32(alpha)).astype(np.float32)
+        scaled = (constant_of(node.inputs[1]) * np.float32(alpha)).astype(np.float32)
         node.replace_input_with(1, writer._constant(f"{node.name}_scaled", scaled))  # noqa: SLF001
     if beta != 1.0 and len(node.inputs) > 2 and node.inputs[2] is not None:
-        scaled = (_array(node.inputs[2]) * np.float32(beta)).astype(np.float32)
+        scaled = (constant_of(node.inputs[2]) * np.float32(beta)).astype(np.float32)
         node.replace_input_with(2, writer._constant(f"{node.name}_shifted", scaled))  # noqa: SLF001
     for name in ("alpha", "beta"):
         if name in node.attributes:
             del node.attributes[name]
-
-
-def _keeps_float_weights(node: ir.Node) -> bool:
-    """Whether it is a Conv, ConvTranspose or Gemm whose weights are float constants."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
-        return False
-    weights = node.inputs[1]
-    return weights is not None and weights.is_initializer()
-
-
-def _input_channels(node: ir.Node) -> int:
-    shape = _array(node.inputs[1]).shape
-    if node.op_type == "Conv":
-        return int(shape[1]) * _int(node, "group", 1)
-    if node.op_type == "ConvTranspose":
-        return int(shape[0])
-    return int(shape[1] if _int(node, "transB", 0) else shape[0])
-
-
-def _codes(values: NDArray[np.float32], chosen: Range) -> NDArray[np.uint8]:
-    codes: NDArray[np.uint8] = np.clip(
-        np.rint(values / chosen.scale) + chosen.zero_point, 0, 255
-    ).astype(np.uint8)
-    return codes
-
-
-def _array(value: ir.Value | None) -> NDArray[np.float32]:
-    assert value is not None
-    assert value.const_value is not None
-    return np.asarray(value.const_value.numpy(), np.float32)
-
-
-def _channels_first(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    return np.ascontiguousarray(np.moveaxis(weights, axis, 0))
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from quantize.placement import Anchor, Placement, find_anchors, place, watch_list
+from quantize.anchors import Anchor, find_anchors
+from quantize.placement import Placement, place, watch_list
 from tests import tiny
 
 FLOAT = TensorProto.FLOAT

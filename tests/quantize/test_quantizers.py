@@ -11,8 +11,9 @@ from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Feeds, Model, read_model
+from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate, minmax_range, mse_range
-from quantize.placement import Anchor, find_anchors, watch_list
+from quantize.placement import watch_list
 from quantize.quantizers import QUANTIZERS, quantize
 from quantize.recipe import Recipe
 from tests import tiny

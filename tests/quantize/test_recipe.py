@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from bench.errors import UsageError
-from quantize.placement import find_anchors
+from quantize.anchors import find_anchors
 from quantize.recipe import Recipe, as_dict, fingerprints, from_toml, to_toml
 from tests import tiny
 

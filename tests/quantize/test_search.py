@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from bench.models import Model
 from quantize import search as searching
+from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
 from quantize.evaluate import Evaluation
 from quantize.gate import Outcome, Verdict
-from quantize.placement import Anchor
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Recipe
 from quantize.search import MAX_EVALUATIONS, Found, Judged, plans, search

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, read_model
 from quantize import trials
+from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
-from quantize.placement import Mode, find_anchors, watch_list
+from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.recipe import Recipe
 from quantize.trials import (

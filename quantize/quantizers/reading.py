@@ -1,0 +1,74 @@
+"""What the quantizer reads from a graph: constants, channels, ranges."""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quantize.anchors import integer_of
+from quantize.calibrate import RANGE_METHODS, Calibration, Range
+from quantize.placement import Placement
+from quantize.recipe import Recipe
+
+
+def choose_ranges(
+    placement: Placement, calibration: Calibration, recipe: Recipe, model: ir.Model
+) -> dict[str, Range]:
+    """The range of every quantized tensor that has a scale of its own."""
+    caps = {end: _cap(model, end) for end in placement.rectified.values()}
+    ranges = {}
+    for name in sorted(set(placement.tensors.values())):
+        method = recipe.ranges_by_tensor.get(name, recipe.ranges)
+        chosen = RANGE_METHODS[method](calibration.tensors[name])
+        if name in caps:
+            # A folded Relu or Clip must find nothing left to do below 0 and above its limit.
+            chosen = Range(0.0, min(chosen.high, caps[name]))
+        ranges[name] = chosen
+    return ranges
+
+
+def _cap(model: ir.Model, end: str) -> float:
+    """Upper limit of the Relu or Clip that makes the tensor `end`."""
+    for node in model.graph:
+        if node.outputs[0].name == end and node.op_type == "Clip" and len(node.inputs) > 2:
+            high = node.inputs[2]
+            if high is not None and high.const_value is not None:
+                return float(high.const_value.numpy().reshape(-1)[0])
+    return float("inf")
+
+
+def keeps_float_weights(node: ir.Node) -> bool:
+    """Whether it is a Conv, ConvTranspose or Gemm whose weights are float constants."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    weights = node.inputs[1]
+    return weights is not None and weights.is_initializer()
+
+
+def input_channels(node: ir.Node) -> int:
+    """Channels that a Conv, ConvTranspose or Gemm reads, counted on its weights."""
+    shape = constant_of(node.inputs[1]).shape
+    if node.op_type == "Conv":
+        return int(shape[1]) * integer_of(node, "group", 1)
+    if node.op_type == "ConvTranspose":
+        return int(shape[0])
+    return int(shape[1] if integer_of(node, "transB", 0) else shape[0])
+
+
+def codes_of(values: NDArray[np.float32], chosen: Range) -> NDArray[np.uint8]:
+    """Values as unsigned 8-bit codes of a range."""
+    codes: NDArray[np.uint8] = np.clip(
+        np.rint(values / chosen.scale) + chosen.zero_point, 0, 255
+    ).astype(np.uint8)
+    return codes
+
+
+def constant_of(value: ir.Value | None) -> NDArray[np.float32]:
+    """What an initializer holds, as float32."""
+    assert value is not None
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy(), np.float32)
+
+
+def channels_first(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Weights with their output channels on the first axis."""
+    return np.ascontiguousarray(np.moveaxis(weights, axis, 0))
