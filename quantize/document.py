@@ -311,7 +311,7 @@ def _tone(name: str) -> Literal["baseline", "candidate"]:
 
 def _layers(report: Report) -> Section:
     floats = [
-        (x.name, x.op, x.reason or "costs accuracy or gains no time")
+        (x.name, x.op, x.reason or "the plan that won leaves its kind in float")
         for x in report.layers
         if x.mode == "float"
     ]

@@ -8,7 +8,7 @@ everything but the verdict.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -23,6 +23,7 @@ from quantize.trials import (
     Workbench,
     attempt_or_none,
     best_variant,
+    explained,
     paying,
     single_noise,
     time_quickly,
@@ -205,7 +206,8 @@ class _Search:
                     return []
                 name = f"static where it pays, {target}"
                 found = attempt_or_none(self.bench, replace(recipe, modes=modes), name)
-                return [found] if found is not None else []
+                slow = dict.fromkeys(modes, "its INT8 kernel gains nothing on this CPU")
+                return [explained(found, slow)] if found is not None else []
         return []
 
     def _timed(self, trials: list[Trial], rounds: int = 1) -> list[Trial]:
@@ -286,16 +288,16 @@ class _Search:
             # Half of what is left, so that there is time to use the answer.
             now = perf_counter()
             alone = single_noise(self.bench, base, now + (self.deadline_s - now) / 2)
-            order = sorted(alone, key=alone.__getitem__, reverse=True)
-            if self._bisect(base, order, _steps([alone[n] for n in order])):
+            if self._bisect(base, alone):
                 return True
         return False
 
-    def _bisect(self, base: Trial, order: list[str], steps: list[int]) -> bool:
+    def _bisect(self, base: Trial, alone: Mapping[str, float]) -> bool:
         """Try growing numbers of floats; after the first pass, halve the way back."""
+        order = sorted(alone, key=alone.__getitem__, reverse=True)
         failed, passed = 0, None
-        for count in steps:
-            outcome = self._with_floats(base, order[:count])
+        for count in _steps([alone[n] for n in order]):
+            outcome = self._with_floats(base, order[:count], alone)
             if outcome is None:
                 break
             if outcome:
@@ -308,13 +310,15 @@ class _Search:
             middle = (failed + passed) // 2
             if middle in (failed, passed):
                 break
-            if self._with_floats(base, order[:middle]):
+            if self._with_floats(base, order[:middle], alone):
                 passed = middle
             else:
                 failed = middle
         return True
 
-    def _with_floats(self, base: Trial, floats: Sequence[str]) -> bool | None:
+    def _with_floats(
+        self, base: Trial, floats: Sequence[str], alone: Mapping[str, float]
+    ) -> bool | None:
         """Whether `base` passes with `floats` in float; None where it is not faster any more."""
         if self._spent():
             return None
@@ -327,6 +331,10 @@ class _Search:
         trial = attempt_or_none(self.bench, replace(base.quantized.recipe, modes=modes), name)
         if trial is None:
             return None
+        total = sum(alone.values())
+        why = {n: f"costs accuracy: {alone[n] / total:.0%} of the noise" for n in floats}
+        known = {x.name: x.reason for x in base.quantized.layers if x.reason is not None}
+        trial = explained(trial, {**known, **why})
         if not (ready := self._timed([trial])):
             self.say(f"{name}: no faster than FP32")
             return None

@@ -4,7 +4,7 @@ Recipe ─quantize─▶ file ─▶ noise at the outputs (held-out samples) ─
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -81,6 +81,22 @@ class Trial:
     def fastest(self) -> str | None:
         """The runtime that serves it fastest."""
         return min(self.latency_ms, key=self.latency_ms.__getitem__, default=None)
+
+
+def explained(trial: Trial, reasons: Mapping[str, str]) -> Trial:
+    """The same trial, its layers in float with a reason where they had none.
+
+    Args:
+        trial: A candidate.
+        reasons: Why a layer stays in float, by name.
+    """
+    layers = tuple(
+        replace(x, reason=reasons[x.name])
+        if x.mode == "float" and x.reason is None and x.name in reasons
+        else x
+        for x in trial.quantized.layers
+    )
+    return replace(trial, quantized=replace(trial.quantized, layers=layers))
 
 
 def run_probes(model: Model, probes: Iterable[Feeds], threads: int) -> tuple[Feeds, ...]:

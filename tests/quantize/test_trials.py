@@ -19,6 +19,7 @@ from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
 from quantize.placement import watch_list
 from quantize.prepare import prepare
+from quantize.quantizers import QuantizedLayer, QuantizedModel
 from quantize.recipe import Recipe
 from quantize.trials import (
     RANGE_CHOICES,
@@ -306,3 +307,16 @@ def test_the_real_profiler_finds_every_layer_in_both_models(
     monkeypatch.setattr(trials, "_GAIN", 1e-9)
     assert set(paying(bench, trial).values()) == {"float"}
     assert list(bench.scratch.glob("profile*")) == []
+
+
+def test_a_layer_in_float_is_explained_once_and_others_are_left_alone() -> None:
+    layers = (
+        QuantizedLayer("a", "Conv", "float", 0, 0, None),
+        QuantizedLayer("b", "Conv", "float", 0, 0, "not finite"),
+        QuantizedLayer("c", "Conv", "static", 0, 4, None),
+    )
+    made = QuantizedModel(None, None, layers, "", "")  # type: ignore[arg-type]
+    trial = trials.explained(
+        trials.Trial("t", made, 30.0, {}), {"a": "noisy", "b": "slow", "c": "slow"}
+    )
+    assert [x.reason for x in trial.quantized.layers] == ["noisy", "not finite", None]
