@@ -249,6 +249,28 @@ def test_candidates_are_evaluated_fastest_first_until_one_passes(world: Build) -
     assert [j.verdict.outcome for j in found.judged] == ["refuse", "pass"]
 
 
+def test_a_faster_candidate_is_mended_after_a_slower_one_passed(world: Build) -> None:
+    # Static loses 1.2 and saves 80 ms; dynamic loses 0.6 and saves 40; static but for the first
+    # layer loses nothing and saves 60.
+    gemms = dict.fromkeys(("n0", "n1", "n2", "n3"), "Gemm")
+    w = world([1.2, 0.0, 0.0, 0.0], ops=gemms, gain_ms=20)
+    found = w.search()
+    assert floats(found) == {"n0"}
+    assert found.best is not None
+    assert found.best.trial.latency_ms == {"onnxruntime": 40.0}
+    assert [j.verdict.outcome for j in found.judged] == ["refuse", "pass", "pass"]
+
+
+def test_what_would_not_beat_the_passed_candidate_is_not_tried(world: Build) -> None:
+    # With its first layer in float, static saves 30 ms, no more than dynamic.
+    w = world([1.2, 0.0], ops={"n0": "Gemm", "n1": "Gemm"}, gain_ms=30)
+    found = w.search()
+    assert floats(found) == set()
+    assert found.best is not None
+    assert set(found.best.trial.quantized.recipe.modes.values()) == {"dynamic"}
+    assert len(w.judged) == 2
+
+
 def test_range_method_and_bias_are_chosen_once(world: Build) -> None:
     w = world([0.1, 0.1], ops={"n1": "Gemm"}, runtimes=("onnxruntime", "openvino"))
     w.search()

@@ -316,7 +316,6 @@ def test_a_layer_in_float_is_explained_once_and_others_are_left_alone() -> None:
         QuantizedLayer("c", "Conv", "static", 0, 4, None),
     )
     made = QuantizedModel(None, None, layers, "", "")  # type: ignore[arg-type]
-    trial = trials.explained(
-        trials.Trial("t", made, 30.0, {}), {"a": "noisy", "b": "slow", "c": "slow"}
-    )
+    reasons = {"a": "noisy", "b": "slow", "c": "slow"}
+    trial = trials.explained(trials.Trial("t", made, 30.0, {}), reasons)
     assert [x.reason for x in trial.quantized.layers] == ["noisy", "not finite", None]
