@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := calibration_data/fashion_mnist
 
-.PHONY: install demo demo-model test lint types format check clean
+.PHONY: install demo demo-model bench test lint types format check clean
 
 install: .venv/installed
 
@@ -13,6 +13,9 @@ demo: install  ## quantize, judge and time the model that comes with the reposit
 
 demo-model: install  ## make the files of the demo again, from the data set; takes minutes
 	$(BIN)/python $(DEMO)/train.py $(TRAIN)
+
+bench: demo  ## FP32 against INT8 of the demo, in every runtime, taking turns
+	$(BIN)/vnnify bench out/demo/model.fp32.onnx out/demo/model.onnx
 
 test: install
 	$(BIN)/pytest --cov
