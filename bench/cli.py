@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bench.errors import ExitCode, OutputError, UnfitError, UsageError, VnnifyError
+from bench.errors import ExitCode, OutputError, ResourceError, UnfitError, UsageError, VnnifyError
 from bench.feeds import read_feeds
 from bench.latency import Progress, Variant, measure
 from bench.machine import Machine, available_threads, describe
@@ -123,6 +123,7 @@ def guard(app: typer.Typer, *, name: str = "vnnify") -> NoReturn:
     command = typer.main.get_command(app)
     status: int = ExitCode.OK
     try:
+        _refuse_undecodable(arguments)
         status = command.main(args=arguments, prog_name=name, standalone_mode=True)
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else ExitCode.OK if e.code is None else 1
@@ -132,8 +133,9 @@ def guard(app: typer.Typer, *, name: str = "vnnify") -> NoReturn:
         status = _explain(e, debug=debug)
     if status in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
         say("error: interrupted; nothing was published.")
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
     sys.exit(int(status or 0))
 
 
@@ -143,14 +145,24 @@ def say(line: str) -> None:
 
 
 def emit(text: str) -> None:
-    """What a command was asked for, on stdout. A reader that left is no reason for a traceback."""
+    """What a command was asked for, on stdout. A reader that left is no reason for a traceback.
+
+    Raises:
+        OutputError: stdout is closed, or what it leads to is full.
+    """
+    if sys.stdout is None:
+        raise OutputError("stdout: is closed. Send it to a file or to /dev/null.")
+    # Terminals that are not UTF-8 get "?" for what they cannot show.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as e:
         # Else the interpreter complains when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(ExitCode.OUTPUT) from None
+        if isinstance(e, BrokenPipeError):
+            raise SystemExit(ExitCode.OUTPUT) from None
+        raise OutputError(f"stdout: cannot be written: {e.strerror}.") from e
 
 
 def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
@@ -197,7 +209,18 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(ExitCode.TERMINATED)
 
 
+def _refuse_undecodable(arguments: Sequence[str]) -> None:
+    """Refuse names in another encoding: reports are UTF-8 and could not hold them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as e:
+            raise UsageError(f"{argument!a}: is not UTF-8. Rename the file or its folder.") from e
+
+
 def _explain(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, MemoryError):
+        error = ResourceError(f"out of memory: {error}. Use a smaller batch or fewer samples.")
     known = isinstance(error, VnnifyError)
     if debug or not known:
         traceback.print_exception(error)

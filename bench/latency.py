@@ -6,6 +6,7 @@ and `bench.compare` builds its intervals over rounds.
 """
 
 import gc
+import math
 import os
 import statistics
 import tempfile
@@ -367,7 +368,7 @@ def _refuse_nonsense(
         raise UsageError("nothing to measure: give at least one model and one input.")
     if len(set(names)) < len(names):
         raise UsageError(f"variants need different names, found {names}.")
-    if rounds < 1 or seconds <= 0:
+    if rounds < 1 or not 0 < seconds < math.inf:
         raise UsageError(f"rounds and seconds must be positive, found {rounds} and {seconds:g}.")
     for variant in variants:
         if variant.threads < 1:

@@ -217,12 +217,19 @@ def _synthetic(spec: TensorSpec, batch: int, rng: np.random.Generator) -> Array:
 
 
 def _refuse_other_types(path: Path) -> None:
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as e:
+        raise InputError(f"{path}: cannot be looked at: {e.strerror}.") from e
+    if not found:
         near = sorted(path.parent.glob("*.onnx")) if path.parent.is_dir() else []
         hint = f" Did you mean {near[0]}?" if near else ""
         raise InputError(f"{path}: no such file.{hint}")
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected an .onnx file.")
+    if not path.is_file():
+        # Opening a pipe would wait for a writer for ever.
+        raise InputError(f"{path}: is a pipe or a device, expected an .onnx file.")
     try:
         with path.open("rb") as stream:
             head = stream.read(64)

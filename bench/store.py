@@ -127,6 +127,8 @@ def staging_for(out: Path, *, force: bool = False) -> Iterator[Path]:
             or cannot be made.
     """
     out = out.absolute()
+    if not out.name:
+        raise OutputError(f"{out}: is the root of the filesystem. Choose another --out.")
     with contextlib.ExitStack() as held:
         # Not around the yield: an error of the work in there is not about `out`.
         try:

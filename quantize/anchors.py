@@ -112,6 +112,8 @@ def _unfit(node: ir.Node, tensor: ir.TensorProtocol | None) -> str | None:
         return "both factors are activations" if products else "weights are computed"
     if tensor.dtype != _FLOAT:
         return f"weights are {tensor.dtype.name.lower()}"
+    if tensor.size == 0:
+        return "weights are empty"
     if not _constant_bias(node):
         return "its bias is computed or not one value per channel"
     return None

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from bench.cli import app as bench_app
 from bench.cli import emit, guard, refuse_existing, say
-from bench.errors import ExitCode, UsageError
+from bench.errors import ExitCode, OutputError, UsageError
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load, publish, staging_for, write_manifest
@@ -319,9 +319,11 @@ def convert(
     """Convert a trained model to one clean FP32 ONNX file, compared with its source."""
     refuse_existing([out], force=force)
     spec = _model(model, weights, inputs, trust=trust_model)
-    with tempfile.TemporaryDirectory(
-        prefix=".vnnify-convert-", dir=out.absolute().parent
-    ) as folder:
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".vnnify-convert-", dir=out.absolute().parent)
+    except OSError as e:
+        raise OutputError(f"{out}: cannot be written: {e.strerror}. Choose another --out.") from e
+    with scratch as folder:
         answer = run_isolated(
             "quantize.cli:convert_work",
             {"spec": dump(spec).decode(), "data": data, "folder": folder, "name": out.name},

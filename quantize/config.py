@@ -1,11 +1,13 @@
 """Options from `[tool.vnnify]` of pyproject.toml or from vnnify.toml; the command line wins."""
 
+import json
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UsageError
+from bench.errors import InputError, UsageError
+from bench.store import SCHEMA, load
 from quantize.images import Preprocessing
 from quantize.plugins import nearest
 
@@ -94,7 +96,8 @@ def read_config(folder: Path) -> Config:
     if own.is_file():
         return _config(_toml(own), str(own))
     if project.is_file():
-        table = _toml(project).get("tool", {}).get("vnnify", {})
+        tools = _toml(project).get("tool", {})
+        table = tools.get("vnnify", {}) if isinstance(tools, dict) else {}
         return _config(table, f"{project} [tool.vnnify]")
     return Config({}, None, "")
 
@@ -106,7 +109,9 @@ def _toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not TOML: {e}") from e
 
 
-def _config(table: dict[str, Any], where: str) -> Config:
+def _config(table: Any, where: str) -> Config:
+    if not isinstance(table, dict):
+        raise UsageError(f"{where}: has to be a table of options, found {table!r}.")
     table = dict(table)
     images = table.pop("preprocessing", None)
     for key, value in table.items():
@@ -122,12 +127,12 @@ def _preprocessing(table: Any, where: str) -> Preprocessing:
     known = [f.name for f in fields(Preprocessing)]
     if not isinstance(table, dict):
         raise UsageError(f"{where}: `preprocessing` has to be a table.")
-    values: dict[str, Any] = {}
-    for key, value in table.items():
+    for key in table:
         if key not in known:
             raise UsageError(f"{where}: unknown key 'preprocessing.{key}'.{nearest(key, known)}")
-        values[key] = tuple(value) if isinstance(value, list) else value
+    record = {**table, "schema": SCHEMA, "kind": Preprocessing.__name__}
     try:
-        return Preprocessing(**values)
-    except (TypeError, ValueError) as e:
-        raise UsageError(f"{where}: preprocessing: {e}") from e
+        # As a record: that checks the types, which a dataclass does not.
+        return load(Preprocessing, json.dumps(record).encode(), f"{where} preprocessing")
+    except (InputError, TypeError, ValueError) as e:
+        raise UsageError(str(e).removesuffix(" Make the file again.")) from e

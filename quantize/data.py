@@ -291,9 +291,12 @@ def _choose(samples: Samples, distinct: list[int], count: int, seed: int) -> lis
 
 
 def _reader(source: str) -> Reader:
-    for reader in READERS.values():
-        if reader.accepts(source):
-            return reader
+    try:
+        for reader in READERS.values():
+            if reader.accepts(source):
+                return reader
+    except OSError as e:
+        raise InputError(f"{source}: cannot be looked at: {e.strerror}.") from e
     path = Path(source)
     if path.is_dir():
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]

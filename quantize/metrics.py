@@ -178,7 +178,9 @@ def _plugin_scores(
     with blame(text, what="metric"):
         returned = function({n: _read_only(a) for n, a in outputs.items()}, labels)
         try:
-            scores = np.asarray(returned, dtype=np.float64)
+            # Complex numbers would lose their imaginary part with no more than a warning.
+            whole = np.asarray(returned)
+            scores = whole.astype(np.float64) if whole.dtype.kind != "c" else None
         except (TypeError, ValueError):
             scores = None
     if scores is None or returned is None or isinstance(returned, str) or scores.ndim > 1:
@@ -187,6 +189,9 @@ def _plugin_scores(
         found = f"returned {scores.size} scores for {len(labels)} samples"
     elif not np.isfinite(scores).all():
         found = f"returned {scores[~np.isfinite(scores)].item(0)} from finite outputs"
+    elif getattr(function, "bounded", False) and not ((scores >= 0) & (scores <= 1)).all():
+        outside = scores[(scores < 0) | (scores > 1)].item(0)
+        found = f"returned {outside}, but promises scores in 0..1 (bounded = True)"
     else:
         return [float(s) for s in scores.reshape(-1)]
     raise InputError(

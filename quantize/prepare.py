@@ -72,17 +72,15 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     """
     notes: list[str] = []
     shown = name or str(source.path)
-    model = _load(source, notes, shown)
-    model = passes.InlinePass()(model).model
-    _refuse_quantized(model, shown)
-    # Functions first: what is in them is not looked into below.
-    model = passes.InlinePass()(model).model
-    _widen_half(model, notes)
-    model = _tidy(model)
-    # Here already, since folding renames weights and spreads what is in them.
-    refuse_nonfinite(model, shown)
     raw = out.with_name(f"{out.stem}.raw.onnx")
-    save(model, raw)
+    try:
+        model = _cleaned(source, notes, shown)
+        save(model, raw)
+    except (ir.serde.SerdeError, TypeError, ValueError) as e:
+        raise InputError(
+            f"{shown}: its graph makes no sense: {_root(e)}. The file is damaged, or its exporter "
+            "has a bug: export or copy it again."
+        ) from e
     model = _fold(raw, model, notes)
     notes += rewrite(model)
     model = _tidy(model)
@@ -91,6 +89,20 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     for leftover in out.parent.glob(f"{out.stem}.raw*"):
         leftover.unlink()
     return Prepared(read_model(out), tuple(notes))
+
+
+def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
+    """The graph in FP32, each tensor found whole and finite, before ONNX Runtime folds it."""
+    model = passes.InlinePass()(_load(source, notes, shown)).model
+    _refuse_quantized(model, shown)
+    _refuse_damaged(model, shown)
+    # Functions first: what is in them is not looked into below.
+    model = passes.InlinePass()(model).model
+    _widen_half(model, notes)
+    model = _tidy(model)
+    # Here already, since folding renames weights and spreads what is in them.
+    refuse_nonfinite(model, shown)
+    return model
 
 
 def save(model: ir.Model, out: Path) -> None:
@@ -147,6 +159,26 @@ def _refuse_quantized(model: ir.Model, shown: str) -> None:
             f"model; to judge "
             "this one use `vnnify gate FP32 INT8`."
         )
+
+
+def _refuse_damaged(model: ir.Model, shown: str) -> None:
+    """Refuse tensors whose data is not what their shape and type, or their file, promise."""
+    for tensor in _tensors(model.graph):
+        try:
+            tensor.numpy()
+        except (OSError, TypeError, ValueError) as e:
+            raise InputError(
+                f"{shown}: the data of tensor {tensor.name!r}, {tensor.dtype.name} "
+                f"{list(tensor.shape.numpy())}, cannot be read: {e}. The file or its external data "
+                "is damaged: export or copy it again."
+            ) from e
+
+
+def _root(error: BaseException) -> str:
+    """The first line of what the error goes back to; onnx_ir wraps once per level of the graph."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _tidy(model: ir.Model) -> ir.Model:

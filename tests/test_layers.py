@@ -25,7 +25,7 @@ ALLOWED = {
     "openvino": ("bench/runtimes/openvino.py", "quantize/quantizers/nncf.py"),
     "nncf": ("quantize/quantizers/nncf.py",),
     "neural_compressor": ("quantize/quantizers/inc.py",),
-    "pydantic": ("bench/store.py",),
+    "pydantic": ("bench/store.py", "quantize/config.py"),
     "rich": ("bench/cli.py", "quantize/progress.py"),
     "typer": ("bench/cli.py", "quantize/cli.py"),
 }

@@ -280,6 +280,48 @@ def test_help_needs_no_runtime() -> None:
     assert b"--rounds" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("shell", "says"),
+    [(">&-", b"stdout: is closed"), (">/dev/full", b"stdout: cannot be written: No space left")],
+)
+def test_an_output_that_takes_nothing_is_told(shell: str, says: bytes) -> None:
+    code = (
+        "from bench.cli import emit, guard; import typer; app = typer.Typer()\n"
+        "app.command()(lambda: emit('x')); guard(app)"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {shell}', sys.executable, code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+    )
+    assert done.returncode == ExitCode.OUTPUT
+    assert says in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_question_marks() -> None:
+    code = "from bench.cli import emit; emit('2 \\u00d7 3\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stdout) == (0, b"2 ? 3\n")
+
+
+def test_a_name_that_is_not_utf8_is_refused(run: Cli) -> None:
+    status, out, err = run("bench", "m\udcff.onnx", *QUICK)
+    assert (status, out) == (ExitCode.USAGE, "")
+    assert "not UTF-8" in err
+
+
+def test_memory_that_runs_out_is_no_bug(run: Cli) -> None:
+    status, _, err = run(app=_failing(MemoryError("1 TiB")))
+    assert status == ExitCode.RESOURCE
+    assert "out of memory: 1 TiB" in err
+
+
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     code = (
         "from bench.cli import emit, guard; import typer\n"

@@ -138,6 +138,8 @@ def test_an_error_in_the_process_comes_back_as_itself(variant: Variant) -> None:
     [
         ({}, {"rounds": 0}, "rounds"),
         ({}, {"seconds_per_round": 0.0}, "seconds"),
+        ({}, {"seconds_per_round": float("nan")}, "seconds"),
+        ({}, {"seconds_per_round": float("inf")}, "seconds"),
         ({"threads": 0}, {}, "threads"),
         ({"batch": 2}, {}, "batch is 2, but the inputs hold 1"),
     ],

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,17 @@ def _external(folder: Path, location: str) -> Path:
     model.graph.initializer.append(tensor)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_a_name_that_no_file_can_have_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be looked at: File name too long"):
+        read_model(tmp_path / ("m" * 300 + ".onnx"))
 
 
 def test_external_data_counts_in_digest_and_size(tmp_path: Path) -> None:

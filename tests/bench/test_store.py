@@ -226,6 +226,11 @@ def test_files_and_links_are_refused(tmp_path: Path) -> None:
             pytest.fail("the work began")
 
 
+def test_the_root_of_the_filesystem_is_refused() -> None:
+    with pytest.raises(OutputError, match="root of the filesystem"), staging_for(Path("/")):
+        pytest.fail("the work began")
+
+
 def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"), staging_for(tmp_path / "file/out"):

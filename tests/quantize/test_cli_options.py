@@ -112,6 +112,11 @@ def test_an_existing_model_of_convert_is_kept(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "fp32.onnx").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_written_is_told_by_convert(run: Run) -> None:
+    status, err = run("convert", "m.pt2", "-o", "/proc/fp32.onnx")
+    assert (status, "/proc/fp32.onnx: cannot be written" in err) == (ExitCode.OUTPUT, True)
+
+
 def test_good_options_reach_the_work(run: Run) -> None:
     """Or else every test here passes with a command line that refuses everything."""
     for command in (QUANTIZE, GATE):

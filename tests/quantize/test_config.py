@@ -71,6 +71,15 @@ def test_own_file_wins_over_the_project_file(tmp_path: Path) -> None:
         ("treads = 1", r"Did you mean 'threads'\?"),
         ("[preprocessing]\ncorp = 224", r"'preprocessing.corp'. Did you mean 'crop'\?"),
         ("preprocessing = 3", "has to be a table"),
+        (
+            "[preprocessing]\nscale = 'x'",
+            "preprocessing: scale: Input should be a valid number",
+        ),
+        ("[preprocessing]\nlayout = 'chw'", "preprocessing: layout: Input should be 'nchw'"),
+        (
+            "[preprocessing]\nresize = [1, 2, 3]",
+            r"preprocessing: resize.*Input should be a valid integer",
+        ),
         ("threads = [1, 2]", r"threads = \[1, 2\]: expected one text or number"),
         ("threads = true", "expected one text or number"),
         ("threads = ", "not TOML"),
@@ -85,6 +94,18 @@ def test_what_it_cannot_mean_is_refused_with_its_place(
     with pytest.raises(UsageError, match=message) as caught:
         read_config(tmp_path)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["tool = 3", "[tool]\nother = 1"])
+def test_a_project_file_without_our_table_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert read_config(tmp_path).options == {}
+
+
+def test_a_project_file_whose_table_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool]\nvnnify = 3\n")
+    with pytest.raises(UsageError, match=r"pyproject.toml \[tool.vnnify\]: has to be a table"):
+        read_config(tmp_path)
 
 
 def test_every_key_stands_for_an_option() -> None:

@@ -68,6 +68,11 @@ def test_uncompressed_arrays_are_read_in_place(tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays["y"], _rows(2, 5))
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="File name too long"):
+        _read("x" * 300 + ".npz", scratch=tmp_path)
+
+
 def test_nobody_can_change_a_sample(tmp_path: Path) -> None:
     for source in (_npz(tmp_path, x=_rows()), _npz(tmp_path, "p.npz", packed=True, x=_rows())):
         with pytest.raises(ValueError, match="read-only"):

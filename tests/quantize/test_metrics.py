@@ -342,6 +342,7 @@ def test_plugins_say_their_direction_and_bounds(plugin):
         ("return None", 2, "returned NoneType"),
         ("return '1.0'", 2, "returned str"),
         ("return object()", 2, "returned object"),
+        ("return [1.0 + 2.0j]", 2, "returned list"),
         ("import sys; sys.exit(0)", 3, "SystemExit: 0"),
         ("outputs['y'][0] = 0; return 1.0", 3, "read-only"),
     ],
@@ -351,6 +352,13 @@ def test_plugins_that_misbehave_are_named_with_their_line(plugin, body, line, wo
     with pytest.raises(InputError, match=words) as caught:
         metric.score({"y": LOGITS[:1].copy()}, run_labels(1, 1))
     assert f"{file}:{line}" in str(caught.value)
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.5])
+def test_a_promise_of_bounds_has_to_be_kept(plugin, score):
+    metric, _ = plugin(f"return {score}", extra="f.bounded = True")
+    with pytest.raises(InputError, match=r"promises scores in 0\.\.1"):
+        metric.score({"y": LOGITS[:1]}, run_labels(1, 1))
 
 
 def test_plugins_print_to_stderr(plugin, capsys):

@@ -170,9 +170,11 @@ def test_a_recipe_that_no_runtime_takes_is_unsupported(
     run(job, staging, Silent())
     again = tmp_path / "again"
     again.mkdir()
-    real = trials._opens
+    real = trials._serves
     monkeypatch.setattr(
-        trials, "_opens", lambda r, m, t: not m.path.name.startswith("trial") and real(r, m, t)
+        trials,
+        "_serves",
+        lambda r, m, *rest: not m.path.name.startswith("trial") and real(r, m, *rest),
     )
     replay = replace(job.effort, recipe=staging / "recipe.toml")
     with pytest.raises(UnsupportedError, match="opens in none of onnxruntime"):

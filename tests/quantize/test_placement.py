@@ -104,6 +104,7 @@ LSTM = {"W": weight(1, 8, 4), "R": weight(1, 8, 2)}
             {"w": weight(3, 4, 2)},
             "weights of rank 3",
         ),
+        ([node("MatMul", "x w", "y")], ROWS, {"w": weight(4, 0)}, "weights are empty"),
         (
             [node("Gemm", "x w", "y", transA=1)],
             ROWS,

@@ -397,6 +397,36 @@ def test_a_graph_that_the_runtime_refuses_is_an_input_error(tmp_path: Path) -> N
         prepared(source)
 
 
+def test_a_tensor_whose_data_does_not_fit_is_named(tmp_path: Path) -> None:
+    source = tiny.linear(tmp_path / "m.onnx")
+    proto = onnx.load(str(source))
+    tensor = proto.graph.initializer[0]
+    tensor.raw_data = numpy_helper.to_array(tensor).tobytes()[:-4]
+    source.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match=rf"m.onnx: the data of tensor '{tensor.name}'.*damaged"):
+        prepared(source)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([("x", "y"), ("x", "y")], "'y' is redeclared"),
+        ([("x b", "a"), ("a", "b"), ("a", "y")], "contains a cycle"),
+    ],
+)
+def test_a_graph_that_is_none_is_an_input_error(
+    tmp_path: Path, names: list[tuple[str, str]], says: str
+) -> None:
+    source = tiny.save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Sum", i.split(), [o]) for i, o in names],
+        [("x", FLOAT, [2])],
+        [("y", FLOAT, [2])],
+    )
+    with pytest.raises(InputError, match=rf"m.onnx: its graph makes no sense:.*{says}"):
+        prepared(source)
+
+
 def test_constants_become_initializers_and_inputs_lose_them(tmp_path: Path) -> None:
     nodes = [
         helper.make_node(

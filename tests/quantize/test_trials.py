@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, read_model
+from bench.runtimes import Settings
 from quantize import trials
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
@@ -219,7 +220,7 @@ def test_a_file_is_timed_only_where_it_belongs_and_opens(
         attempt(bench, recipe(dynamic), "contrib"),
     ]
     closed = ("openvino", made[2].quantized.model.path)
-    monkeypatch.setattr(trials, "_opens", lambda r, m, _: (r, m.path) != closed)
+    monkeypatch.setattr(trials, "_serves", lambda r, m, *_: (r, m.path) != closed)
     timed, fp32_ms = time_quickly(both, made)
     assert [set(t.latency_ms) for t in timed] == [
         {"onnxruntime", "openvino"},
@@ -233,7 +234,7 @@ def test_where_no_runtime_takes_fp32_it_is_unsupported(
     bench: Workbench, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [attempt(bench, recipe(), "a")]
-    monkeypatch.setattr(trials, "_opens", lambda *_: False)
+    monkeypatch.setattr(trials, "_serves", lambda *_: False)
     with pytest.raises(UnsupportedError, match="onnxruntime"):
         time_quickly(bench, made)
 
@@ -242,8 +243,8 @@ def test_contrib_operators_open_in_their_own_runtime_only(bench: Workbench) -> N
     pytest.importorskip("openvino")
     dynamic: dict[str, Mode] = {"first": "float", "second": "float", "head": "dynamic"}
     made = attempt(bench, recipe(dynamic), "dynamic").quantized.model
-    assert trials._opens("onnxruntime", made, 1)
-    assert trials._opens("openvino", bench.fp32, 1)
+    assert trials._serves("onnxruntime", made, bench, 30.0)
+    assert trials._serves("openvino", bench.fp32, bench, 200.0)
 
 
 # --- single layers ---
@@ -319,3 +320,22 @@ def test_a_layer_in_float_is_explained_once_and_others_are_left_alone() -> None:
     reasons = {"a": "noisy", "b": "slow", "c": "slow"}
     trial = trials.explained(trials.Trial("t", made, 30.0, {}), reasons)
     assert [x.reason for x in trial.quantized.layers] == ["noisy", "not finite", None]
+
+
+def test_a_runtime_that_computes_garbage_does_not_serve(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def open(self, path: Path, settings: Settings) -> Any:
+            return self
+
+        def run(self, feeds: Feeds) -> Feeds:
+            return {n: v + 1e6 for n, v in bench.probe_outputs[0].items()}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setitem(trials.RUNTIMES, "openvino", Broken())
+    assert not trials._serves("openvino", bench.fp32, bench, 30.0)
+    # A candidate that is noise everywhere is not the runtime's fault.
+    assert trials._serves("openvino", bench.fp32, bench, -150.0)
