@@ -223,13 +223,14 @@ def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> No
     shown = summary(report, "out")
     table = blocks(shown, Table)["Before and after"]
     rows = {row[0]: row[1:] for row in table.rows}
-    assert list(rows)[:4] == ["top1", "latency", "size", "layers in INT8"]
+    assert list(rows)[:4] == ["top1", "latency", "in", "size"]
     assert rows["top1"][:2] == ("95.00 %", "94.60 %")
     assert "0.40 %" in rows["top1"][2]
     assert "0.90 %" in rows["top1"][2]
     assert "1pt" in rows["top1"][2]
     # Of the FP32 variants, the fastest; the interval of the two rounds with it.
-    assert rows["latency"][:2] == ("3 ms onnxruntime", "1.5 ms onnxruntime")
+    assert rows["latency"][:2] == ("3 ms", "1.5 ms")
+    assert rows["in"][:2] == ("onnxruntime", "onnxruntime")
     assert re.fullmatch(r"2\.00× as fast \(\d\.\d\d to \d\.\d\d\)", rows["latency"][2])
     assert rows["size"] == ("4 MB", "1.1 MB", "3.64× smaller")
     assert rows["layers in INT8"][1] == "1 of 2"
