@@ -160,6 +160,13 @@ def _caveats(report: Report) -> list[str]:
             "Measured on a CPU without VNNI: the speed on VNNI is not measured. Accuracy is judged "
             "with VNNI's arithmetic."
         )
+    v = report.verdict
+    for e in report.evaluations[2:]:
+        worse = v.baseline_value - e.value if v.higher_is_better else e.value - v.baseline_value
+        if e.runtime != report.served_by and worse > v.limit:
+            lines.append(
+                f"Do not serve it with {e.runtime}: there it scores {_number(e.value, report)}."
+            )
     served = next(c for c in report.comparisons if c.candidate == f"INT8 {report.served_by}")
     lines += served.doubts
     return lines + [f"Note: {n}." for n in report.notes]

@@ -237,6 +237,15 @@ def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> No
     assert "out/report.html" in render(shown, "text")
 
 
+def test_a_runtime_that_loses_too_much_is_named(report: Report) -> None:
+    ours = report.evaluations[1]
+    bad = replace(ours, runtime="elsewhere", scores=(0.0,) * len(ours.scores))
+    warned = summary(replace(report, evaluations=(*report.evaluations[:2], bad)), "out")
+    said = "Do not serve it with elsewhere: there it scores 0.00 %."
+    assert said in warned.verdict.lines
+    assert not any("Do not serve" in x for x in summary(report, "out").verdict.lines)
+
+
 @pytest.mark.parametrize("width", ["text", "markdown"])
 def test_the_summary_is_not_cut(report: Report, width: str) -> None:
     assert "…" not in render(summary(report, "out"), width)
