@@ -93,11 +93,10 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
 
 def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     """The graph in FP32, each tensor found whole and finite, before ONNX Runtime folds it."""
+    # Functions first: what is in them is not looked into below.
     model = passes.InlinePass()(_load(source, notes, shown)).model
     _refuse_quantized(model, shown)
     _refuse_damaged(model, shown)
-    # Functions first: what is in them is not looked into below.
-    model = passes.InlinePass()(model).model
     _widen_half(model, notes)
     model = _tidy(model)
     # Here already, since folding renames weights and spreads what is in them.

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import UsageError
+from bench.machine import exact_product, saturated_product
 
-INT16_MIN, INT16_MAX = -(1 << 15), (1 << 15) - 1
+INT16_MAX = (1 << 15) - 1
 U8_MAX = 255
 # 255 * (|w1| + |w2|) fits 16 signed bits up to 128: 32,640. At 129 it is 32,895. On the negative
 # side -255 * 128 = -32,640 likewise.
@@ -66,7 +67,7 @@ def exact_matmul(a: NDArray[np.uint8], b: NDArray[np.int8]) -> NDArray[np.int64]
     Returns:
         int64 [m, n]; equal to the 32-bit accumulator while that does not wrap (k <= 65,793).
     """
-    return a.astype(np.int64) @ b.astype(np.int64)
+    return exact_product(a, b)
 
 
 def saturating_matmul(a: NDArray[np.uint8], b: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -79,12 +80,8 @@ def saturating_matmul(a: NDArray[np.uint8], b: NDArray[np.int8]) -> NDArray[np.i
     Returns:
         int64 [m, n].
     """
-    total = np.zeros((a.shape[0], b.shape[1]), np.int64)
-    wide, other = a.astype(np.int64), b.astype(np.int64)
-    for k in range(0, a.shape[1], 2):
-        pair = wide[:, k : k + 2] @ other[k : k + 2]
-        total += np.clip(pair, INT16_MIN, INT16_MAX)
-    return total
+    odd = a.shape[1] % 2
+    return saturated_product(np.pad(a, ((0, 0), (0, odd))), np.pad(b, ((0, odd), (0, 0))))
 
 
 def pair_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -102,7 +102,10 @@ def ticks(axis: Axis, count: int) -> tuple[float, ...]:
 def tick_labels(axis: Axis, values: tuple[float, ...]) -> tuple[str, ...]:
     """An axis' ticks as text, with just the decimals that tell them apart."""
     if axis.log:
-        return tuple(_minus(number(v)) for v in values)
+        short = tuple(_minus(number(v)) for v in values)
+        # A narrow axis far from zero has linear ticks, which three digits may not tell apart.
+        if len(set(short)) == len(values):
+            return short
     gaps = [b - a for a, b in pairwise(values)]
     step = min(gaps, default=1.0)
     size = max((abs(v) for v in values), default=0.0)

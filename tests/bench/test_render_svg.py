@@ -4,7 +4,7 @@ from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.render import (
@@ -329,6 +329,7 @@ wide_float = st.floats(min_value=-1e90, max_value=1e90)
 
 
 @given(st.lists(wide_float, min_size=1, max_size=6), st.booleans(), st.booleans())
+@example([984513970174787.0], False, True)
 def test_ticks_are_round_ordered_and_inside(values, zero, log):
     axis = fit_axis(values, 0, 400, zero=zero, log=log)
     found = ticks(axis, 5)
