@@ -328,8 +328,8 @@ def test_any_figure_is_well_formed_and_inside_its_box(figure):
 wide_float = st.floats(min_value=-1e90, max_value=1e90)
 
 
-@given(st.lists(wide_float, min_size=1, max_size=6), st.booleans(), st.booleans())
-@example([984513970174787.0], False, True)
+@given(values=st.lists(wide_float, min_size=1, max_size=6), zero=st.booleans(), log=st.booleans())
+@example(values=[984513970174787.0], zero=False, log=True)
 def test_ticks_are_round_ordered_and_inside(values, zero, log):
     axis = fit_axis(values, 0, 400, zero=zero, log=log)
     found = ticks(axis, 5)
