@@ -10,7 +10,7 @@ goes to `refused/` in it.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -18,28 +18,27 @@ import onnx_ir as ir
 
 from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.isolate import Stage, stage
-from bench.latency import Latency
-from bench.machine import available_threads, canary, describe
-from bench.models import Model, TensorSpec, read_model
+from bench.machine import available_threads, canary
+from bench.models import Model, TensorSpec
 from bench.runtimes import RUNTIMES, Settings, find_runtime
 from quantize.anchors import find_anchors
 from quantize.calibrate import calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
+from quantize.finishing import Results, fastest, finish
 from quantize.gate import Tolerance, judge, parse_tolerance
 from quantize.job import Job, Progress
 from quantize.judging import Judging
 from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
-from quantize.prepare import prepare, save
-from quantize.quantizers import QuantizedModel
-from quantize.recipe import fingerprints, from_toml, to_toml
-from quantize.report import Data, Report, TrialRow, conclude
+from quantize.prepare import prepare
+from quantize.recipe import fingerprints, from_toml
+from quantize.report import Data, Report
 from quantize.search import Found, Judged, search
 from quantize.sources import check_parity, convert, describe_inputs
 from quantize.targets import find_target
-from quantize.timing import Timing, time_models
+from quantize.timing import time_models
 from quantize.trials import PROBES, Workbench, attempt, run_probes
 
 logger = logging.getLogger(__name__)
@@ -131,29 +130,28 @@ class _Run:
                     self.job.effort,
                     self.progress.step,
                 )
-        best = _fastest(served, timing.latencies)
+        best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
-        return self.finish(
-            _Results(
-                source=source,
-                fp32=fp32,
-                bench=bench,
-                found=found,
-                best=best,
-                metric=metric.name,
-                tolerance=tolerance,
-                data=Data(
-                    calibration.source,
-                    len(calibration),
-                    calibration.digest,
-                    evaluation.source,
-                    len(evaluation),
-                    evaluation.digest,
-                ),
-                evaluations=(baseline, best.evaluation, *others, *elsewhere),
-                timing=timing,
-            )
+        results = Results(
+            source=source,
+            fp32=fp32,
+            bench=bench,
+            found=found,
+            best=best,
+            metric=metric.name,
+            tolerance=tolerance,
+            data=Data(
+                calibration.source,
+                len(calibration),
+                calibration.digest,
+                evaluation.source,
+                len(evaluation),
+                evaluation.digest,
+            ),
+            evaluations=(baseline, best.evaluation, *others, *elsewhere),
+            timing=timing,
         )
+        return finish(self.job, self.staging, results, self.stages, self.notes)
 
     # Stages
 
@@ -336,91 +334,6 @@ class _Run:
                 native.append(judging.evaluate(quantized, runtime, native=True))
         return tuple(served), tuple(native)
 
-    def finish(self, results: "_Results") -> Report:
-        best, fp32 = results.best, results.fp32
-        conclusion = conclude(
-            best.verdict,
-            best.runtime,
-            results.timing.comparisons,
-            self.job.limits.inconclusive,
-            need_speed=self.job.limits.objective == "latency",
-        )
-        made = best.trial.quantized
-        quantized = self._place_model(made, shipped=conclusion.ships)
-        model = ir.load(fp32.path)
-        text = to_toml(
-            made.recipe,
-            fingerprints(model, results.bench.anchors),
-            {
-                "fp32_sha256": fp32.sha256,
-                "calibration_sha256": results.data.calibration_sha256,
-            },
-        )
-        (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
-        _, left = find_anchors(model)
-        models = (_relative(fp32, self.staging), _relative(quantized, self.staging))
-        return Report(
-            command=self.job.command,
-            source=self.job.model.text,
-            source_sha256=results.source.sha256,
-            fp32=models[0],
-            int8=models[1],
-            conclusion=conclusion,
-            verdict=best.verdict,
-            metric=results.metric,
-            max_drop=str(results.tolerance),
-            served_by=best.runtime,
-            target=made.recipe.target,
-            recipe=made.recipe,
-            layers=made.layers,
-            left=left,
-            coverage=made.coverage,
-            data=results.data,
-            evaluations=results.evaluations,
-            latencies=tuple(_published(x, models) for x in results.timing.latencies),
-            comparisons=results.timing.comparisons,
-            control=results.timing.control,
-            trials=_rows(results.found),
-            stages=tuple(self.stages),
-            machine=describe(),
-            notes=tuple(dict.fromkeys(self.notes)),
-        )
-
-    def _place_model(self, quantized: QuantizedModel, *, shipped: bool) -> Model:
-        folder = self.staging if shipped else self.staging / "refused"
-        folder.mkdir(exist_ok=True)
-        source, target = quantized.model.path, folder / "model.onnx"
-        if source.with_name(f"{source.name}.data").exists():
-            # The model names the file of its weights, so it is written again under its own.
-            save(ir.load(source), target)
-        else:
-            source.rename(target)
-        return read_model(target)
-
-
-@dataclass(frozen=True, slots=True)
-class _Results:
-    """What the stages of one job found, for its report."""
-
-    source: Model
-    fp32: Model
-    bench: Workbench
-    found: Found
-    best: Judged
-    metric: str
-    tolerance: Tolerance
-    data: Data
-    evaluations: tuple[Evaluation, ...]
-    timing: Timing
-
-
-def _fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judged:
-    """Of the runtimes with the best verdict, the one that the benchmark found fastest."""
-    ms = {x.variant.name: x.median_ms for x in latencies}
-    level = min(j.rank[0] for j in served)
-    level_best = [j for j in served if j.rank[0] == level]
-    return min(level_best, key=lambda j: ms.get(f"INT8 {j.runtime}", float("inf")))
-
 
 def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
     """Those asked for, or all that are installed.
@@ -469,35 +382,3 @@ def _spread(total: int, count: int) -> list[int]:
 
 def _last(total: int, count: int) -> list[int]:
     return list(range(total - count, total))
-
-
-def _relative(model: Model, folder: Path) -> Model:
-    return replace(model, path=model.path.relative_to(folder))
-
-
-def _published(latency: Latency, models: tuple[Model, ...]) -> Latency:
-    """The same, its model named by where it lies when the scratch folder is gone."""
-    model = next(m for m in models if m.sha256 == latency.variant.model.sha256)
-    return replace(latency, variant=replace(latency.variant, model=model))
-
-
-def _rows(found: Found) -> tuple[TrialRow, ...]:
-    verdicts = {id(j.trial): j for j in found.judged}
-    rows = []
-    for trial in found.trials:
-        judged = verdicts.get(id(trial))
-        rows.append(
-            TrialRow(
-                name=trial.name,
-                recipe=trial.quantized.recipe.name,
-                noise_db=trial.noise_db,
-                latency_ms=trial.latency_ms,
-                size_bytes=trial.quantized.model.size_bytes,
-                coverage=trial.quantized.coverage,
-                runtime=judged.runtime if judged else None,
-                value=judged.evaluation.value if judged else None,
-                drop=judged.verdict.drop if judged else None,
-                outcome=judged.verdict.outcome if judged else "not evaluated",
-            )
-        )
-    return tuple(rows)

@@ -35,6 +35,7 @@ ALLOWED = {
 GRAPH_MODULES = (
     "quantize/anchors.py",
     "quantize/calibrate.py",
+    "quantize/finishing.py",
     "quantize/pipeline.py",
     "quantize/placement.py",
     "quantize/prepare.py",

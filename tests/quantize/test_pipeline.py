@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import judging, pipeline, timing, trials
+from quantize import finishing, judging, pipeline, timing, trials
 from quantize.gate import Outcome
 from quantize.job import DataSpec, Effort, Job, Limits
 from quantize.pipeline import run
@@ -258,9 +258,9 @@ def test_the_best_verdict_serves_and_of_equals_the_fastest(job: Job, staging: Pa
     quick = tuple(replace(r, samples_ns=tuple(s // 2 for s in r.samples_ns)) for r in slow.rounds)
     fast = replace(slow, variant=replace(slow.variant, name="INT8 openvino"), rounds=quick)
     ours, theirs = judged(report, "onnxruntime", "pass"), judged(report, "openvino", "pass")
-    assert pipeline._fastest((ours, theirs), (slow, fast)) is theirs
+    assert finishing.fastest((ours, theirs), (slow, fast)) is theirs
     refused = replace(theirs, verdict=replace(theirs.verdict, outcome="refuse"))
-    assert pipeline._fastest((ours, refused), (slow, fast)) is ours
+    assert finishing.fastest((ours, refused), (slow, fast)) is ours
 
 
 # --- data ---

@@ -1,0 +1,169 @@
+"""What one run comes to: the chosen model in its place, its recipe, and the report of everything.
+
+Results of the stages ─▶ conclude ─▶ `model.onnx` or `refused/model.onnx`, `recipe.toml` ─▶ Report
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bench.isolate import Stage
+from bench.latency import Latency
+from bench.machine import describe
+from bench.models import Model, read_model
+from quantize.anchors import find_anchors
+from quantize.evaluate import Evaluation
+from quantize.gate import Tolerance
+from quantize.job import Job
+from quantize.prepare import save
+from quantize.quantizers import QuantizedModel
+from quantize.recipe import fingerprints, to_toml
+from quantize.report import Data, Report, TrialRow, conclude
+from quantize.search import Found, Judged
+from quantize.timing import Timing
+from quantize.trials import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What the stages of one job found, for its report.
+
+    Attributes:
+        source: The converted model.
+        fp32: The prepared one.
+        bench: What all candidates shared.
+        found: What the search learned.
+        best: The candidate to ship or refuse, in the runtime that serves it.
+        metric: Name.
+        tolerance: How much worse INT8 may be.
+        data: Which samples were used for what.
+        evaluations: FP32 first, then INT8 where it is served, then elsewhere.
+        timing: The benchmark.
+    """
+
+    source: Model
+    fp32: Model
+    bench: Workbench
+    found: Found
+    best: Judged
+    metric: str
+    tolerance: Tolerance
+    data: Data
+    evaluations: tuple[Evaluation, ...]
+    timing: Timing
+
+
+def finish(
+    job: Job, staging: Path, results: Results, stages: Sequence[Stage], notes: Sequence[str]
+) -> Report:
+    """Put the model and its recipe in their places, and report.
+
+    Args:
+        job: What was asked.
+        staging: The folder to publish.
+        results: Of all stages.
+        stages: What each cost.
+        notes: What a user may want to know.
+    """
+    best, fp32 = results.best, results.fp32
+    conclusion = conclude(
+        best.verdict,
+        best.runtime,
+        results.timing.comparisons,
+        job.limits.inconclusive,
+        need_speed=job.limits.objective == "latency",
+    )
+    made = best.trial.quantized
+    quantized = _place_model(made, staging if conclusion.ships else staging / "refused")
+    model = ir.load(fp32.path)
+    (quantized.path.parent / "recipe.toml").write_text(_recipe(results, model), encoding="utf-8")
+    _, left = find_anchors(model)
+    models = (_relative(fp32, staging), _relative(quantized, staging))
+    return Report(
+        command=job.command,
+        source=job.model.text,
+        source_sha256=results.source.sha256,
+        fp32=models[0],
+        int8=models[1],
+        conclusion=conclusion,
+        verdict=best.verdict,
+        metric=results.metric,
+        max_drop=str(results.tolerance),
+        served_by=best.runtime,
+        target=made.recipe.target,
+        recipe=made.recipe,
+        layers=made.layers,
+        left=left,
+        coverage=made.coverage,
+        data=results.data,
+        evaluations=results.evaluations,
+        latencies=tuple(_published(x, models) for x in results.timing.latencies),
+        comparisons=results.timing.comparisons,
+        control=results.timing.control,
+        trials=_rows(results.found),
+        stages=tuple(stages),
+        machine=describe(),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judged:
+    """Of the runtimes with the best verdict, the one that the benchmark found fastest."""
+    ms = {x.variant.name: x.median_ms for x in latencies}
+    level = min(j.rank[0] for j in served)
+    level_best = [j for j in served if j.rank[0] == level]
+    return min(level_best, key=lambda j: ms.get(f"INT8 {j.runtime}", float("inf")))
+
+
+def _recipe(results: Results, model: ir.Model) -> str:
+    facts = {
+        "fp32_sha256": results.fp32.sha256,
+        "calibration_sha256": results.data.calibration_sha256,
+    }
+    marks = fingerprints(model, results.bench.anchors)
+    return to_toml(results.best.trial.quantized.recipe, marks, facts)
+
+
+def _place_model(quantized: QuantizedModel, folder: Path) -> Model:
+    folder.mkdir(exist_ok=True)
+    source, target = quantized.model.path, folder / "model.onnx"
+    if source.with_name(f"{source.name}.data").exists():
+        # The model names the file of its weights, so it is written again under its own.
+        save(ir.load(source), target)
+    else:
+        source.rename(target)
+    return read_model(target)
+
+
+def _relative(model: Model, folder: Path) -> Model:
+    return replace(model, path=model.path.relative_to(folder))
+
+
+def _published(latency: Latency, models: tuple[Model, ...]) -> Latency:
+    """The same, its model named by where it lies when the scratch folder is gone."""
+    model = next(m for m in models if m.sha256 == latency.variant.model.sha256)
+    return replace(latency, variant=replace(latency.variant, model=model))
+
+
+def _rows(found: Found) -> tuple[TrialRow, ...]:
+    verdicts = {id(j.trial): j for j in found.judged}
+    rows = []
+    for trial in found.trials:
+        judged = verdicts.get(id(trial))
+        rows.append(
+            TrialRow(
+                name=trial.name,
+                recipe=trial.quantized.recipe.name,
+                noise_db=trial.noise_db,
+                latency_ms=trial.latency_ms,
+                size_bytes=trial.quantized.model.size_bytes,
+                coverage=trial.quantized.coverage,
+                runtime=judged.runtime if judged else None,
+                value=judged.evaluation.value if judged else None,
+                drop=judged.verdict.drop if judged else None,
+                outcome=judged.verdict.outcome if judged else "not evaluated",
+            )
+        )
+    return tuple(rows)
