@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.errors import ExitCode
-from quantize import cli
+from quantize import cli, commands
 
 QUANTIZE = ("quantize", "m.onnx", "--data", "d.npz")
 GATE = ("gate", "a.onnx", "b.onnx", "--data", "d.npz", "--max-drop", "1pt")
@@ -35,7 +35,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         assert isinstance(caught.value.code, int)
         return caught.value.code, capfd.readouterr().err
 
-    monkeypatch.setattr(cli, "run_isolated", refuse)
+    for module in (commands.quantize, commands.gate):
+        monkeypatch.setattr(module, "run_isolated", refuse)
     monkeypatch.chdir(tmp_path)
     return run
 

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 
 from bench.errors import ExitCode
 from bench.store import load, read_manifest
-from quantize import cli, gating, timing, trials
+from quantize import cli, commands, gating, timing, trials
 from quantize.gating import GateReport
 from quantize.report import Report
 from tests import classifier, tiny
@@ -78,7 +78,8 @@ def directly(target: str, job: dict[str, Any], **_: Any) -> Any:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     stopwatch = Stopwatch()
-    monkeypatch.setattr(cli, "run_isolated", directly)
+    for module in (commands.quantize, commands.gate, commands.convert):
+        monkeypatch.setattr(module, "run_isolated", directly)
     for module in (trials, timing, gating):
         monkeypatch.setattr(module, "measure", stopwatch)
     monkeypatch.chdir(tmp_path)
@@ -117,7 +118,7 @@ def done(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli, "run_isolated", directly)
+        patch.setattr(commands.quantize, "run_isolated", directly)
         for module in (trials, timing):
             patch.setattr(module, "measure", Stopwatch())
         command = ["vnnify", "quantize", str(shelf / "net.onnx"), "--data", str(shelf / "data.npz")]

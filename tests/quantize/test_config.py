@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from bench.errors import InputError, UsageError
 from bench.store import load
-from quantize import cli
+from quantize import cli, commands
 from quantize.config import OPTIONS, TEMPLATE, Config, read_config
 from quantize.images import Preprocessing
 from quantize.job import GateJob, Job
@@ -23,7 +23,8 @@ class Asked:
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         self.jobs: list[dict[str, Any]] = []
-        patch.setattr(cli, "run_isolated", self._stop)
+        for module in (commands.quantize, commands.gate):
+            patch.setattr(module, "run_isolated", self._stop)
         patch.setattr(sys, "argv", ["vnnify"])
         patch.chdir(folder)
 
@@ -109,7 +110,8 @@ def test_a_project_file_whose_table_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_key_stands_for_an_option() -> None:
-    known = {*inspect.signature(cli.quantize).parameters, *inspect.signature(cli.gate).parameters}
+    configured = (commands.quantize.quantize, commands.gate.gate)
+    known = {name for function in configured for name in inspect.signature(function).parameters}
     assert set(OPTIONS) <= known
 
 

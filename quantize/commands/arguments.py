@@ -1,0 +1,68 @@
+"""What several commands take: texts of options, their defaults from vnnify.toml, what they say."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+from bench.cli import say
+from bench.errors import ExitCode
+
+# Nothing else of `quantize` is imported before a command runs: --help has to be instant.
+if TYPE_CHECKING:
+    from quantize.images import Preprocessing
+    from quantize.sources.seam import ModelSpec
+
+MODEL = "An .onnx file, a torch.export .pt2, package.module:factory or file.py:factory."
+DATA = (
+    "An .npz (one array per input, first axis = samples, optional `labels`), a folder of .npy or "
+    ".npz samples, a folder of images by class, or file.py:function yielding (feeds, label)."
+)
+METRIC = (
+    "top1, top5, mae, mse, cosine (to FP32's outputs), agreement, or file.py:function, called as "
+    "function(outputs, labels). Chosen by the labels where it is left out."
+)
+DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: the metric's unit."
+
+
+class Configured(TyperCommand):
+    """A command whose options default to what vnnify.toml says; the command line wins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the configuration, unless only help is wanted."""
+        from quantize.config import read_config
+
+        if "--help" not in args:
+            ctx.default_map = read_config(Path.cwd()).defaults(ctx.info_name)
+        return super().parse_args(ctx, args)
+
+
+def end(exit_code: int, last: str) -> None:
+    """Say the last line, and leave with a status that is not 0."""
+    if last:
+        say(last)
+    if exit_code != ExitCode.OK:
+        raise SystemExit(int(exit_code))
+
+
+def typed() -> str:
+    """The command line, for reports."""
+    return shlex.join(["vnnify", *sys.argv[1:]])
+
+
+def model_spec(
+    text: str, weights: Path | None, inputs: list[str] | None, *, trust: bool
+) -> "ModelSpec":
+    """What the options say of a model."""
+    from quantize.sources.seam import ModelSpec, parse_input
+
+    return ModelSpec(text, weights, tuple(parse_input(i) for i in inputs or ()), trust)
+
+
+def preprocessing() -> "Preprocessing | None":
+    """From `[tool.vnnify.preprocessing]` or `[preprocessing]` of vnnify.toml; images need it."""
+    from quantize.config import read_config
+
+    return read_config(Path.cwd()).preprocessing

@@ -1,0 +1,103 @@
+"""`vnnify gate`."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli import emit, refuse_existing
+from bench.isolate import run_isolated
+from bench.render import render
+from bench.store import atomic_write, dump, load
+from quantize.commands.arguments import DATA, DROP, METRIC, end, preprocessing, typed
+
+
+def gate(
+    fp32: Annotated[Path, typer.Argument(metavar="FP32", help="The baseline, ONNX.")],
+    int8: Annotated[Path, typer.Argument(metavar="INT8", help="The candidate, ONNX.")],
+    data: Annotated[str, typer.Option(help=DATA)],
+    max_drop: Annotated[str, typer.Option(help=DROP)],
+    metric: Annotated[str | None, typer.Option(help=METRIC)] = None,
+    output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
+    confidence: Annotated[float, typer.Option(help="One-sided, of the verdict.")] = 0.95,
+    inconclusive: Annotated[str, typer.Option(help="fail, warn or pass.")] = "fail",
+    min_speedup: Annotated[
+        str | None, typer.Option(help="As in 1.2x: refuse unless INT8 is surely that much faster.")
+    ] = None,
+    state: Annotated[list[str] | None, typer.Option(help="OUTPUT:INPUT")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Read at most so many samples.")] = None,
+    runtime: Annotated[str, typer.Option(help="Where both run.")] = "onnxruntime",
+    native: Annotated[
+        bool, typer.Option("--native", help="Judge this CPU's own arithmetic instead of VNNI's.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=0, help="0: all that are granted.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
+) -> None:
+    """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
+    from quantize.gating import GateReport, gate_document
+    from quantize.job import DataSpec, GateJob, Limits
+    from quantize.options import (
+        between,
+        checked_tolerance,
+        one_of,
+        parse_speedup,
+        parse_states,
+    )
+
+    refuse_existing([out, junit, markdown, html], force=force)
+    job = GateJob(
+        fp32=fp32,
+        int8=int8,
+        data=DataSpec(
+            source=data,
+            limit=limit,
+            preprocessing=preprocessing(),
+            states=parse_states(state or []),
+        ),
+        limits=Limits(
+            metric=metric,
+            output=output,
+            max_drop=checked_tolerance(max_drop),
+            confidence=between("--confidence", confidence, 0.5, 1),
+            inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
+        ),
+        min_speedup=parse_speedup(min_speedup),
+        runtime=runtime,
+        native=native,
+        threads=threads,
+        command=typed(),
+    )
+    with tempfile.TemporaryDirectory(prefix="vnnify-gate-") as folder:
+        raw = run_isolated(
+            "quantize.commands.gate:work",
+            {"job": dump(job).decode(), "scratch": folder},
+            scratch=Path(folder),
+            name="judging",
+        )
+    report = load(GateReport, raw.encode(), "the gate's answer")
+    shown = gate_document(report)
+    for file, form in ((junit, "junit"), (markdown, "markdown"), (html, "html")):
+        if file is not None:
+            atomic_write(file, render(shown, form).encode())
+    if out is not None:
+        atomic_write(out, dump(report))
+    emit(dump(report).decode() if json else render(shown, "text"))
+    end(report.exit_code, "")
+
+
+def work(job: dict[str, Any]) -> str:
+    """The child process of `gate`."""
+    from quantize.gating import run_gate
+    from quantize.job import GateJob
+    from quantize.progress import progress_for
+
+    with progress_for(sys.stderr) as progress:
+        report = run_gate(load(GateJob, job["job"].encode(), "job"), Path(job["scratch"]), progress)
+    return dump(report).decode()

@@ -1,0 +1,179 @@
+"""`vnnify quantize`."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli import emit, say
+from bench.isolate import run_isolated
+from bench.render import render
+from bench.store import dump, load, publish, staging_for, write_manifest
+from quantize.commands.arguments import (
+    DATA,
+    DROP,
+    METRIC,
+    MODEL,
+    end,
+    model_spec,
+    preprocessing,
+    typed,
+)
+
+if TYPE_CHECKING:
+    from quantize.report import Report
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    data: Annotated[str, typer.Option(help=DATA)],
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("vnnify-out"),
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of a factory: .safetensors, or a state dict.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="name:f32[N,3,224,224], where the data cannot tell."),
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Calibrate with this source instead of a part of --data.")
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="At most so many.")] = 256,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Read at most so many samples of a source.")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="OUTPUT:INPUT: feed an output back as the next sample's input."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help=METRIC)] = None,
+    output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help=f"{DROP} Default: 1pt, or 1% where the metric has no 0..1.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="One-sided, of the verdict.")] = 0.95,
+    inconclusive: Annotated[
+        str, typer.Option(help="fail, warn or pass: what too few samples count as.")
+    ] = "fail",
+    target: Annotated[
+        str,
+        typer.Option(help="auto, portable (right on every x86 CPU), vnni, amx or avx2."),
+    ] = "auto",
+    objective: Annotated[
+        str, typer.Option(help="latency refuses what is slower than FP32; size does not.")
+    ] = "latency",
+    runtime: Annotated[
+        str, typer.Option(help="Comma-separated runtimes that may serve; default: all installed.")
+    ] = "",
+    threads: Annotated[int, typer.Option(min=0, help="0: all that are granted.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Replay this recipe.toml instead of searching.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="As in 90s, 10m, 2h: then the search keeps the best it has.")
+    ] = "10m",
+    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes per timed variant.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Sampling time of one such process.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Open a file that could run code.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output folder.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+) -> None:
+    """Make an INT8 model of a trained FP32 model, judge it, and time it."""
+    from quantize.job import DataSpec, Effort, Job, Limits
+    from quantize.options import (
+        between,
+        checked_tolerance,
+        names,
+        one_of,
+        parse_budget,
+        parse_states,
+    )
+    from quantize.report import Report
+
+    job = Job(
+        model=model_spec(model, weights, inputs, trust=trust_model),
+        data=DataSpec(
+            source=data,
+            calibration=calibration,
+            calibration_count=calibration_samples,
+            limit=limit,
+            preprocessing=preprocessing(),
+            states=parse_states(state or []),
+            seed=seed,
+        ),
+        limits=Limits(
+            metric=metric,
+            output=output,
+            max_drop=checked_tolerance(max_drop),
+            confidence=between("--confidence", confidence, 0.5, 1),
+            inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
+            objective=one_of("--objective", objective, ("latency", "size")),
+        ),
+        effort=Effort(
+            target=target,
+            runtimes=names(runtime),
+            threads=threads,
+            rounds=rounds,
+            seconds=between("--seconds", seconds, 0, 3600),
+            recipe=recipe,
+            budget_s=parse_budget(budget),
+        ),
+        command=typed(),
+    )
+    with staging_for(out, force=force) as staging:
+        raw = run_isolated(
+            "quantize.commands.quantize:work",
+            {"job": dump(job).decode(), "staging": str(staging)},
+            scratch=staging,
+            name="quantizing",
+        )
+        report = load(Report, (staging / raw).read_bytes(), raw)
+        _publish(report, staging, out, force=force)
+    emit(dump(report).decode() if json else render(_summary(report, out), "text"))
+    if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
+        say(f"warning: shipped without certainty: {report.conclusion.headline}")
+    end(report.conclusion.exit_code, f"files: {out}")
+
+
+def work(job: dict[str, Any]) -> str:
+    """The child process of `quantize`: native code runs here, where a crash loses nothing."""
+    import shutil
+
+    from quantize.job import Job
+    from quantize.pipeline import run
+    from quantize.progress import progress_for
+
+    staging = Path(job["staging"])
+    with progress_for(sys.stderr) as progress:
+        report = run(load(Job, job["job"].encode(), "job"), staging, progress)
+    shutil.rmtree(staging / "scratch", ignore_errors=True)
+    (staging / "report.json").write_bytes(dump(report))
+    return "report.json"
+
+
+def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None:
+    shown = relocated(report, out)
+    (staging / "report.html").write_text(render(shown, "html"), encoding="utf-8")
+    (staging / "report.md").write_text(render(shown, "markdown"), encoding="utf-8")
+    (staging / "report.junit.xml").write_text(render(shown, "junit"), encoding="utf-8")
+    write_manifest(staging, {"outcome": report.conclusion.outcome, "command": report.command})
+    publish(staging, out, force=force)
+
+
+def _summary(report: "Report", out: Path) -> Any:
+    from quantize.document import summary
+
+    shown = replace(report, int8=replace(report.int8, path=out / report.int8.path))
+    return summary(shown, str(out))
+
+
+def relocated(report: "Report", out: Path) -> Any:
+    """The report's document, naming the model by the path at which a reader finds it."""
+    from quantize.document import document
+
+    return document(replace(report, int8=replace(report.int8, path=out / report.int8.path)))

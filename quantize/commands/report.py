@@ -1,0 +1,35 @@
+"""`vnnify report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli import emit, refuse_existing
+from bench.errors import UsageError
+from bench.render import render
+from bench.store import atomic_write, load
+from quantize.commands.quantize import relocated
+
+
+def report(
+    file: Annotated[Path, typer.Argument(metavar="REPORT.json", help="From `vnnify quantize`.")],
+    html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
+) -> None:
+    """Render a stored report; without an option, as text."""
+    from quantize.report import Report
+
+    refuse_existing([html, markdown, junit], force=force)
+    try:
+        data = file.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{file}: cannot be read: {e.strerror}.") from e
+    stored = relocated(load(Report, data, file), file.parent)
+    for target, form in ((html, "html"), (markdown, "markdown"), (junit, "junit")):
+        if target is not None:
+            atomic_write(target, render(stored, form).encode())
+    if html is None and markdown is None and junit is None:
+        emit(render(stored, "text"))
