@@ -20,7 +20,7 @@ from quantize.targets import TARGETS
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
-] + sorted((ROOT / "calibration_data").rglob("*.md"))
+] + sorted(f for folder in ("calibration_data", "docs") for f in (ROOT / folder).rglob("*.md"))
 README, CONTRIBUTING = DOCUMENTS[0], DOCUMENTS[1]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # Options of the README's commands that `guard` takes off before typer sees them.

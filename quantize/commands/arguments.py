@@ -1,5 +1,6 @@
 """What several commands take: texts of options, their defaults from vnnify.toml, what they say."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 
 from bench.cli import say
-from bench.errors import ExitCode
+from bench.errors import ExitCode, OutputError
+from bench.render import Document, github_annotations, render
 
 # Nothing else of `quantize` is imported before a command runs: --help has to be instant.
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ METRIC = (
     "top1, top5, mae, mse, cosine (to FP32's outputs), agreement, or file.py:function, called as "
     "function(outputs, labels). Chosen by the labels where it is left out."
 )
+GITHUB = "Annotations and job summary for GitHub Actions."
 DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: the metric's unit."
 
 
@@ -66,3 +69,20 @@ def preprocessing() -> "Preprocessing | None":
     from quantize.config import read_config
 
     return read_config(Path.cwd()).preprocessing
+
+
+def tell_github(document: Document) -> None:
+    """Annotations for what did not pass, and the report in the job summary if there is one.
+
+    Raises:
+        OutputError: The summary cannot be written.
+    """
+    for line in github_annotations(document.checks):
+        # On stderr, since stdout may hold a report; the runner reads both.
+        print(line, file=sys.stderr)  # noqa: T201 - `say` would break the command's escapes
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(render(document, "markdown") + "\n")
+        except OSError as e:
+            raise OutputError(f"job summary {summary}: cannot be written: {e.strerror}.") from e

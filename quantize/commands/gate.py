@@ -11,7 +11,16 @@ from bench.cli import emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load
-from quantize.commands.arguments import DATA, DROP, METRIC, end, preprocessing, typed
+from quantize.commands.arguments import (
+    DATA,
+    DROP,
+    GITHUB,
+    METRIC,
+    end,
+    preprocessing,
+    tell_github,
+    typed,
+)
 
 
 def gate(
@@ -38,6 +47,7 @@ def gate(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
+    github: Annotated[bool, typer.Option("--github", help=GITHUB)] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
@@ -89,6 +99,8 @@ def gate(
     if out is not None:
         atomic_write(out, dump(report))
     emit(dump(report).decode() if json else render(shown, "text"))
+    if github:
+        tell_github(shown)
     end(report.exit_code, "")
 
 

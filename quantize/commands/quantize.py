@@ -14,11 +14,13 @@ from bench.store import dump, load, publish, staging_for, write_manifest
 from quantize.commands.arguments import (
     DATA,
     DROP,
+    GITHUB,
     METRIC,
     MODEL,
     end,
     model_spec,
     preprocessing,
+    tell_github,
     typed,
 )
 
@@ -81,6 +83,7 @@ def quantize(
         bool, typer.Option("--trust-model", help="Open a file that could run code.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder.")] = False,
+    github: Annotated[bool, typer.Option("--github", help=GITHUB)] = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
@@ -137,6 +140,8 @@ def quantize(
     emit(dump(report).decode() if json else render(_summary(report, out), "text"))
     if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
         say(f"warning: shipped without certainty: {report.conclusion.headline}")
+    if github:
+        tell_github(relocated(report, out))
     end(report.conclusion.exit_code, f"files: {out}")
 
 
