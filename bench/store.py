@@ -92,6 +92,19 @@ def load(cls: type[R], data: bytes, where: Path | str) -> R:
     return record
 
 
+def unstored_schema() -> Any:
+    """What the `__get_pydantic_core_schema__` of a class returns to be stored as null.
+
+    For values that records carry in memory and that mean nothing in a file.
+    """
+    from pydantic_core import core_schema
+
+    return core_schema.no_info_plain_validator_function(
+        lambda _: None,
+        serialization=core_schema.plain_serializer_function_ser_schema(lambda _: None),
+    )
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that it holds the old or the new contents, whatever happens meanwhile.
 

@@ -20,6 +20,7 @@ from bench.errors import InputError, UsageError
 from bench.models import Feeds, Model
 from bench.runtimes.seam import Runtime, Session, Settings
 from quantize.data import Sample, Samples
+from quantize.evidence import Evidence, Gathering, stacked
 from quantize.metrics import Metric, run_labels
 from quantize.outputs import OutputStore, first_nonfinite
 from quantize.scores import Labels
@@ -28,7 +29,8 @@ from quantize.scores import Labels
 _WORST = float(np.finfo(np.float32).max)
 
 Watch = Callable[[Sequence[float], int, int], bool]
-"""(scores so far, samples run, samples in all) -> whether to stop; called after each sample."""
+"""(scores so far, samples run, samples in all) -> whether to stop; called after each sample. There
+are no scores yet where the metric gathers rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,16 @@ class Evaluation:
         binary: Whether every score is 0 or 1, wrong or right.
         bounded: Whether scores lie in 0..1, so that points (pt) mean something.
         chance: Score that guessing would get, None where that has no meaning.
-        scores: One per sample, all finite, in the order of the samples.
+        scores: One per sample, all finite, in the order of the samples; none of a corpus metric.
         nonfinite: Runs with a NaN or a wrong infinity in some output. They have the worst score.
         first_nonfinite: The first of them, and the output it was in.
         samples_sha256: Digest of all samples and labels.
         outputs: Names of the model's outputs.
         seconds: How long it took.
+        corpus_value: Of a corpus metric: its value over all samples with finite outputs.
+        corpus_count: Of a corpus metric: samples run.
+        evidence: Of a corpus metric: what resampling needs. Not stored in files; None too where
+            outputs are not finite, since nothing is resampled then.
     """
 
     model_sha256: str
@@ -87,11 +93,21 @@ class Evaluation:
     samples_sha256: str
     outputs: tuple[str, ...]
     seconds: float
+    corpus_value: float | None = None
+    corpus_count: int = 0
+    evidence: Evidence | None = field(default=None, compare=False)
 
     @property
     def value(self) -> float:
-        """Mean score."""
+        """Mean score, or that of the whole where the metric is no mean."""
+        if self.corpus_value is not None:
+            return self.corpus_value
         return math.fsum(self.scores) / len(self.scores)
+
+    @property
+    def count(self) -> int:
+        """Samples that were scored."""
+        return len(self.scores) or self.corpus_count
 
 
 def evaluate(
@@ -126,7 +142,7 @@ def evaluate(
     if len(samples) == 0:
         raise InputError(f"{samples.source}: holds no samples to evaluate on.")
     started_ns = time.perf_counter_ns()
-    tally = _Tally(metric, reference, keep)
+    tally = _Tally(metric, reference, keep, Gathering(metric.name))
     with (
         _opened(model, execution) as session,
         contextlib.closing(_runs(session, samples, execution)) as runs,
@@ -142,7 +158,10 @@ def evaluate(
 
 def first_scores(evaluation: Evaluation, count: int) -> Evaluation:
     """The evaluation as if it had stopped after `count` scores, to pair with one that did."""
-    return replace(evaluation, scores=evaluation.scores[:count])
+    if evaluation.evidence is None:
+        return replace(evaluation, scores=evaluation.scores[:count])
+    first = evaluation.evidence.first(count)
+    return replace(evaluation, evidence=first, corpus_value=first.value(), corpus_count=count)
 
 
 def is_deterministic(model: Model, sample: Sample, execution: Execution) -> bool:
@@ -160,7 +179,9 @@ class _Tally:
     metric: Metric
     reference: OutputStore | None
     keep: OutputStore | None
+    gathering: Gathering
     scores: list[float] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
     chance: float | None = None
     nonfinite: int = 0
     first_nonfinite: str | None = None
@@ -178,11 +199,14 @@ class _Tally:
             self.nonfinite += 1
             self.first_nonfinite = self.first_nonfinite or f"sample {index}, output {wrong!r}"
             # The metric is not asked: argmax of NaN is a class, and a mean may skip it.
-            self.scores += [self._worst()] * self._count(labels, reference)
+            self._add_broken(self._count(labels, reference))
             return
         if self.metric.needs == "reference" and reference is None:
             reference = outputs
         scores = self.metric.score(outputs, labels, reference)
+        if self.metric.gathers:
+            self.gathering.add(scores)
+            return
         if not all(math.isfinite(s) for s in scores):
             raise InputError(
                 f"metric {self.metric.name!r} gives {scores} for finite outputs; the label is "
@@ -192,12 +216,31 @@ class _Tally:
         if self.chance is None:
             self.chance = self.metric.chance(outputs)
 
+    def finish(self) -> Evidence | None:
+        """Turn gathered rows into scores, or into evidence where the metric is of the whole."""
+        metric, rows = self.metric, stacked(self.gathering.rows)
+        if metric.corpus is not None:
+            return Evidence(rows, metric.corpus, metric.name)
+        if metric.finish is not None:
+            self.scores = list(metric.finish(rows)) if len(rows) else []
+            for place in self.broken:
+                self.scores.insert(place, self.worst())
+        return None
+
+    def _add_broken(self, count: int) -> None:
+        if self.metric.gathers:
+            place = len(self.gathering.rows) + len(self.broken)
+            self.broken += range(place, place + count)
+        else:
+            self.scores += [self.worst()] * count
+
     def _count(self, labels: Labels, reference: Feeds | None) -> int:
         if self.metric.needs != "reference":
             return len(labels)
         return len(self.metric.score(reference, labels, reference)) if reference else 1
 
-    def _worst(self) -> float:
+    def worst(self) -> float:
+        """The score of a run that is not finite."""
         if not self.metric.higher_is_better:
             return _WORST
         return -_WORST if self.metric.bounded is False else 0.0
@@ -207,6 +250,10 @@ def _evaluation(
     model: Model, samples: Samples, tally: _Tally, execution: Execution, seconds: float
 ) -> Evaluation:
     metric = tally.metric
+    evidence, corpus = tally.finish(), metric.corpus is not None
+    whole = None
+    if evidence is not None:
+        whole = evidence.value() if len(evidence) else tally.worst()
     in_bounds = all(0 <= s <= 1 for s in tally.scores)
     right_or_wrong = all(s in (0.0, 1.0) for s in tally.scores)
     return Evaluation(
@@ -217,8 +264,8 @@ def _evaluation(
         metric=metric.name,
         output=metric.output,
         higher_is_better=metric.higher_is_better,
-        binary=metric.binary is not False and right_or_wrong,
-        bounded=in_bounds if metric.bounded is None else metric.bounded,
+        binary=metric.binary is not False and right_or_wrong and not corpus,
+        bounded=in_bounds and not corpus if metric.bounded is None else metric.bounded,
         chance=tally.chance,
         scores=tuple(tally.scores),
         nonfinite=tally.nonfinite,
@@ -226,6 +273,9 @@ def _evaluation(
         samples_sha256=samples.digest,
         outputs=tuple(o.name for o in model.outputs),
         seconds=seconds,
+        corpus_value=whole,
+        corpus_count=len(tally.gathering.rows) + len(tally.broken) if corpus else 0,
+        evidence=None if tally.nonfinite else evidence,
     )
 
 

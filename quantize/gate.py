@@ -8,22 +8,15 @@ how many samples would settle it.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bench.errors import InputError, UsageError
 from quantize.evaluate import Evaluation
-from quantize.intervals import (
-    binomial_tail,
-    mean_bounds,
-    paired_bounds,
-    samples_to_certify,
-    zero_loss_samples,
-)
+from quantize.intervals import binomial_tail, samples_to_certify, zero_loss_samples
+from quantize.pairing import Paired, pair
 
 # Fewer say too little about the spread of a score to certify anything.
 _FEWEST_SAMPLES = 5
@@ -126,39 +119,6 @@ class Verdict:
     suspicious: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Paired:
-    """Differences of two evaluations and what they say about the drop."""
-
-    differences: NDArray[np.float64]
-    low: float
-    high: float
-    method: str
-    binary: bool = False
-
-    @property
-    def n(self) -> int:
-        return int(self.differences.size)
-
-    @property
-    def losses(self) -> int:
-        return int((self.differences > 0).sum())
-
-    @property
-    def gains(self) -> int:
-        return int((self.differences < 0).sum())
-
-    @property
-    def drop(self) -> float:
-        # Clipped, because a sum of equal differences may round to just beside them.
-        mean = math.fsum(self.differences) / self.n
-        return min(max(mean, self.low), self.high)
-
-    @property
-    def constant(self) -> bool:
-        return not self.binary and self.low == self.high
-
-
 def parse_tolerance(text: str) -> Tolerance:
     """Read `1pt`, `1%` or `0.1abs`.
 
@@ -193,18 +153,22 @@ def judge(
     tolerance: Tolerance,
     *,
     confidence: float = 0.95,
+    units: Sequence[int] | None = None,
 ) -> Verdict:
-    """Decide whether a model lost too much, by a paired test on per-sample scores.
+    """Decide whether a model lost too much, by a paired test on the same samples.
 
     Scores of 0 and 1 in both: Tango's test of non-inferiority. A pass needs, whatever they say, the
-    samples of the zero-loss rule. Other scores: BCa bootstrap of the mean difference. A lower bound
-    above the limit refuses, an upper bound below it passes, and non-finite outputs always refuse.
+    samples of the zero-loss rule. Other scores and metrics of the whole data set: BCa bootstrap of
+    the difference. A lower bound above the limit refuses, an upper bound below it passes, and
+    non-finite outputs always refuse.
 
     Args:
         baseline: Of FP32.
         candidate: Of INT8, on the same samples with the same metric.
         tolerance: How much worse it may be.
         confidence: One-sided, above 0.5.
+        units: Number of the independent unit (person, document, video) of each sample; None where
+            each sample is one. Whole units are then resampled.
 
     Raises:
         UsageError: The evaluations cannot be compared, or the tolerance does not fit the metric.
@@ -217,13 +181,13 @@ def judge(
         )
     _refuse_broken(baseline)
     limit = _limit(baseline, candidate, tolerance)
-    paired = _pair(baseline, candidate, confidence)
+    paired = pair(baseline, candidate, confidence, units)
     outcome, needed, reason = _decide(paired, limit, confidence)
     if candidate.nonfinite:
         outcome, needed = "refuse", None
         reason = (
-            f"{candidate.nonfinite} of {paired.n} INT8 runs returned NaN or infinity, first in "
-            f"{candidate.first_nonfinite}. Such a model never passes."
+            f"{candidate.nonfinite} of {candidate.count} INT8 runs returned NaN or infinity, first "
+            f"in {candidate.first_nonfinite}. Such a model never passes."
         )
     return Verdict(
         outcome=outcome,
@@ -257,7 +221,7 @@ def _refuse_unlike(baseline: Evaluation, candidate: Evaluation) -> None:
         ("metric", baseline.metric, candidate.metric),
         ("scored output", baseline.output, candidate.output),
         ("direction (higher is better)", baseline.higher_is_better, candidate.higher_is_better),
-        ("number of scores", len(baseline.scores), len(candidate.scores)),
+        ("number of scores", baseline.count, candidate.count),
     )
     for field, ours, theirs in pairs:
         if ours != theirs:
@@ -265,7 +229,7 @@ def _refuse_unlike(baseline: Evaluation, candidate: Evaluation) -> None:
                 f"the evaluations cannot be paired: {field} of FP32 is {ours!r}, of INT8 "
                 f"{theirs!r}. Evaluate both on the same samples with the same metric."
             )
-    if not baseline.scores:
+    if not baseline.count:
         raise UsageError("the evaluations cannot be paired: they hold no scores.")
 
 
@@ -273,7 +237,7 @@ def _refuse_broken(baseline: Evaluation) -> None:
     if baseline.nonfinite:
         raise InputError(
             f"the baseline is broken: FP32 returned NaN or infinity in {baseline.nonfinite} of "
-            f"{len(baseline.scores)} runs, first in {baseline.first_nonfinite}. Nothing can be "
+            f"{baseline.count} runs, first in {baseline.first_nonfinite}. Nothing can be "
             "judged against it; check the model and the preprocessing."
         )
     n, chance = len(baseline.scores), baseline.chance
@@ -289,22 +253,7 @@ def _refuse_broken(baseline: Evaluation) -> None:
         )
 
 
-def _pair(baseline: Evaluation, candidate: Evaluation, confidence: float) -> _Paired:
-    sign = 1.0 if baseline.higher_is_better else -1.0
-    differences = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores))
-    n = differences.size
-    if baseline.binary and candidate.binary:
-        losses, gains = int((differences > 0).sum()), int((differences < 0).sum())
-        low, high = paired_bounds(losses, gains, n, confidence)
-        return _Paired(differences, low, high, "Tango score test", binary=True)
-    if (differences == differences[0]).all():
-        only = float(differences[0])
-        return _Paired(differences, only, only, "identical differences")
-    low, high = mean_bounds(differences, confidence)
-    return _Paired(differences, low, high, "paired bootstrap (BCa) and Student's t")
-
-
-def _decide(paired: _Paired, limit: float, confidence: float) -> tuple[Outcome, int | None, str]:
+def _decide(paired: Paired, limit: float, confidence: float) -> tuple[Outcome, int | None, str]:
     """Outcome, samples needed where inconclusive, and the reason."""
     sure = f"at {confidence * 100:.4g} % confidence"
     observed = f"The observed drop is {paired.drop:.4g} over {paired.n} samples"
@@ -340,14 +289,14 @@ def _decide(paired: _Paired, limit: float, confidence: float) -> tuple[Outcome, 
     return "inconclusive", needed, reason
 
 
-def _fewest_to_pass(paired: _Paired, limit: float, confidence: float) -> int:
+def _fewest_to_pass(paired: Paired, limit: float, confidence: float) -> int:
     if not paired.binary:
         return _FEWEST_SAMPLES
     # Whatever was observed: a model with no loss at all would need as many.
     return zero_loss_samples(limit, confidence) if limit > 0 else 1
 
 
-def _samples_needed(paired: _Paired, limit: float, confidence: float) -> int | None:
+def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | None:
     room = limit - paired.drop
     if room < 0 or (room == 0 and not paired.constant):
         return None
@@ -358,13 +307,12 @@ def _samples_needed(paired: _Paired, limit: float, confidence: float) -> int | N
         rates = (paired.losses / paired.n, paired.gains / paired.n)
         needed: float = samples_to_certify(*rates, limit, confidence)
     else:
-        spread = float(paired.differences.std(ddof=1))
-        needed = (NormalDist().inv_cdf(confidence) * spread / room) ** 2
+        needed = (NormalDist().inv_cdf(confidence) * paired.bounds.spread / room) ** 2
     needed = max(fewest, needed)
     return math.ceil(needed) if needed < _MOST_SAMPLES else None
 
 
-def _suspicions(paired: _Paired, limit: float) -> tuple[str, ...]:
+def _suspicions(paired: Paired, limit: float) -> tuple[str, ...]:
     if paired.high >= -limit or paired.n < _FEWEST_SAMPLES:
         return ()
     note = (

@@ -1,4 +1,8 @@
-"""Metrics: how good the outputs of one model run are, as one score per sample, and which way is up.
+"""Metrics: how good a model's outputs are, and which way is up.
+
+Most give one score per sample, and their value is the mean. Others keep a row of evidence per
+sample and are computed when all have run: as one number of the whole data set (`corpus`: F1, mAP)
+or as one score per sample that depends on all others (`finish`: recall of neighbours).
 
 A metric sees one run of the model at a time: its outputs exactly as the model returned them and the
 labels that belong to it. Built-in ones stand in `METRICS`; any other is a Python function of the
@@ -11,10 +15,13 @@ user's (`file.py:function`), called as `function(outputs, labels)`:
 
 `function.higher_is_better = False` turns the direction, `function.bounded = True` promises scores
 in 0..1, `function.binary = False` says that 0 and 1 do not mean "wrong" and "right".
+With `function.corpus = g` it returns one row of any kind per sample instead, and `g(rows)` is the
+metric of any selection of samples, repeated ones included. With `function.finish = g` it does too,
+and `g(rows)` returns one score per sample, once.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -23,6 +30,7 @@ import numpy as np
 
 from bench.errors import InputError, UsageError
 from bench.models import Array, Feeds
+from quantize.evidence import Rows
 from quantize.plugins import blame, is_function_text, load_function, nearest
 from quantize.scores import (
     Labels,
@@ -32,11 +40,13 @@ from quantize.scores import (
     chance_of_yes,
     error,
     likeness,
+    named_output,
     top,
 )
 
-# (outputs, labels, reference outputs, name of the output to score or None) -> one score per sample.
-Score: TypeAlias = Callable[[Feeds, Labels, Feeds | None, str | None], list[float]]
+# (outputs, labels, reference outputs, name of the output to score or None) -> one score per sample,
+# or one row of evidence per sample.
+Score: TypeAlias = Callable[[Feeds, Labels, Feeds | None, str | None], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class Metric:
         guessing: (outputs, output) -> the score that guessing would get, None where that has no
             meaning; call `chance`.
         output: The model output to score; None: the first that fits.
+        corpus: `function` gives rows, and this is the metric of any selection of them.
+        finish: `function` gives rows, and this one score per sample, of all of them.
     """
 
     name: str
@@ -63,9 +75,16 @@ class Metric:
     needs: Literal["labels", "reference", "nothing"] = "labels"
     guessing: Callable[[Feeds, str | None], float | None] | None = None
     output: str | None = None
+    corpus: Callable[[Rows], float] | None = None
+    finish: Callable[[Rows], Sequence[float]] | None = None
 
-    def score(self, outputs: Feeds, labels: Labels, reference: Feeds | None = None) -> list[float]:
-        """One score per sample of one model run.
+    @property
+    def gathers(self) -> bool:
+        """Whether scores are known only when all samples have run."""
+        return self.corpus is not None or self.finish is not None
+
+    def score(self, outputs: Feeds, labels: Labels, reference: Feeds | None = None) -> list[Any]:
+        """One score per sample of one model run, or one row if the metric `gathers`.
 
         Args:
             outputs: What the model returned.
@@ -107,7 +126,7 @@ def resolve_metric(
         text = _fitting(first_label) if labelled else "cosine"
     if text not in METRICS:
         if is_function_text(text):
-            return _plugin(text)
+            return replace(_plugin(text), output=output)
         raise UsageError(
             f"unknown metric {text!r}.{nearest(text, list(METRICS))} Known: {', '.join(METRICS)}, "
             "or file.py:function of your own."
@@ -158,14 +177,81 @@ def _plugin(text: str) -> Metric:
     higher = bool(getattr(function, "higher_is_better", True))
     # An error is no share of anything, even where it happens to stay below 1.
     unsaid = None if higher else False
+    corpus, finish = (_attached(function, text, name) for name in ("corpus", "finish"))
+    if corpus is not None and finish is not None:
+        raise InputError(
+            f"{_definition(function, text)}: has both `corpus` and `finish`; keep one."
+        )
+    score = _plugin_scores if corpus is None and finish is None else _plugin_rows
     return Metric(
         name=text,
-        function=partial(_plugin_scores, function, text),
+        function=partial(score, function, text),
         higher_is_better=higher,
-        binary=getattr(function, "binary", unsaid),
-        bounded=getattr(function, "bounded", unsaid),
+        binary=False if corpus is not None else getattr(function, "binary", unsaid),
+        bounded=getattr(function, "bounded", False if corpus is not None else unsaid),
         needs="nothing",
+        corpus=partial(_plugin_corpus, corpus, text) if corpus is not None else None,
+        finish=partial(_plugin_finish, finish, text) if finish is not None else None,
     )
+
+
+def _attached(function: Callable[..., Any], text: str, name: str) -> Callable[..., Any] | None:
+    found = getattr(function, name, None)
+    if found is not None and not callable(found):
+        raise InputError(
+            f"{_definition(function, text)}: `{name}` is {found!r:.80}, not a function of rows."
+        )
+    return found
+
+
+def _call(function: Callable[..., Any], outputs: Feeds, labels: Labels, output: str | None) -> Any:
+    """What the user's function returns for every output, or for the one that `--output` names."""
+    if output is not None:
+        outputs = {output: named_output(outputs, output)}
+    return function({n: _read_only(a) for n, a in outputs.items()}, labels)
+
+
+def _plugin_rows(
+    function: Callable[..., Any],
+    text: str,
+    outputs: Feeds,
+    labels: Labels,
+    _: Feeds | None,
+    output: str | None,
+) -> list[Any]:
+    with blame(text, what="metric"):
+        returned = _call(function, outputs, labels, output)
+    if not isinstance(returned, (list, tuple, np.ndarray)) or len(returned) != len(labels):
+        raise InputError(
+            f"{_definition(function, text)}: the metric returned {type(returned).__name__} "
+            f"{returned!r:.80}; expected a list of one row per sample, here {len(labels)}."
+        )
+    return list(returned)
+
+
+def _plugin_corpus(corpus: Callable[..., Any], text: str, rows: Rows) -> float:
+    with blame(text, what="metric"):
+        found = corpus(rows)
+    if isinstance(found, (bool, int, float, np.number)) or np.shape(found) == ():
+        try:
+            return float(found)
+        except (TypeError, ValueError):
+            pass
+    raise InputError(
+        f"{_definition(corpus, text)}: `corpus` returned {type(found).__name__} {found!r:.80}; "
+        "expected one number for all rows."
+    )
+
+
+def _plugin_finish(finish: Callable[..., Any], text: str, rows: Rows) -> list[float]:
+    with blame(text, what="metric"):
+        scores = np.asarray(finish(rows), dtype=np.float64)
+    if scores.shape != (len(rows),) or not np.isfinite(scores).all():
+        raise InputError(
+            f"{_definition(finish, text)}: `finish` returned an array of shape "
+            f"{list(scores.shape)}; expected one finite number for each of {len(rows)} rows."
+        )
+    return [float(s) for s in scores]
 
 
 def _plugin_scores(
@@ -173,10 +259,11 @@ def _plugin_scores(
     text: str,
     outputs: Feeds,
     labels: Labels,
-    *_: object,
+    _: Feeds | None,
+    output: str | None,
 ) -> list[float]:
     with blame(text, what="metric"):
-        returned = function({n: _read_only(a) for n, a in outputs.items()}, labels)
+        returned = _call(function, outputs, labels, output)
         try:
             # Complex numbers would lose their imaginary part with no more than a warning.
             whole = np.asarray(returned)

@@ -8,9 +8,11 @@ file and line, because it is the user's error and not a bug of ours.
 import contextlib
 import difflib
 import importlib
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def blame(text: str, *, what: str) -> Iterator[None]:
     """
     origin = text.rpartition(":")[0]
     is_file = origin.endswith(".py")
-    folder = Path(origin).resolve().parent if is_file else Path.cwd()
+    folder = _folder(os.path.abspath(origin)) if is_file else os.getcwd()  # noqa: PTH100, PTH109
     try:
         with _importable(folder), contextlib.redirect_stdout(sys.stderr):
             yield
@@ -74,6 +76,12 @@ def blame(text: str, *, what: str) -> Iterator[None]:
     except (Exception, SystemExit) as e:
         place = _place(e, Path(origin).resolve() if is_file else _module_file(origin))
         raise InputError(f"{place}: the {what} raised {describe_error(e)}") from e
+
+
+@lru_cache
+def _folder(file: str) -> str:
+    # Metrics are called thousands of times, and resolving a path asks the disk for each part.
+    return str(Path(file).resolve().parent)
 
 
 def describe_error(error: BaseException) -> str:
@@ -121,13 +129,13 @@ def _import(name: str, what: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
+def _importable(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
+            sys.path.remove(folder)
 
 
 def _module_file(name: str) -> Path | None:

@@ -56,7 +56,7 @@ def agreement(
     """Whether the FP32 model's best class is this one's too; of maps, the share of places."""
     reference = _given(reference, "agreement")
     name, wanted = _pick_classes(reference, output, count=len(labels))
-    found = _named(outputs, name)
+    found = named_output(outputs, name)
     fits = _squeeze(found).shape == _squeeze(reference[name]).shape
     _refuse_shapes(name, found, reference[name], fits=fits)
     found = found.reshape(wanted.shape)
@@ -93,7 +93,7 @@ def _pick_classes(outputs: Feeds, output: str | None, *, count: int) -> tuple[st
         if not names:
             raise InputError(f"no output can tell classes: {_described(outputs)}.")
         output = names[0]
-    found = _squeeze(_named(outputs, output))
+    found = _squeeze(named_output(outputs, output))
     if found.dtype.kind not in "biuf" or not found.ndim:
         raise InputError(f"output {output!r} holds no class scores: {_described(outputs)}.")
     if found.dtype.kind == "f" and found.ndim == 1:
@@ -168,7 +168,7 @@ def likeness(outputs: Feeds, _: Labels, reference: Feeds | None, output: str | N
             f"no float output{asked} to compare: {_described(reference)}. For integer outputs use "
             "--metric agreement."
         )
-    return [min(cosine(reference[n], _named(outputs, n)) for n in names)]
+    return [min(cosine(reference[n], named_output(outputs, n)) for n in names)]
 
 
 def cosine(wanted: Array, found: Array) -> float:
@@ -203,10 +203,15 @@ def _pick_float(outputs: Feeds, output: str | None) -> tuple[str, Array]:
     if output is None and not floats:
         raise InputError(f"no float output to score: {_described(outputs)}.")
     output = output or floats[0]
-    return output, _named(outputs, output)
+    return output, named_output(outputs, output)
 
 
-def _named(outputs: Feeds, output: str) -> Array:
+def named_output(outputs: Feeds, output: str) -> Array:
+    """The output of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
     if output not in outputs:
         raise UsageError(f"the model has no output {output!r}: {_described(outputs)}.")
     return outputs[output]

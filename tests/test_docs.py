@@ -14,6 +14,7 @@ from bench.errors import ExitCode
 from quantize.cli import app
 from quantize.config import read_config
 from quantize.data import read_samples
+from quantize.evidence import stacked
 from quantize.metrics import METRICS, resolve_metric
 from quantize.targets import TARGETS
 
@@ -174,6 +175,14 @@ def test_the_metric_in_the_readme_works(tmp_path: Path) -> None:
     scores = metric.score({"y": np.array([[1.0], [4.0]], np.float32)}, np.array([1.5, 2.0]))
     assert scores == [0.5, 2.0]
     assert not metric.higher_is_better
+
+
+def test_the_metric_of_a_whole_data_set_in_the_readme_works(tmp_path: Path) -> None:
+    metric = resolve_metric(f"{example('f1.py', tmp_path)}:f1", labelled=True)
+    rows = metric.score({"y": np.array([[0, 1], [0, 1], [1, 0]])}, np.array([1, 0, 1]))
+    assert metric.corpus is not None
+    assert metric.bounded
+    assert metric.corpus(stacked(rows)) == 0.5
 
 
 def test_the_design_names_every_module() -> None:

@@ -1,0 +1,122 @@
+"""Evidence: what a metric that is no mean over samples keeps of each sample until all have run.
+
+F1, mAP and word error rate are functions of the whole data set. Such a metric turns one model run
+into one row per sample, and afterwards any selection of rows into one number. The bootstrap of the
+gate asks for that number again and again, for samples drawn with repetition.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import InputError, ResourceError
+from bench.models import Array
+from bench.store import unstored_schema
+
+Rows: TypeAlias = Array | list[Any]
+"""Numbers, or equally long tuples or arrays of them, as one array [samples, …]; else a list."""
+
+# Rows stay in memory for as long as verdicts are reached.
+_MOST_BYTES = 1 << 30
+
+
+class Evidence:
+    """Rows of one model and the function that turns a selection of them into a number.
+
+    Reports do not store it: `bench.store` writes null.
+
+    Args:
+        rows: One per sample, in order.
+        function: Takes any selection of rows, repeated ones included; returns a finite number.
+        name: Of the metric, for messages.
+    """
+
+    __slots__ = ("function", "name", "rows")
+
+    def __init__(self, rows: Rows, function: Callable[[Rows], float], name: str) -> None:
+        self.rows, self.function, self.name = rows, function, name
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> Any:
+        return unstored_schema()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def value(self, picks: NDArray[np.intp] | None = None) -> float:
+        """The metric over all rows, or over those at `picks`.
+
+        Raises:
+            InputError: The function gives no finite number.
+        """
+        rows = self.rows if picks is None else take(self.rows, picks)
+        found = self.function(rows)
+        if not math.isfinite(found):
+            raise InputError(
+                f"metric {self.name!r} is {found} for a selection of {len(rows)} samples. Intervals"
+                " come from samples drawn with repetition, so it needs a finite value for each "
+                "such selection, also for one without a single positive."
+            )
+        return float(found)
+
+    def first(self, count: int) -> "Evidence":
+        """The same of the first `count` samples."""
+        return Evidence(self.rows[:count], self.function, self.name)
+
+
+class Gathering:
+    """Collects rows while a model runs, and refuses more than fits in memory."""
+
+    __slots__ = ("_bytes", "_name", "rows")
+
+    def __init__(self, name: str) -> None:
+        self.rows: list[Any] = []
+        self._bytes, self._name = 0, name
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Keep the rows of one run.
+
+        Raises:
+            ResourceError: All rows together are too large.
+        """
+        self.rows += rows
+        self._bytes += sum(_size_bytes(r) for r in rows)
+        if self._bytes > _MOST_BYTES:
+            raise ResourceError(
+                f"metric {self._name!r} keeps more than {_MOST_BYTES >> 20} MiB after "
+                f"{len(self.rows):,} samples. Keep less of each sample, counts instead of maps."
+            )
+
+
+def stacked(rows: Sequence[Any]) -> Rows:
+    """Rows of numbers with one shape as an array [samples, …], others as a list."""
+    if not rows or not all(_is_numeric(r) for r in rows):
+        return list(rows)
+    try:
+        array = np.asarray(rows)
+    except ValueError:
+        return list(rows)  # of different lengths
+    return array if array.dtype.kind in "biuf" else list(rows)
+
+
+def take(rows: Rows, picks: NDArray[np.intp]) -> Rows:
+    """The rows at `picks`, in that order, repeated as there."""
+    return rows[picks] if isinstance(rows, np.ndarray) else [rows[i] for i in picks]
+
+
+def _is_numeric(row: Any) -> bool:
+    return isinstance(row, (bool, int, float, np.number, np.bool_, np.ndarray, tuple))
+
+
+def _size_bytes(row: Any) -> int:
+    if isinstance(row, np.ndarray):
+        return row.nbytes
+    if isinstance(row, (tuple, list)):
+        return sys.getsizeof(row) + sum(_size_bytes(v) for v in row)
+    if isinstance(row, dict):
+        return sys.getsizeof(row) + sum(_size_bytes(v) for v in row.values())
+    return sys.getsizeof(row)

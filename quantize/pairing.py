@@ -1,0 +1,125 @@
+"""Two evaluations of the same samples, paired: how much worse one is, with bounds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import UsageError
+from quantize.evaluate import Evaluation
+from quantize.intervals import Bounds, mean_bounds, paired_bounds, statistic_bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What two evaluations say about the drop.
+
+    Attributes:
+        bounds: Of the drop, positive where INT8 is worse.
+        n: Independent units.
+        method: How the bounds were computed.
+        losses: Samples that INT8 scores worse; 0 where samples have no scores.
+        gains: Samples that INT8 scores better.
+        binary: Whether all scores are 0 or 1.
+    """
+
+    bounds: Bounds
+    n: int
+    method: str
+    losses: int = 0
+    gains: int = 0
+    binary: bool = False
+
+    @property
+    def drop(self) -> float:
+        """Observed."""
+        return self.bounds.value
+
+    @property
+    def low(self) -> float:
+        """The drop is above this."""
+        return self.bounds.low
+
+    @property
+    def high(self) -> float:
+        """The drop is below this."""
+        return self.bounds.high
+
+    @property
+    def constant(self) -> bool:
+        """Whether all differences are the same."""
+        return not self.binary and self.low == self.high
+
+
+def pair(
+    baseline: Evaluation, candidate: Evaluation, confidence: float, units: Sequence[int] | None
+) -> Paired:
+    """The drop with its bounds, by the test that fits the scores.
+
+    Args:
+        baseline: Of FP32.
+        candidate: Of INT8, on the same samples.
+        confidence: Of each bound.
+        units: Number of the independent unit of each sample; None where each sample is one.
+
+    Raises:
+        UsageError: There are more or fewer units than samples.
+    """
+    sign = 1.0 if baseline.higher_is_better else -1.0
+    if baseline.corpus_value is not None:
+        return _pair_wholes(baseline, candidate, sign, confidence, _members(units, baseline.count))
+    differences = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores))
+    losses, gains = int((differences > 0).sum()), int((differences < 0).sum())
+    n, binary = differences.size, baseline.binary and candidate.binary
+    members = _members(units, n)
+    if len(members) < n:
+        bounds = statistic_bounds(lambda i: float(differences[i].mean()), members, confidence)
+        method = f"paired bootstrap (BCa) of {len(members):,} units"
+        return Paired(bounds, len(members), method, losses, gains)
+    if binary:
+        low, high = paired_bounds(losses, gains, n, confidence)
+        bounds = Bounds((losses - gains) / n, low, high, 0.0)
+        return Paired(bounds, n, "Tango score test", losses, gains, binary=True)
+    if (differences == differences[0]).all():
+        only = float(differences[0])
+        bounds = Bounds(only, only, only, 0.0)
+        return Paired(bounds, n, "identical differences", losses, gains)
+    low, high = mean_bounds(differences, confidence)
+    # Clipped, because a sum of nearly equal differences may round to just beside them.
+    drop = min(max(math.fsum(differences) / n, low), high)
+    bounds = Bounds(drop, low, high, float(differences.std(ddof=1)))
+    return Paired(bounds, n, "paired bootstrap (BCa) and Student's t", losses, gains)
+
+
+def _pair_wholes(
+    baseline: Evaluation,
+    candidate: Evaluation,
+    sign: float,
+    confidence: float,
+    members: Sequence[NDArray[np.intp]],
+) -> Paired:
+    """Of a metric of the whole data set: both models on the same resampled units."""
+    first, second = baseline.evidence, candidate.evidence
+    if first is None or second is None:
+        # Outputs that are not finite refuse the model, whatever the rest of it scores.
+        drop = sign * (baseline.value - candidate.value)
+        return Paired(Bounds(drop, drop, drop, 0.0), len(members), "not tested")
+    bounds = statistic_bounds(
+        lambda i: sign * (first.value(i) - second.value(i)), members, confidence
+    )
+    return Paired(bounds, len(members), f"paired bootstrap (BCa) of {len(members):,} units")
+
+
+def _members(units: Sequence[int] | None, count: int) -> list[NDArray[np.intp]]:
+    """Indices of the samples of each unit."""
+    if units is None:
+        return list(np.arange(count)[:, None])
+    if len(units) != count:
+        raise UsageError(
+            f"units: {len(units)} samples have one, {count} were scored. Name one for each sample."
+        )
+    order = np.argsort(units, kind="stable")
+    edges = np.flatnonzero(np.diff(np.asarray(units)[order])) + 1
+    return list(np.split(order, edges))
