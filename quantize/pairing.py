@@ -70,7 +70,8 @@ def pair(
     sign = 1.0 if baseline.higher_is_better else -1.0
     if baseline.corpus_value is not None:
         return _pair_wholes(baseline, candidate, sign, confidence, _members(units, baseline.count))
-    differences = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores))
+    # Plus zero, because minus zero is no drop that a reader should see.
+    differences = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores)) + 0.0
     losses, gains = int((differences > 0).sum()), int((differences < 0).sum())
     n, binary = differences.size, baseline.binary and candidate.binary
     members = _members(units, n)
@@ -104,10 +105,10 @@ def _pair_wholes(
     first, second = baseline.evidence, candidate.evidence
     if first is None or second is None:
         # Outputs that are not finite refuse the model, whatever the rest of it scores.
-        drop = sign * (baseline.value - candidate.value)
+        drop = sign * (baseline.value - candidate.value) + 0.0
         return Paired(Bounds(drop, drop, drop, 0.0), len(members), "not tested")
     bounds = statistic_bounds(
-        lambda i: sign * (first.value(i) - second.value(i)), members, confidence
+        lambda i: sign * (first.value(i) - second.value(i)) + 0.0, members, confidence
     )
     return Paired(bounds, len(members), f"paired bootstrap (BCa) of {len(members):,} units")
 
