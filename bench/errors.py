@@ -15,6 +15,12 @@ A message says what went wrong, where, what was found, what was expected, and wh
 from enum import IntEnum
 
 
+def describe_error(error: BaseException) -> str:
+    """`ValueError: the first line of its message`, cut to a readable length."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
 class ExitCode(IntEnum):
     """What a command's exit status means to a CI job."""
 

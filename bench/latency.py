@@ -5,14 +5,11 @@ page placement), and a machine drifts. So a round is a process, variants take tu
 and `bench.compare` builds its intervals over rounds.
 """
 
-import gc
 import math
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, TypeAlias
@@ -20,25 +17,20 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bench.errors import UsageError
-from bench.feeds import feeds_digest, load_feeds, save_feeds
-from bench.isolate import peak_rss_bytes, run_isolated
-from bench.machine import disturbance
+from bench.feeds import feeds_digest, save_feeds
+from bench.isolate import run_isolated
 from bench.models import Feeds, Model
-from bench.runtimes import Session, Settings, find_runtime
+from bench.runtimes.seam import Precision
+from bench.sampling import is_stable
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what runs next."""
 
-MIN_SAMPLES = 5
 # Fewest samples that bound a percentile with 99 % confidence and one outlier to spare: MLPerf
 # Inference, loadgen/early_stopping.cc.
 P90_SAMPLES = 64
 P99_SAMPLES = 662
 
-_MAX_SAMPLES = 100_000
-_WARMUP_S = 1.0
-_WINDOW = 10
-_STABLE = 1.02
 _TIMEOUT_S = 1800.0
 
 
@@ -54,6 +46,9 @@ class Variant:
         threads: Threads inside one inference.
         batch: Samples in one inference. 1 is one sample, whatever its first axis means (it may be
             time).
+        precision: Of float arithmetic on a GPU; see `bench.runtimes.seam.Settings`.
+        copies: Whether copying inputs to the device and outputs back is timed. Without it, both
+            stay there, and only the end of the computation is waited for.
     """
 
     name: str
@@ -62,11 +57,13 @@ class Variant:
     device: str
     threads: int
     batch: int
+    precision: Precision = "fp32"
+    copies: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One process: it loads the model, warms up, and is timed. Arrays in, arrays out.
+    """One process: it loads the model, warms up, and is timed.
 
     Attributes:
         load_ns: To open and compile the model; importing the runtime not counted.
@@ -77,6 +74,10 @@ class Round:
         steal_share: Share of the machine's CPU time, while sampling, that the hypervisor gave away.
         others_share: Share of it that other processes of this machine took.
         throttled_periods: How often the CPU quota stopped the process while sampling.
+        compile_ns: Of `load_ns`, what compiling took; None where the runtime cannot tell.
+        cold_ns: From asking for the process to its first answer: starting Python, importing
+            vnnify and the runtime, opening, compiling, one inference. Files are in the page cache.
+        placement: Nodes by execution provider, where the runtime tells it.
     """
 
     load_ns: int
@@ -87,6 +88,14 @@ class Round:
     steal_share: float
     others_share: float
     throttled_periods: int
+    compile_ns: int | None = None
+    cold_ns: int | None = None
+    placement: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the warm-up ended because times had become steady, and not its time."""
+        return is_stable(self.warmup_ns)
 
     @property
     def median_ns(self) -> float:
@@ -152,6 +161,16 @@ class Latency:
         return statistics.median(r.first_ns for r in self.rounds) / 1e6
 
     @property
+    def compile_ms(self) -> float | None:
+        """Of `load_ms`, median time to compile; None where the runtime cannot tell."""
+        return _median_ms([r.compile_ns for r in self.rounds])
+
+    @property
+    def cold_ms(self) -> float | None:
+        """Median time from asking for a process to its first answer."""
+        return _median_ms([r.cold_ns for r in self.rounds])
+
+    @property
     def peak_rss_bytes(self) -> int:
         """The most memory that a round held."""
         return max(r.peak_rss_bytes for r in self.rounds)
@@ -186,6 +205,11 @@ class Latency:
         return float(np.percentile(samples, share * 100, method="inverted_cdf")) / 1e6
 
 
+def _median_ms(values_ns: Sequence[int | None]) -> float | None:
+    known = [v for v in values_ns if v is not None]
+    return statistics.median(known) / 1e6 if known else None
+
+
 def measure(
     variants: Sequence[Variant],
     feeds: Sequence[Feeds],
@@ -203,7 +227,7 @@ def measure(
         feeds: Distinct inputs, given in rotation.
         rounds: Processes per variant; with 1 there is no interval.
         seconds_per_round: Time to take samples in one process; warm-up takes at most as much again.
-            At least `MIN_SAMPLES` are taken however long they last.
+            At least 5 are taken however long they last.
         seed: Of the order.
         control: Also time the first variant a second time as if it were another. What differs
             between the two is noise; it comes last in the result, named "… (control)".
@@ -232,7 +256,7 @@ def measure(
             if progress is not None:
                 progress(done, rounds * len(entrants), variant.name)
             answer = run_isolated(
-                "bench.latency:run_round",
+                "bench.sampling:run_round",
                 _job(variant, scratch / "feeds.npz", seconds_per_round),
                 scratch=scratch,
                 name=f"measuring {variant.name!r} in {variant.runtime}",
@@ -259,96 +283,14 @@ def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
     return orders
 
 
-def time_session(
-    session: Session,
-    feeds: Sequence[Feeds],
-    *,
-    seconds: float,
-    clock: Callable[[], int] = perf_counter_ns,
-) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Run a session until it is warm, then for `seconds`, feeds in rotation.
-
-    Args:
-        session: What to run.
-        feeds: Its inputs.
-        seconds: Time for samples, and the most for warming up; at least `MIN_SAMPLES` are taken.
-        clock: Nanoseconds from any origin.
-
-    Returns:
-        Time of the first inference, of the warm-up's, and of those that count, in ns.
-    """
-
-    def run(index: int) -> int:
-        start = clock()
-        session.run(feeds[index % len(feeds)])
-        return clock() - start
-
-    first = run(0)
-    warmup: list[int] = []
-    end = clock() + int(min(seconds, _WARMUP_S) * 1e9)
-    while clock() < end and not _is_stable(warmup):
-        warmup.append(run(1 + len(warmup)))
-    samples: list[int] = []
-    offset = 1 + len(warmup)
-    end = clock() + int(seconds * 1e9)
-    while len(samples) < MIN_SAMPLES or (clock() < end and len(samples) < _MAX_SAMPLES):
-        samples.append(run(offset + len(samples)))
-    return first, tuple(warmup), tuple(samples)
-
-
-def run_round(job: dict[str, Any]) -> dict[str, Any]:
-    """One round, in the process that calls; `measure` calls it in fresh ones.
-
-    Args:
-        job: As `_job` makes it.
-
-    Returns:
-        The fields of a `Round`, and `runtime_version`.
-    """
-    runtime = find_runtime(job["runtime"])
-    feeds = load_feeds(Path(job["feeds"]))
-    version = runtime.version()  # Imports the package, before the clock starts.
-    start = perf_counter_ns()
-    session = runtime.open(Path(job["model"]), Settings(job["threads"], job["device"]))
-    load_ns = perf_counter_ns() - start
-    gc.collect()
-    gc.disable()
-    before, own_before = disturbance(), time.process_time()
-    try:
-        first, warmup, samples = time_session(session, feeds, seconds=job["seconds"])
-    finally:
-        gc.enable()
-    after, own_after = disturbance(), time.process_time()
-    session.close()
-    ticks = max(after.total_ticks - before.total_ticks, 1)
-    own_ticks = (own_after - own_before) * os.sysconf("SC_CLK_TCK")
-    return {
-        "runtime_version": version,
-        "load_ns": load_ns,
-        "first_ns": first,
-        "warmup_ns": warmup,
-        "samples_ns": samples,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "steal_share": (after.steal_ticks - before.steal_ticks) / ticks,
-        "others_share": max(after.busy_ticks - before.busy_ticks - own_ticks, 0.0) / ticks,
-        "throttled_periods": after.throttled_periods - before.throttled_periods,
-    }
-
-
-def _is_stable(warmup: Sequence[int]) -> bool:
-    """Whether the last medians of a sliding window agree."""
-    if len(warmup) < 2 * _WINDOW - 1:
-        return False
-    tail = warmup[-(2 * _WINDOW - 1) :]
-    medians = [statistics.median(tail[i : i + _WINDOW]) for i in range(_WINDOW)]
-    return max(medians) <= min(medians) * _STABLE
-
-
 def _job(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
     return {
         "model": str(variant.model.path.resolve()),
         "runtime": variant.runtime,
         "device": variant.device,
+        "precision": variant.precision,
+        "copies": variant.copies,
+        "spawned_ns": perf_counter_ns(),
         "threads": variant.threads,
         "feeds": str(feeds),
         "seconds": seconds,

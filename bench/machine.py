@@ -160,7 +160,11 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
         kernel=platform.release(),
         python=platform.python_version(),
         packages=packages,
-        canaries={name: _verdict(name) for name in RUNTIMES if _is_installed(name, packages)},
+        canaries={
+            name: _verdict(name)
+            for name, runtime in RUNTIMES.items()
+            if ".onnx" in runtime.suffixes and _is_installed(name, packages)
+        },
         gpus=gpus,
         no_gpu_reason=_no_gpu_reason(gpus),
         variables={

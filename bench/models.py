@@ -73,10 +73,10 @@ class Model:
     """A model file on disk, looked at and found sound.
 
     Attributes:
-        path: The `.onnx` file.
+        path: The `.onnx` or `.pt2` file.
         inputs: What has to be fed, in the graph's order (initializers left out).
         outputs: What comes back, in the graph's order.
-        opset: Version of the default ONNX domain.
+        opset: Version of the default ONNX domain; 0 for a `.pt2` program.
         sha256: Digest over the file and every external data file that it names.
         size_bytes: Size of all those files together.
     """
@@ -90,10 +90,11 @@ class Model:
 
 
 def read_model(path: Path) -> Model:
-    """Look at an ONNX file without running it.
+    """Look at a model file without running it.
 
     Args:
-        path: The file; its external data, if any, lies in the same folder or below.
+        path: An `.onnx` file whose external data, if any, lies in its folder or below; or a `.pt2`
+            program, see `bench.programs.read_program`.
 
     Raises:
         InputError: It is missing, empty, truncated, of another type, or its external data is
@@ -101,6 +102,10 @@ def read_model(path: Path) -> Model:
         UnsupportedError: Its opset is newer than the runtimes know, or it takes something that is
             not a tensor.
     """
+    if path.suffix == ".pt2":
+        from bench.programs import read_program
+
+        return read_program(path)
     import onnx
 
     _refuse_other_types(path)

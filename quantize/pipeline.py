@@ -16,11 +16,11 @@ from time import perf_counter
 
 import onnx_ir as ir
 
-from bench.errors import UnfitError, UnsupportedError, UsageError
+from bench.errors import UnsupportedError, UsageError
 from bench.isolate import Stage, stage
 from bench.machine import available_threads, canary
 from bench.models import Model, TensorSpec
-from bench.runtimes import RUNTIMES, Settings, find_runtime
+from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
 from quantize.calibrate import calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
@@ -345,15 +345,7 @@ def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
         for name in asked:
             find_runtime(name).version()
         return asked
-    installed = []
-    for name, runtime in RUNTIMES.items():
-        try:
-            runtime.version()
-        except UnfitError as e:
-            logger.info("%s", e)
-            continue
-        installed.append(name)
-    return tuple(installed)
+    return installed_runtimes()
 
 
 def _text_of(recipe: Path) -> str:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError, UsageError, VnnifyError
+from bench.errors import InputError, UsageError, VnnifyError, describe_error
 
 
 def is_function_text(text: str) -> bool:
@@ -82,12 +82,6 @@ def blame(text: str, *, what: str) -> Iterator[None]:
 def _folder(file: str) -> str:
     # Metrics are called thousands of times, and resolving a path asks the disk for each part.
     return str(Path(file).resolve().parent)
-
-
-def describe_error(error: BaseException) -> str:
-    """`ValueError: the first line of its message`, cut to a readable length."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def nearest(name: str, known: list[str]) -> str:

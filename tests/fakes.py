@@ -33,6 +33,8 @@ class FakeSession:
     device: str = "cpu"
     fed: list[Feeds] = field(default_factory=list)
     closed: bool = False
+    compile_ns: int | None = None
+    placement: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._left: Iterator[int] = chain(self.durations_ns, repeat(self.durations_ns[-1]))
@@ -41,6 +43,9 @@ class FakeSession:
         self.fed.append(feeds)
         self.clock.advance(next(self._left))
         return feeds
+
+    def prepare(self, feeds: Feeds) -> None:
+        """Nothing to compile."""
 
     def close(self) -> None:
         self.closed = True
@@ -52,6 +57,8 @@ class FakeRuntime:
 
     session: Session
     name: str = "fake"
+    suffixes: tuple[str, ...] = (".onnx",)
+    devices: tuple[str, ...] = ("cpu",)
     opened: list[tuple[Path, Settings]] = field(default_factory=list)
 
     def version(self) -> str:

@@ -1,6 +1,8 @@
 """ONNX Runtime."""
 
 import logging
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ class OnnxRuntime:
     """Opens `.onnx` files in ONNX Runtime."""
 
     name = "onnxruntime"
+    suffixes = (".onnx",)
+    devices = ("cpu", "cuda")
 
     def version(self) -> str:
         """Version of the installed onnxruntime."""
@@ -33,9 +37,14 @@ class OnnxRuntime:
                 f"{', '.join(package.get_available_providers())}. For a GPU install "
                 f"onnxruntime-gpu."
             )
+        model: str | bytes = str(path)
+        if settings.precision == "fp16":
+            model = _halved(path)
         try:
             session = package.InferenceSession(
-                str(path), session_options(settings), providers=[provider]
+                model,
+                session_options(settings),
+                providers=[(provider, _provider_options(settings))],
             )
         except open_errors() as e:
             raise InputError(f"{path}: onnxruntime refuses the model: {_first_line(e)}") from e
@@ -45,8 +54,14 @@ class OnnxRuntime:
                 f"asked onnxruntime for {provider}, got {session.get_providers()[0]}. "
                 "Check the CUDA and cuDNN versions that onnxruntime-gpu needs."
             )
+        placement = _placement(session)
+        if placement and provider not in placement:
+            raise UnfitError(
+                f"onnxruntime accepted {provider} and put no node on it: all run on "
+                f"{', '.join(placement)}."
+            )
         names = tuple(o.name for o in session.get_outputs())
-        return _Session(session, names, settings.device)
+        return _Session(session, names, settings.device, placement)
 
 
 def session_options(settings: Settings) -> Any:
@@ -56,6 +71,9 @@ def session_options(settings: Settings) -> Any:
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    if settings.device != "cpu":
+        # Nodes that a GPU provider does not take run on the CPU without a word.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     level = package.GraphOptimizationLevel
     options.graph_optimization_level = (
         level.ORT_ENABLE_ALL if settings.optimize == "all" else level.ORT_DISABLE_ALL
@@ -74,6 +92,33 @@ class _Session:
     session: Any
     names: tuple[str, ...]
     device: str
+    placement: dict[str, int]
+    # Opening compiles, and only both together can be timed.
+    compile_ns: int | None = None
+
+    def prepare(self, feeds: Feeds) -> None:
+        """Nothing: opening compiled for every shape."""
+
+    def stage(self, feeds: Feeds) -> Callable[[], None]:
+        """See `bench.runtimes.seam.Staging`."""
+        values = _package().OrtValue
+        binding = self.session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, values.ortvalue_from_numpy(array, self.device, 0))
+        for name in self.names:
+            binding.bind_output(name, self.device)
+        binding.synchronize_inputs()
+
+        def run() -> None:
+            try:
+                self.session.run_with_iobinding(binding)
+            except open_errors() as e:
+                raise InputError(
+                    f"onnxruntime cannot run the model on this sample: {_first_line(e)}"
+                ) from e
+            binding.synchronize_outputs()
+
+        return run
 
     def run(self, feeds: Feeds) -> Feeds:
         try:
@@ -85,6 +130,41 @@ class _Session:
 
     def close(self) -> None:
         self.session = None
+
+
+def _provider_options(settings: Settings) -> dict[str, str]:
+    if settings.device != "cuda":
+        return {}
+    # The default would compute FP32 models in TF32. The search for the fastest convolution is left
+    # at its default, EXHAUSTIVE: it belongs to the first inference, which is not counted.
+    return {"use_tf32": str(int(settings.precision == "tf32"))}
+
+
+def _placement(session: Any) -> dict[str, int]:
+    """Number of nodes by execution provider; empty if it was not recorded, or cannot be."""
+    read = getattr(session, "get_provider_graph_assignment_info", None)
+    if read is None:
+        return {}
+    try:
+        parts = read()
+    except open_errors():
+        return {}
+    found: dict[str, int] = {}
+    for part in parts:
+        found[part.ep_name] = found.get(part.ep_name, 0) + len(part.get_nodes())
+    return found
+
+
+def _halved(path: Path) -> bytes:
+    """The model with float16 inside; inputs and outputs keep their types."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        # Of each constant that float16 cannot hold exactly.
+        warnings.simplefilter("ignore")
+        half = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+    return bytes(half.SerializeToString())
 
 
 def open_errors() -> tuple[type[Exception], ...]:

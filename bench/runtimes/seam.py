@@ -1,10 +1,13 @@
 """The seam to whatever runs a model: open a file, run feeds. Two protocols and their settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from bench.models import Feeds
+
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,9 @@ class Settings:
         device: "cpu" or "cuda".
         exact: Compute INT8 products as VNNI does, without 16-bit saturation, on any x86 host.
             Slower where the host saturates, free where it does not.
+        precision: Of float arithmetic on a GPU: "fp32", "tf32" (products of 10-bit mantissas) or
+            "fp16". The CPU always computes in the file's own types.
+        streams: Inferences that are going to run at once, each with `threads` of its own.
         optimize: Graph optimizations of the runtime: "all" for serving, "none" for reading
             intermediate tensors.
     """
@@ -24,6 +30,8 @@ class Settings:
     threads: int
     device: str = "cpu"
     exact: bool = False
+    precision: Precision = "fp32"
+    streams: int = 1
     optimize: Literal["all", "none"] = "all"
 
 
@@ -32,6 +40,16 @@ class Session(Protocol):
 
     device: str
     """The device that really runs it, asked of the runtime after opening."""
+
+    compile_ns: int | None
+    """What compiling took, of opening and preparing; None where the runtime cannot tell."""
+
+    placement: dict[str, int]
+    """Nodes by where they run, as the runtime tells it; empty where it does not."""
+
+    def prepare(self, feeds: Feeds) -> None:
+        """Compile for inputs of these shapes, where opening the file could not do it."""
+        ...
 
     def run(self, feeds: Feeds) -> Feeds:
         """Outputs by name, once they are in host memory."""
@@ -42,10 +60,31 @@ class Session(Protocol):
         ...
 
 
+class Staging(Session, Protocol):
+    """A session that can leave inputs and outputs on the device."""
+
+    def stage(self, feeds: Feeds) -> Callable[[], None]:
+        """Copy inputs to the device; the call that comes back runs there and waits for the end."""
+        ...
+
+
 class Runtime(Protocol):
     """Something that opens models."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its key in `RUNTIMES`."""
+        ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Ends of the names of the files that it opens."""
+        ...
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it can run them."""
+        ...
 
     def version(self) -> str:
         """Version of the package that runs.

@@ -9,21 +9,20 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Array, Feeds, Model, TensorSpec, read_model
+from bench.programs import leaves, output_names
 from quantize.data import Samples
 from quantize.plugins import blame, is_function_text
 from quantize.sources.parity import check_parity
 from quantize.sources.seam import ModelSpec
-from quantize.sources.torch_export import export, fix_batch
+from quantize.sources.torch_export import export, export_program, fix_batch
 from quantize.sources.torch_program import (
     Program,
     import_torch,
-    leaves,
     open_factory,
     open_program,
 )
@@ -66,6 +65,20 @@ def convert(spec: ModelSpec, samples: Samples | None, out: Path) -> Model:
     known = iter(outputs)
     check_parity(lambda _: next(known), out, feeds)
     return read_model(out)
+
+
+def write_program(spec: ModelSpec, samples: Samples | None, out: Path) -> None:
+    """Write a module as a `.pt2` program with the names that its ONNX form would have.
+
+    Raises:
+        UsageError: Its inputs are unknown.
+        InputError: Weights do not fit, or the module fails on a sample.
+        UnsupportedError: torch cannot export it.
+    """
+    program = _open(spec, samples)
+    feeds = _samples_for(program, samples)
+    run = _reference(program, spec)
+    export_program(program, feeds, [run(feeds[0])], out)
 
 
 def open_torch(spec: ModelSpec, samples: Samples | None = None) -> Callable[[Feeds], Feeds]:
@@ -125,21 +138,6 @@ def _reference(program: Program, spec: ModelSpec) -> Callable[[Feeds], Feeds]:
             raise InputError(f"{spec.text}: the model returns no tensor.")
         # Half precision that the module made by itself has no counterpart in numpy.
         arrays = [t.float() if t.dtype == torch.bfloat16 else t for _, t in outputs]
-        return {n: t.numpy() for n, t in zip(_names(outputs, order), arrays, strict=True)}
+        return {n: t.numpy() for n, t in zip(output_names(outputs, order), arrays, strict=True)}
 
     return run
-
-
-def _names(outputs: list[tuple[tuple[str | int, ...], Any]], inputs: list[str]) -> list[str]:
-    """`output_0`, `output_1` … in order, or the keys where the module returns some."""
-    names: list[str] = []
-    for number, (path, _) in enumerate(outputs):
-        if any(isinstance(p, str) for p in path):
-            name = "_".join(str(p) for p in path)
-            name = f"output_{name}" if isinstance(path[0], int) else name
-        else:
-            name = f"output_{number}"
-        while name in inputs or name in names:
-            name += "_out"
-        names.append(name)
-    return names

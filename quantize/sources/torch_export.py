@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.errors import UnsupportedError
+from bench.errors import UnsupportedError, describe_error
 from bench.models import Feeds, TensorSpec
-from quantize.plugins import describe_error
-from quantize.sources.torch_program import Program, import_torch, leaves, quiet
+from bench.programs import leaves, quiet, save_program
+from quantize.sources.torch_program import Program, import_torch
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,37 @@ def export(program: Program, feeds: Sequence[Feeds], outputs: Sequence[Feeds], o
             "torch cannot export the model with a free batch axis, so it is fixed: %s", _reason(e)
         )
         _write_fixed(replace(program, inputs=fixed), feeds, outputs, out)
+
+
+def export_program(
+    program: Program, feeds: Sequence[Feeds], outputs: Sequence[Feeds], out: Path
+) -> None:
+    """Write a `.pt2` program: the module as it is, for PyTorch itself to run.
+
+    Args:
+        program: What to export; axes that its inputs leave free stay free where torch allows it.
+        feeds: Samples.
+        outputs: What the program returns for them, by the names that the outputs get.
+        out: The file to write.
+
+    Raises:
+        UnsupportedError: torch cannot export it.
+    """
+    torch = import_torch()
+    example = _example(program.inputs, feeds)
+    free = tuple(
+        {a: torch.export.Dim.AUTO for a, d in enumerate(s.shape or ()) if not isinstance(d, int)}
+        for s in program.inputs
+    )
+    arguments = tuple(torch.tensor(example[s.name]) for s in program.inputs)
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.export.export(
+                _flat(program, torch), arguments, dynamic_shapes=(free,) if any(free) else None
+            )
+    except Exception as e:
+        raise UnsupportedError(f"torch cannot export the model: {_reason(e)}") from e
+    save_program(exported, out, inputs=[s.name for s in program.inputs], outputs=list(outputs[0]))
 
 
 def _write_fixed(

@@ -1,20 +1,18 @@
 """PyTorch programs: a `.pt2` file, or what a factory makes, called with tensors in order."""
 
-import contextlib
 import inspect
-import io
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
 from bench.models import TensorSpec
-from quantize.plugins import blame, describe_error, load_function
+from bench.programs import load_program, make_module, quiet
+from bench.torch_archive import private_copy, refuse_unsafe
+from quantize.plugins import blame, load_function
 from quantize.sources.seam import ModelSpec
-from quantize.sources.torch_archive import private_copy, refuse_unsafe
 from quantize.sources.torch_weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -55,39 +53,16 @@ def open_program(spec: ModelSpec) -> Program:
         raise InputError(f"{spec.text}: no such file.")
     import_torch()
     if spec.trust:
-        exported, module = _load(Path(spec.text), spec.text)
-    else:
-        with private_copy(Path(spec.text)) as copy:
-            with quiet():
-                refuse_unsafe(copy, spec.text)
-            exported, module = _load(copy, spec.text)
-    from torch.utils import _pytree
-
-    structure, given = exported.call_spec.in_spec, exported.graph_signature.user_inputs
-    values = {n.name: n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"}
-    inputs = tuple(_spec_of(name, values[name]) for name in given if values.get(name) is not None)
-
-    def arrange(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        by_name = dict(zip((s.name for s in inputs), tensors, strict=True))
-        args, kwargs = _pytree.tree_unflatten([by_name.get(n, n) for n in given], structure)
-        return tuple(args), kwargs
-
-    return Program(module, inputs, arrange)
-
-
-def _load(path: Path, name: str) -> tuple[Any, Any]:
-    """The exported program, and a module of it."""
-    import torch
-
-    try:
+        return _opened(Path(spec.text), spec.text)
+    with private_copy(Path(spec.text)) as copy:
         with quiet():
-            exported = torch.export.load(path)
-            return exported, exported.module()
-    except Exception as e:  # the archive reader, JSON and torch raise anything
-        raise InputError(
-            f"{name}: torch {torch.__version__} cannot load it: {describe_error(e)}. "
-            "Save it again with torch.export.save of this version."
-        ) from e
+            refuse_unsafe(copy, spec.text)
+        return _opened(copy, spec.text)
+
+
+def _opened(path: Path, name: str) -> Program:
+    found = load_program(path, name)
+    return Program(make_module(found.exported, name), found.inputs, found.arrange)
 
 
 def open_factory(spec: ModelSpec, inputs: tuple[TensorSpec, ...]) -> Program:
@@ -158,42 +133,6 @@ def _refuse_unsupported(module: Any, spec: ModelSpec) -> None:
             raise UnsupportedError(
                 f"{spec.text}: weight {name!r} is {kind}; only real float models can be converted."
             )
-
-
-def _spec_of(name: str, value: Any) -> TensorSpec:
-    shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
-
-
-def leaves(value: Any, torch: Any, path: tuple[str | int, ...] = ()) -> Iterator[Any]:
-    """Tensors in an output, each with its path; anything else is left out."""
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif hasattr(value, "items"):
-        for key, inner in value.items():
-            yield from leaves(inner, torch, (*path, str(key)))
-    elif hasattr(value, "__dataclass_fields__") or hasattr(value, "_fields"):
-        for key in getattr(value, "_fields", None) or value.__dataclass_fields__:
-            yield from leaves(getattr(value, key), torch, (*path, key))
-    elif isinstance(value, tuple | list):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, torch, (*path, i))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporter's progress, advice and deprecations off both streams."""
-    noisy = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [n.level for n in noisy]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for log in noisy:
-                log.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for log, level in zip(noisy, levels, strict=True):
-                log.setLevel(level)
 
 
 def import_torch() -> Any:

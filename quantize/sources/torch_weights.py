@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError
-from quantize.plugins import describe_error, nearest
+from bench.errors import InputError, describe_error
+from quantize.plugins import nearest
 
 logger = logging.getLogger(__name__)
 

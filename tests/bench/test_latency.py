@@ -10,67 +10,19 @@ from hypothesis import strategies as st
 from bench import latency
 from bench.errors import InputError, ResourceError, UsageError
 from bench.latency import (
-    MIN_SAMPLES,
     Latency,
     Round,
     Variant,
     measure,
-    run_round,
-    time_session,
     turns,
 )
 from bench.models import Feeds, read_model, synthetic_feeds
-from bench.runtimes import RUNTIMES, Settings
+from bench.runtimes import RUNTIMES
+from bench.sampling import MIN_SAMPLES
 from tests import tiny
-from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
+from tests.fakes import MS
 
 FEEDS: list[Feeds] = [{"x": np.full((1, 4), i, np.float32)} for i in range(3)]
-
-
-def _time(durations_ns: list[int], seconds: float) -> tuple[FakeSession, Any]:
-    clock = FakeClock()
-    session = FakeSession(clock, durations_ns)
-    return session, time_session(session, FEEDS, seconds=seconds, clock=clock)
-
-
-def test_first_warmup_and_samples_are_kept_apart() -> None:
-    _, (first, warmup, samples) = _time([90 * MS, 8 * MS, 4 * MS, 1 * MS], seconds=0.2)
-    assert first == 90 * MS
-    assert warmup[:3] == (8 * MS, 4 * MS, 1 * MS)
-    assert set(samples) == {1 * MS}
-
-
-def test_warmup_ends_when_medians_agree() -> None:
-    _, (_, warmup, _) = _time([MS], seconds=1)
-    assert len(warmup) == 19
-
-
-def test_warmup_goes_on_while_medians_fall() -> None:
-    falling = [MS * (200 - 2 * i) for i in range(1, 60)] + [80 * MS]
-    _, (_, warmup, _) = _time(falling, seconds=10)
-    assert sum(warmup) == pytest.approx(1000 * MS, abs=200 * MS)  # Until its second is over.
-
-
-def test_warmup_of_a_slow_model_ends_after_its_time() -> None:
-    _, (_, warmup, samples) = _time([700 * MS], seconds=5)
-    assert len(warmup) == 2
-    assert len(samples) == 8
-
-
-def test_a_very_slow_model_still_gives_a_few_samples() -> None:
-    _, (_, _, samples) = _time([3000 * MS], seconds=0.1)
-    assert len(samples) == MIN_SAMPLES
-
-
-def test_samples_fill_their_time() -> None:
-    _, (_, _, samples) = _time([MS], seconds=0.5)
-    assert len(samples) == 500
-
-
-def test_inputs_rotate() -> None:
-    session, _ = _time([MS], seconds=0.05)
-    fed = [int(f["x"][0, 0]) for f in session.fed]
-    assert fed == [i % 3 for i in range(len(fed))]
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
@@ -168,33 +120,6 @@ def test_inputs_have_to_be_those_of_the_model(variant: Variant) -> None:
         measure([variant], [{"z": np.zeros((1, 4), np.float32)}])
 
 
-def test_a_round_reports_everything(variant: Variant, tmp_path: Path) -> None:
-    from bench.feeds import save_feeds
-
-    save_feeds(FEEDS, tmp_path / "feeds.npz")
-    job = latency._job(variant, tmp_path / "feeds.npz", 0.01)
-    answer = run_round(job)
-    assert answer.pop("runtime_version")
-    assert {f.name for f in dataclasses.fields(Round)} == answer.keys()
-    assert 0 <= answer["steal_share"] <= 1
-    assert 0 <= answer["others_share"] <= 1
-
-
-def test_a_round_opens_with_the_settings_asked_for(
-    variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bench.feeds import save_feeds
-
-    session = FakeSession(FakeClock(), [MS])
-    runtime = FakeRuntime(session)
-    monkeypatch.setitem(RUNTIMES, "fake", runtime)
-    save_feeds(FEEDS, tmp_path / "feeds.npz")
-    asked = dataclasses.replace(variant, runtime="fake", threads=3)
-    run_round(latency._job(asked, tmp_path / "feeds.npz", 0.001))
-    assert runtime.opened == [(variant.model.path.resolve(), Settings(3, "cpu"))]
-    assert session.closed
-
-
 def _latency(variant: Variant, *rounds: list[int]) -> Latency:
     made = [
         Round(5 * MS, 2 * MS, (), tuple(r), 100 + i, 0.01 * i, 0.1 * i, i)
@@ -209,6 +134,7 @@ def test_statistics_are_of_rounds(variant: Variant) -> None:
     assert found.per_second == 250
     assert found.load_ms == 5
     assert found.first_ms == 2
+    assert (found.compile_ms, found.cold_ms) == (None, None)
     assert found.peak_rss_bytes == 102
     assert found.steal_share == pytest.approx(0.01)
     assert found.others_share == pytest.approx(0.1)

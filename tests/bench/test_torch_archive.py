@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from bench.errors import InputError, VnnifyError
+from bench.torch_archive import is_arithmetic, private_copy, refuse_unsafe
 from quantize.sources import ModelSpec, describe_inputs
 from quantize.sources.torch import open_torch
-from quantize.sources.torch_archive import is_arithmetic, private_copy, refuse_unsafe
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'vnnify[torch]'")
 pytestmark = [

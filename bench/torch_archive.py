@@ -26,8 +26,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError, ResourceError
-from quantize.plugins import describe_error
+from bench.errors import InputError, ResourceError, describe_error
 
 # Of one JSON file: a graph of a hundred thousand nodes has about 100 MB.
 _MAX_JSON_BYTES = 512_000_000
@@ -43,7 +42,7 @@ _EXPRESSION = re.compile(r"[A-Za-z0-9_ .,'()+\-*/%<>=!&|~]*")
 _SYMBOL = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.ASCII)
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims)\.(?!from_file\b|save\b)(?P<name>\w+)\.(?P<overload>\w+)|"
+    r"torch\.ops\.(aten|prims|quantized_decomposed)\.(?!from_file\b|save\b)(?P<name>\w+)\.(?P<overload>\w+)|"
     r"torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|out_dtype|"
     r"invoke_subgraph|wrap_with_set_grad_enabled|wrap_with_autocast)|"
     r"torch\._?sym_[a-z]\w*|math\.[a-z]\w*|"
@@ -266,8 +265,17 @@ def _is_operator(text: str) -> bool:
     import torch
     from torch._ops import OpOverload
 
+    if found[1] == "quantized_decomposed":
+        register_quantized()
     packet = getattr(getattr(torch.ops, found[1]), found["name"], None)
     return isinstance(getattr(packet, found["overload"], None), OpOverload)
+
+
+def register_quantized() -> None:
+    """Make torch know the operators of quantized programs; it loads them on demand only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers them
 
 
 def is_arithmetic(text: str) -> bool:

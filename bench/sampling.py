@@ -1,0 +1,126 @@
+"""One round: a session is opened, warmed up and timed in the process that calls."""
+
+import functools
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, cast
+
+from bench.feeds import load_feeds
+from bench.isolate import peak_rss_bytes
+from bench.machine import disturbance
+from bench.models import Feeds
+from bench.runtimes import Session, Settings, Staging, find_runtime
+
+MIN_SAMPLES = 5
+
+_MAX_SAMPLES = 100_000
+_WARMUP_S = 1.0
+_WINDOW = 10
+_STABLE = 1.02
+
+
+def run_round(job: dict[str, Any]) -> dict[str, Any]:
+    """One round, in the process that calls; `bench.latency.measure` calls it in fresh ones.
+
+    Args:
+        job: Model, runtime, feeds and settings; `spawned_ns` is when the process was asked for.
+
+    Returns:
+        The fields of a `bench.latency.Round`, and `runtime_version`.
+    """
+    feeds = load_feeds(Path(job["feeds"]))
+    runtime = find_runtime(job["runtime"])
+    version = runtime.version()  # Imports the package, before the clock starts.
+    settings = Settings(job["threads"], job["device"], precision=job["precision"])
+    start = perf_counter_ns()
+    session = runtime.open(Path(job["model"]), settings)
+    session.prepare(feeds[0])
+    load_ns = perf_counter_ns() - start
+    calls = _calls(session, feeds, copies=job["copies"])
+    start = perf_counter_ns()
+    calls[0]()
+    end = perf_counter_ns()
+    gc.collect()
+    gc.disable()
+    before, own_before = disturbance(), time.process_time()
+    try:
+        warmup, samples = time_calls(calls, seconds=job["seconds"])
+    finally:
+        gc.enable()
+    after, own_after = disturbance(), time.process_time()
+    found = {
+        "runtime_version": version,
+        "load_ns": load_ns,
+        "compile_ns": session.compile_ns,
+        "first_ns": end - start,
+        # One clock for all processes of a machine: CLOCK_MONOTONIC, clock_gettime(2).
+        "cold_ns": end - job["spawned_ns"],
+        "placement": session.placement,
+        "warmup_ns": warmup,
+        "samples_ns": samples,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "throttled_periods": after.throttled_periods - before.throttled_periods,
+    }
+    session.close()
+    ticks = max(after.total_ticks - before.total_ticks, 1)
+    own_ticks = (own_after - own_before) * os.sysconf("SC_CLK_TCK")
+    return {
+        **found,
+        "steal_share": (after.steal_ticks - before.steal_ticks) / ticks,
+        "others_share": max(after.busy_ticks - before.busy_ticks - own_ticks, 0.0) / ticks,
+    }
+
+
+def time_calls(
+    calls: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    clock: Callable[[], int] = perf_counter_ns,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Call in rotation until it is warm, then for `seconds`.
+
+    Args:
+        calls: One per input; the first one was made before.
+        seconds: Time for samples, and the most for warming up; at least `MIN_SAMPLES` are taken.
+        clock: Nanoseconds from any origin.
+
+    Returns:
+        Times of the warm-up's calls, and of those that count, in ns.
+    """
+
+    def run(index: int) -> int:
+        call = calls[index % len(calls)]
+        start = clock()
+        call()
+        return clock() - start
+
+    warmup: list[int] = []
+    end = clock() + int(min(seconds, _WARMUP_S) * 1e9)
+    while clock() < end and not is_stable(warmup):
+        warmup.append(run(1 + len(warmup)))
+    samples: list[int] = []
+    offset = 1 + len(warmup)
+    end = clock() + int(seconds * 1e9)
+    while len(samples) < MIN_SAMPLES or (clock() < end and len(samples) < _MAX_SAMPLES):
+        samples.append(run(offset + len(samples)))
+    return tuple(warmup), tuple(samples)
+
+
+def _calls(session: Session, feeds: Sequence[Feeds], *, copies: bool) -> list[Callable[[], object]]:
+    if copies:
+        return [functools.partial(session.run, feed) for feed in feeds]
+    return [cast("Staging", session).stage(feed) for feed in feeds]
+
+
+def is_stable(warmup: Sequence[int]) -> bool:
+    """Whether the last medians of a sliding window over the warm-up agree."""
+    if len(warmup) < 2 * _WINDOW - 1:
+        return False
+    tail = warmup[-(2 * _WINDOW - 1) :]
+    medians = [statistics.median(tail[i : i + _WINDOW]) for i in range(_WINDOW)]
+    return max(medians) <= min(medians) * _STABLE

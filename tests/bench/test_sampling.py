@@ -1,0 +1,133 @@
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import latency
+from bench.feeds import save_feeds
+from bench.latency import Round, Variant
+from bench.models import Feeds, read_model
+from bench.runtimes import RUNTIMES, Settings
+from bench.sampling import MIN_SAMPLES, is_stable, run_round, time_calls
+from tests import tiny
+from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
+
+FEEDS: list[Feeds] = [{"x": np.full((1, 4), i, np.float32)} for i in range(3)]
+
+
+def _time(durations_ns: list[int], seconds: float) -> tuple[FakeSession, Any]:
+    clock = FakeClock()
+    session = FakeSession(clock, durations_ns)
+    calls: list[Callable[[], object]] = [partial(session.run, f) for f in FEEDS]
+    calls[0]()
+    return session, time_calls(calls, seconds=seconds, clock=clock)
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> Variant:
+    save_feeds(FEEDS, tmp_path / "feeds.npz")
+    return Variant("m", read_model(tiny.linear(tmp_path / "m.onnx")), "onnxruntime", "cpu", 1, 1)
+
+
+def _job(variant: Variant) -> dict[str, Any]:
+    return latency._job(variant, variant.model.path.parent / "feeds.npz", 0.01)
+
+
+def test_warmup_and_samples_are_kept_apart() -> None:
+    _, (warmup, samples) = _time([90 * MS, 8 * MS, 4 * MS, 1 * MS], seconds=0.2)
+    assert warmup[:3] == (8 * MS, 4 * MS, 1 * MS)
+    assert set(samples) == {1 * MS}
+
+
+def test_warmup_ends_when_medians_agree() -> None:
+    _, (warmup, _) = _time([MS], seconds=1)
+    assert len(warmup) == 19
+
+
+def test_warmup_goes_on_while_medians_fall() -> None:
+    falling = [MS * (200 - 2 * i) for i in range(1, 60)] + [80 * MS]
+    _, (warmup, _) = _time(falling, seconds=10)
+    assert sum(warmup) == pytest.approx(1000 * MS, abs=200 * MS)  # Until its second is over.
+
+
+def test_warmup_of_a_slow_model_ends_after_its_time() -> None:
+    _, (warmup, samples) = _time([700 * MS], seconds=5)
+    assert len(warmup) == 2
+    assert len(samples) == 8
+
+
+def test_a_very_slow_model_still_gives_a_few_samples() -> None:
+    _, (_, samples) = _time([3000 * MS], seconds=0.1)
+    assert len(samples) == MIN_SAMPLES
+
+
+def test_samples_fill_their_time() -> None:
+    _, (_, samples) = _time([MS], seconds=0.5)
+    assert len(samples) == 500
+
+
+def test_inputs_rotate() -> None:
+    session, _ = _time([MS], seconds=0.05)
+    fed = [int(f["x"][0, 0]) for f in session.fed]
+    assert fed == [i % 3 for i in range(len(fed))]
+
+
+def test_a_warmup_that_only_ran_out_of_time_has_not_settled() -> None:
+    _, (warmup, _) = _time([MS * (200 - 2 * i) for i in range(60)], seconds=10)
+    assert not is_stable(warmup)
+    _, (warmup, _) = _time([MS], seconds=1)
+    assert is_stable(warmup)
+
+
+def test_a_round_reports_everything(variant: Variant) -> None:
+    answer = run_round(_job(variant))
+    assert answer.pop("runtime_version")
+    assert {f.name for f in dataclasses.fields(Round)} == answer.keys()
+    assert 0 <= answer["steal_share"] <= 1
+    assert 0 <= answer["others_share"] <= 1
+    # Everything up to the first answer is part of a cold start.
+    assert answer["cold_ns"] > answer["load_ns"] + answer["first_ns"]
+
+
+def test_a_round_opens_with_the_settings_asked_for(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = FakeSession(FakeClock(), [MS])
+    runtime = FakeRuntime(session)
+    monkeypatch.setitem(RUNTIMES, "fake", runtime)
+    asked = dataclasses.replace(variant, runtime="fake", threads=3, precision="tf32")
+    run_round(_job(asked))
+    assert runtime.opened == [(variant.model.path.resolve(), Settings(3, "cpu", precision="tf32"))]
+    assert session.closed
+
+
+def test_without_copies_inputs_are_staged_once(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Staged(FakeSession):
+        staged = 0
+        ran = 0
+
+        def stage(self, feeds: Feeds) -> Callable[[], None]:
+            self.staged += 1
+
+            def run() -> None:
+                self.ran += 1
+
+            return run
+
+    session = Staged(FakeClock(), [MS])
+    monkeypatch.setitem(RUNTIMES, "fake", FakeRuntime(session))
+    run_round(_job(dataclasses.replace(variant, runtime="fake", copies=False)))
+    assert session.staged == len(FEEDS)
+    assert session.ran > MIN_SAMPLES
+    assert session.fed == []
+
+
+def test_inputs_stay_where_the_model_runs(variant: Variant) -> None:
+    answer = run_round(_job(dataclasses.replace(variant, copies=False)))
+    assert len(answer["samples_ns"]) >= MIN_SAMPLES
