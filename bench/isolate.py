@@ -17,12 +17,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
+from types import FrameType
 from typing import Any
 
 from bench import cgroup, errors
@@ -102,6 +104,7 @@ def run_isolated(
     scratch: Path,
     name: str,
     timeout_s: float | None = None,
+    patient: bool = False,
 ) -> Any:
     """Call a function in a fresh child process and wait for what it returns.
 
@@ -114,6 +117,8 @@ def run_isolated(
         scratch: An existing folder for the job's and the answer's files, which are removed.
         name: What to call the work in messages.
         timeout_s: After this long it is ended; None waits for ever.
+        patient: Hand the first SIGINT to the child, which may come to an end of its own and still
+            answer; the second one ends it.
 
     Raises:
         VnnifyError: Of the class and with the message that the child raised.
@@ -137,9 +142,11 @@ def run_isolated(
     )
     killed_before = cgroup.oom_kills()
     try:
-        status = _run(order, timeout_s)
+        status = _run(order, timeout_s, patient=patient)
         if status is None:
             raise ResourceError(f"{name} ran over its {timeout_s:g} s and was ended.")
+        if patient and status == -signal.SIGINT:
+            raise KeyboardInterrupt  # It came before the child could listen.
         if status < 0:
             raise _crash(name, -status, fault, oom=cgroup.oom_kills() > killed_before)
         return _answer(name, status, answer)
@@ -148,7 +155,7 @@ def run_isolated(
             file.unlink(missing_ok=True)
 
 
-def _run(order: Path, timeout_s: float | None) -> int | None:
+def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
     """Exit status of a child that does `order`; None if it had to be ended."""
     root = str(Path(__file__).resolve().parent.parent)
     process = subprocess.Popen(
@@ -158,7 +165,8 @@ def _run(order: Path, timeout_s: float | None) -> int | None:
         process_group=0,
     )
     try:
-        on_time = _wait(process, timeout_s)
+        with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
+            on_time = _wait(process, timeout_s)
         if not on_time:
             _signal_group(process.pid, signal.SIGTERM)
             _wait(process, _GRACE_S)
@@ -167,6 +175,27 @@ def _run(order: Path, timeout_s: float | None) -> int | None:
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
     return process.returncode if on_time else None
+
+
+@contextlib.contextmanager
+def _first_interrupt_to(child: int) -> Iterator[None]:
+    """Hand the first SIGINT to a child that was not reaped yet; the next is ours again."""
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or before is signal.SIG_IGN:
+        yield
+        return
+
+    def hand_on(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGINT)
+
+    signal.signal(signal.SIGINT, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def child(order_file: str) -> None:

@@ -3,6 +3,7 @@
 Results of the stages ─▶ conclude ─▶ `model.onnx` or `refused/model.onnx`, `recipe.toml` ─▶ Report
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from bench.isolate import Stage
 from bench.latency import Latency
 from bench.machine import describe
 from bench.models import Model, read_model
+from bench.store import dump
 from quantize.anchors import find_anchors
 from quantize.evaluate import Evaluation
 from quantize.gate import Tolerance
@@ -77,9 +79,9 @@ def finish(
     )
     made = best.trial.quantized
     quantized = _place_model(made, staging if conclusion.ships else staging / "refused")
-    model = ir.load(fp32.path)
-    (quantized.path.parent / "recipe.toml").write_text(_recipe(results, model), encoding="utf-8")
-    _, left = find_anchors(model)
+    text = _recipe(best, results.bench, results.data.calibration_sha256)
+    (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
+    _, left = find_anchors(ir.load(fp32.path))
     models = (_relative(fp32, staging), _relative(quantized, staging))
     return Report(
         command=job.command,
@@ -117,23 +119,50 @@ def fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judge
     return min(level_best, key=lambda j: ms.get(f"INT8 {j.runtime}", float("inf")))
 
 
-def _recipe(results: Results, model: ir.Model) -> str:
-    facts = {
-        "fp32_sha256": results.fp32.sha256,
-        "calibration_sha256": results.data.calibration_sha256,
-    }
-    marks = fingerprints(model, results.bench.anchors)
-    return to_toml(results.best.trial.quantized.recipe, marks, facts)
+def keep_best(best: Judged, bench: Workbench, folder: Path) -> None:
+    """Leave the best candidate so far in `folder/best`, complete whenever somebody looks.
+
+    Args:
+        best: With its verdict.
+        bench: Where it was made.
+        folder: Of the journal.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    place = folder / f"best-{best.trial.quantized.model.sha256[:16]}"
+    place.mkdir(exist_ok=True)
+    _place_model(best.trial.quantized, place)
+    text = _recipe(best, bench, best.trial.quantized.samples_sha256)
+    (place / "recipe.toml").write_text(text, encoding="utf-8")
+    (place / "verdict.json").write_bytes(dump(best.verdict))
+    link = folder / f".best-{place.name}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(place.name)
+    link.replace(folder / "best")
+    for old in folder.glob("best-*"):
+        if old != place:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _recipe(best: Judged, bench: Workbench, calibration_sha256: str) -> str:
+    facts = {"fp32_sha256": bench.fp32.sha256, "calibration_sha256": calibration_sha256}
+    marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
+    return to_toml(best.trial.quantized.recipe, marks, facts)
 
 
 def _place_model(quantized: QuantizedModel, folder: Path) -> Model:
     folder.mkdir(exist_ok=True)
     source, target = quantized.model.path, folder / "model.onnx"
+    target.unlink(missing_ok=True)
     if source.with_name(f"{source.name}.data").exists():
         # The model names the file of its weights, so it is written again under its own.
         save(ir.load(source), target)
     else:
-        source.rename(target)
+        try:
+            target.hardlink_to(source)
+        except OSError:  # Not every filesystem has links.
+            shutil.copyfile(source, target)
     return read_model(target)
 
 

@@ -1,10 +1,13 @@
 """What models returned: the FP32 outputs kept to compare with, and how far others lie from them."""
 
 import contextlib
+import json
 import math
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -31,6 +34,7 @@ class OutputStore:
         self._free_bytes = budget_bytes
         self._parent = folder
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._archive: zipfile.ZipFile | None = None
         self._runs: list[tuple[str, dict[str, _Read]]] = []
 
     def __enter__(self) -> Self:
@@ -85,9 +89,43 @@ class OutputStore:
             )
         return self[index]
 
+    def write(self, path: Path) -> None:
+        """Write everything into one file, one run at a time."""
+        index = []
+        with zipfile.ZipFile(path, "w") as archive:
+            for run, (digest, kept) in enumerate(self._runs):
+                for i, read in enumerate(kept.values()):
+                    with archive.open(f"{run}-{i}.npy", "w", force_zip64=True) as stream:
+                        np.lib.format.write_array(stream, read(), allow_pickle=False)
+                index.append([digest, list(kept)])
+            archive.writestr("index.json", json.dumps(index))
+
+    def read(self, path: Path) -> None:
+        """Take what `write` wrote instead of what is here; arrays are read when they are asked for.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is damaged.
+        """
+        try:
+            archive = zipfile.ZipFile(path)
+            index = json.loads(archive.read("index.json"))
+        except (zipfile.BadZipFile, KeyError) as e:
+            raise ValueError(f"{path}: damaged: {e}") from e
+        self.close()
+        self._archive = archive
+        for run, (digest, names) in enumerate(index):
+            kept: dict[str, _Read] = {
+                n: partial(_member, archive, f"{run}-{i}.npy") for i, n in enumerate(names)
+            }
+            self._runs.append((digest, kept))
+
     def close(self) -> None:
         """Forget everything and remove what went to disk."""
         self._runs.clear()
+        if self._archive is not None:
+            self._archive.close()
+            self._archive = None
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
@@ -109,6 +147,11 @@ class OutputStore:
                 "or evaluate fewer samples."
             ) from e
         return lambda: np.asarray(np.load(path, allow_pickle=False))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Array:
+    with archive.open(name) as stream:
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 
 
 @dataclass(slots=True)

@@ -9,8 +9,9 @@ goes to `refused/` in it.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -22,12 +23,22 @@ from bench.machine import available_threads, canary
 from bench.models import Model, TensorSpec
 from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
-from quantize.calibrate import calibrate
+from quantize.calibrate import Calibration, calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
-from quantize.finishing import Results, fastest, finish
+from quantize.finishing import Results, fastest, finish, keep_best
 from quantize.gate import Tolerance, judge, parse_tolerance
-from quantize.job import Job, Progress
+from quantize.job import Effort, Job, Progress
+from quantize.journal import (
+    Journal,
+    context_of,
+    digest_of_plugin,
+    keep_calibration,
+    not_fatal,
+    recall_calibration,
+    renamed,
+    storable,
+)
 from quantize.judging import Judging
 from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
@@ -35,8 +46,9 @@ from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.recipe import fingerprints, from_toml
 from quantize.report import Data, Report
-from quantize.search import Found, Judged, search
+from quantize.search import Aim, Found, Judged, search
 from quantize.sources import check_parity, convert, describe_inputs
+from quantize.stopping import Interrupt
 from quantize.targets import find_target
 from quantize.timing import time_models
 from quantize.trials import PROBES, Workbench, attempt, run_probes
@@ -47,9 +59,18 @@ logger = logging.getLogger(__name__)
 _AUTO = ("portable", "vnni")
 _PARITY_SAMPLES = 4
 _FEW = 100
+# Of the benchmark, once a person asked for the end.
+_HURRIED_ROUNDS = 2
 
 
-def run(job: Job, staging: Path, progress: Progress) -> Report:
+def run(
+    job: Job,
+    staging: Path,
+    progress: Progress,
+    *,
+    work: Path | None = None,
+    interrupt: Interrupt | None = None,
+) -> Report:
     """Do a whole job.
 
     Args:
@@ -57,6 +78,8 @@ def run(job: Job, staging: Path, progress: Progress) -> Report:
         staging: An empty folder; holds the results afterwards, besides a `scratch` folder that is
             removed.
         progress: Told what happens.
+        work: Where finished steps are kept for a run that goes on after a kill; None: nowhere.
+        interrupt: Asked where a person may ask for an early end.
 
     Returns:
         What `report.json` says; every format of it is left to the caller.
@@ -66,14 +89,18 @@ def run(job: Job, staging: Path, progress: Progress) -> Report:
     """
     scratch = staging / "scratch"
     scratch.mkdir()
-    return _Run(job, staging, scratch, progress).report()
+    journal = Journal(work, context_of({})) if work is not None else Journal()
+    return _Run(job, staging, progress, journal, interrupt or Interrupt()).report()
 
 
 class _Run:
     """One job while it runs; every method is one stage."""
 
-    def __init__(self, job: Job, staging: Path, scratch: Path, progress: Progress) -> None:
-        self.job, self.staging, self.scratch, self.progress = job, staging, scratch, progress
+    def __init__(
+        self, job: Job, staging: Path, progress: Progress, journal: Journal, interrupt: Interrupt
+    ) -> None:
+        self.job, self.staging, self.progress = job, staging, progress
+        self.scratch, self.journal, self.interrupt = staging / "scratch", journal, interrupt
         self.stages: list[Stage] = []
         self.notes: list[str] = []
         self.threads = job.effort.threads or available_threads()
@@ -93,6 +120,10 @@ class _Run:
             self.stages.append(watch.result)
 
     def report(self) -> Report:
+        if count := self.journal.count():
+            self.progress.say(
+                f"going on where an earlier run ended: {count} results of it are kept"
+            )
         with self.stage("read"):
             everything, calibration = self.read()
             source = self.convert(everything)
@@ -113,6 +144,9 @@ class _Run:
                 threads=self.threads,
                 states=self.job.data.states,
                 watch=self._watch,
+                metric_sha256=digest_of_plugin(self.job.limits.metric),
+                journal=self.journal,
+                interrupt=self.interrupt,
             )
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
@@ -127,7 +161,7 @@ class _Run:
                     found.best.trial.quantized.model,
                     found.fp32_ms,
                     found.best.trial.latency_ms,
-                    self.job.effort,
+                    self.effort(),
                     self.progress.step,
                 )
         best = fastest(served, timing.latencies)
@@ -228,16 +262,39 @@ class _Run:
     def baseline(
         self, fp32: Model, samples: Samples, metric: Metric, keep: OutputStore
     ) -> tuple[Evaluation, Tolerance]:
-        execution = Execution(
-            RUNTIMES["onnxruntime"], Settings(threads=self.threads), self.job.data.states
-        )
-        found = evaluate(fp32, samples, metric, execution, keep=keep, watch=self._watch)
+        found = self._scores(fp32, samples, metric, keep)
         text = self.job.limits.max_drop or ("1pt" if found.bounded or found.binary else "1%")
         tolerance = parse_tolerance(text)
         self.progress.say(f"FP32: {metric.name} {found.value:.4f} on {len(samples):,} samples")
         # Refuses a broken baseline and a tolerance that does not fit, before the work begins.
         judge(found, found, tolerance, confidence=self.job.limits.confidence)
         return found, tolerance
+
+    def _scores(
+        self, fp32: Model, samples: Samples, metric: Metric, keep: OutputStore
+    ) -> Evaluation:
+        """FP32's scores and, in `keep`, its outputs: from the journal, or by running it."""
+        execution = Execution(
+            RUNTIMES["onnxruntime"], Settings(threads=self.threads), self.job.data.states
+        )
+        key = {
+            "fp32": fp32.sha256,
+            "samples": samples.digest,
+            "metric": (metric.name, metric.output, digest_of_plugin(self.job.limits.metric)),
+            "states": self.job.data.states,
+        }
+        outputs = self.journal.file("outputs", key, ".zip")
+        known = self.journal.recall(Evaluation, "baseline", key)
+        if known is not None and outputs is not None and outputs.is_file():
+            with suppress(OSError, ValueError):
+                keep.read(outputs)
+                return known
+        found = evaluate(fp32, samples, metric, execution, keep=keep, watch=self._watch)
+        if outputs is not None and storable(found):
+            with not_fatal("outputs of FP32"), renamed(outputs) as beside:
+                keep.write(beside)
+            self.journal.keep(found, "baseline", key)
+        return found
 
     def _watch(self, _scores: object, done: int, total: int) -> bool:
         self.progress.step(done, total)
@@ -254,15 +311,7 @@ class _Run:
         # A state is carried from sample to sample, so a sequence is cut once and not thinned out.
         held = _last(len(samples), count) if ordered else _spread(len(samples), count)
         rest = [i for i in range(len(samples)) if i not in set(held)] or held
-        statistics = calibrate(
-            fp32,
-            watch_list(model, anchors),
-            samples.subset(rest),
-            threads=self.threads,
-            scratch=self.scratch,
-            states=self.job.data.states,
-            progress=self.progress.step,
-        )
+        statistics = self._statistics(fp32, watch_list(model, anchors), samples.subset(rest))
         probes = tuple(samples[i].feeds for i in held)
         return Workbench(
             fp32,
@@ -273,7 +322,33 @@ class _Run:
             self.runtimes,
             self.threads,
             self.scratch,
+            journal=self.journal,
         )
+
+    def _statistics(
+        self, fp32: Model, tensors: dict[str, int | None], samples: Samples
+    ) -> Calibration:
+        states = self.job.data.states
+        key = {
+            "fp32": fp32.sha256,
+            "samples": samples.digest,
+            "tensors": tensors,
+            "states": states,
+            "threads": self.threads,
+        }
+        found = recall_calibration(self.journal, key)
+        if found is None:
+            found = calibrate(
+                fp32,
+                tensors,
+                samples,
+                threads=self.threads,
+                scratch=self.scratch,
+                states=states,
+                progress=self.progress.step,
+            )
+            keep_calibration(self.journal, key, found)
+        return found
 
     def search(self, bench: Workbench, judging: Judging) -> Found:
         if self.job.effort.recipe is not None:
@@ -284,15 +359,30 @@ class _Run:
             judging.tolerance,
             confidence=self.job.limits.confidence,
         )
-        return search(
-            bench,
-            judging,
-            self.targets,
+        aim = Aim(
             can_pass=itself.outcome == "pass",
             need_speed=self.job.limits.objective == "latency",
             deadline_s=perf_counter() + self.job.effort.budget_s,
             say=self.progress.say,
+            stopped=lambda: self.interrupt.asked,
+            keep=partial(self._keep, bench),
         )
+        found = search(bench, judging, self.targets, aim)
+        if self.interrupt.asked:
+            self.notes.append("the search was interrupted; this is the best it had found")
+        return found
+
+    def _keep(self, bench: Workbench, best: Judged) -> None:
+        """The best so far, complete on disk."""
+        if self.journal.folder is not None:
+            with not_fatal("the best so far"):
+                keep_best(best, bench, self.journal.folder)
+
+    def effort(self) -> Effort:
+        """What the benchmark may take: little once a person asked for the end."""
+        effort = self.job.effort
+        hurried = replace(effort, rounds=min(effort.rounds, _HURRIED_ROUNDS))
+        return hurried if self.interrupt.asked else effort
 
     def _replay(self, bench: Workbench, judging: Judging, path: Path) -> Found:
         from quantize.trials import time_quickly
@@ -306,8 +396,9 @@ class _Run:
                 f"recipe {path}: its model opens in none of {', '.join(self.runtimes)}. Allow "
                 "another --runtime."
             )
-        evaluation, verdict = judging(timed[0].quantized, runtime)
-        judged = Judged(timed[0], runtime, evaluation, verdict)
+        if (outcome := judging(timed[0].quantized, runtime)) is None:
+            raise KeyboardInterrupt
+        judged = Judged(timed[0], runtime, *outcome)
         return Found(judged, (judged,), timed, fp32_ms, "the recipe was replayed")
 
     def verify(
@@ -322,16 +413,20 @@ class _Run:
             raise UnsupportedError(
                 f"no INT8 candidate could be made of this model: {found.reason}."
             )
-        served, native = [found.best], []
+        served, native = [found.best], list[Evaluation]()
         quantized = found.best.trial.quantized
         for runtime in found.best.trial.latency_ms:
+            if self.interrupt.asked:
+                break
             judged = found.best
             if runtime != found.best.runtime:
-                evaluation, verdict = judging(quantized, runtime)
-                judged = replace(judged, runtime=runtime, evaluation=evaluation, verdict=verdict)
+                if (outcome := judging(quantized, runtime)) is None:
+                    break
+                judged = Judged(found.best.trial, runtime, *outcome)
                 served.append(judged)
             if canary(runtime) != "exact" and judged.evaluation.arithmetic == "exact":
-                native.append(judging.evaluate(quantized, runtime, native=True))
+                here = judging.evaluate(quantized, runtime, native=True)
+                native += [here] if here is not None else []
         return tuple(served), tuple(native)
 
 

@@ -10,6 +10,7 @@ everything but the verdict.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 from quantize.anchors import Anchor, Mode
@@ -43,8 +44,8 @@ _ONE_RUNTIME = 1.05
 # Below this the outputs have nothing to do with FP32's any more, whatever the metric.
 _HOPELESS_DB = 0.0
 
-Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict]]
-"""(candidate, runtime) -> its evaluation there and the verdict against FP32."""
+Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict] | None]
+"""(candidate, runtime) -> its evaluation and the verdict against FP32; None if interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,48 +114,44 @@ def plans(anchors: Sequence[Anchor], target: str, runtimes: Sequence[str]) -> di
     return distinct
 
 
-def search(
-    bench: Workbench,
-    judge: Judge,
-    targets: Sequence[str],
-    *,
-    can_pass: bool,
-    need_speed: bool,
-    deadline_s: float,
-    say: Callable[[str], None],
-) -> Found:
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a search is for, and when it ends.
+
+    Attributes:
+        can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
+            verdict, and the first candidate within the limit is taken.
+        need_speed: Whether a candidate that is not faster than FP32 is of no use.
+        deadline_s: By `time.perf_counter`; nothing new is started after it.
+        say: Told what happens, one line at a time.
+        stopped: Whether a person asked for the end.
+        keep: Given each candidate that is the best so far.
+    """
+
+    can_pass: bool
+    need_speed: bool
+    deadline_s: float
+    say: Callable[[str], None]
+    stopped: Callable[[], bool] = lambda: False
+    keep: Callable[[Judged], None] = lambda _: None
+
+
+def search(bench: Workbench, judge: Judge, targets: Sequence[str], aim: Aim) -> Found:
     """Find the fastest INT8 model that passes.
 
     Args:
         bench: What all candidates share.
         judge: Evaluates a candidate.
         targets: Names of targets, the preferred one first.
-        can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
-            verdict, and the first candidate within the limit is taken.
-        need_speed: Whether a candidate that is not faster than FP32 is of no use.
-        deadline_s: By `time.perf_counter`; nothing new is started after it.
-        say: Told what happens, one line at a time.
+        aim: What for, and for how long.
     """
-    state = _Search(
-        bench, judge, can_pass=can_pass, need_speed=need_speed, deadline_s=deadline_s, say=say
-    )
-    return state.run(targets)
+    return _Search(bench, judge, aim).run(targets)
 
 
 class _Search:
-    def __init__(
-        self,
-        bench: Workbench,
-        judge: Judge,
-        *,
-        can_pass: bool,
-        need_speed: bool,
-        deadline_s: float,
-        say: Callable[[str], None],
-    ) -> None:
-        self.deadline_s = deadline_s
-        self.bench, self.judge, self.say = bench, judge, say
-        self.can_pass, self.need_speed = can_pass, need_speed
+    def __init__(self, bench: Workbench, judge: Judge, aim: Aim) -> None:
+        self.bench, self.judge, self.aim, self.say = bench, judge, aim, aim.say
+        self.can_pass, self.need_speed = aim.can_pass, aim.need_speed
         self.allowed = MAX_EVALUATIONS
         self.judged: list[Judged] = []
         self.trials: list[Trial] = []
@@ -182,8 +179,12 @@ class _Search:
         if not self.judged:
             reason = "no candidate is faster than FP32" if slower else reason
             self._judge_fastest()
-        best = min(self.judged, key=lambda j: j.rank, default=None)
-        return Found(best, tuple(self.judged), tuple(self.trials), self.fp32_ms, reason)
+        if self.aim.stopped():
+            reason = "interrupted"
+        return Found(self._best(), tuple(self.judged), tuple(self.trials), self.fp32_ms, reason)
+
+    def _best(self) -> Judged | None:
+        return min(self.judged, key=lambda j: j.rank, default=None)
 
     def _make(self, target: str) -> list[Trial]:
         """One candidate per plan; range method and bias correction are chosen on the first."""
@@ -275,22 +276,37 @@ class _Search:
     def _evaluate(self, trial: Trial) -> bool:
         if trial.fastest is None or self._spent():
             return False
-        evaluation, verdict = self.judge(trial.quantized, trial.fastest)
+        found = self.judge(trial.quantized, trial.fastest)
+        if found is None:
+            self.say("interrupted: the best so far is kept; once more ends the run without it")
+            return False
+        evaluation, verdict = found
         self.judged.append(Judged(trial, trial.fastest, evaluation, verdict))
         self.say(
             f"{trial.name} in {trial.fastest}: {verdict.outcome}, drop {verdict.drop:.4g} "
-            f"(limit {verdict.limit:.4g})"
+            f"(limit {verdict.limit:.4g}){self._left()}"
         )
+        if self._best() is self.judged[-1]:
+            self.aim.keep(self.judged[-1])
         return True
+
+    def _left(self) -> str:
+        """How long the rest can take at most, judged by what the evaluations took so far."""
+        count = self.allowed - len(self.judged)
+        if self._settled() or count <= 0:
+            return ""
+        seconds = max(j.evaluation.seconds for j in self.judged) * count
+        seconds = max(min(seconds, self.aim.deadline_s - perf_counter()), 0.0)
+        return f"; at most {count} more, {_duration(seconds)} of evaluation"
 
     def _spent(self) -> bool:
         """Whether evaluations or time are used up; the first evaluation is always made."""
-        late = bool(self.judged) and perf_counter() > self.deadline_s
-        return late or len(self.judged) >= self.allowed
+        late = bool(self.judged) and perf_counter() > self.aim.deadline_s
+        return late or self.aim.stopped() or len(self.judged) >= self.allowed
 
     def _settled(self) -> bool:
         """Whether the best so far is as good as the samples can show."""
-        best = min(self.judged, key=lambda j: j.rank, default=None)
+        best = self._best()
         return best is not None and best.rank[0] <= (0 if self.can_pass else 1)
 
     def _judge_fastest(self) -> None:
@@ -307,10 +323,14 @@ class _Search:
             self.say(f"{base.name}: looking for the layers that cost accuracy")
             # Half of what is left, so that there is time to use the answer.
             now = perf_counter()
-            alone = single_noise(self.bench, base, now + (self.deadline_s - now) / 2)
+            half = now + (self.aim.deadline_s - now) / 2
+            alone = single_noise(self.bench, base, partial(self._late, half))
             if self._bisect(base, alone):
                 return True
         return False
+
+    def _late(self, by_s: float) -> bool:
+        return perf_counter() > by_s or self.aim.stopped()
 
     def _bisect(self, base: Trial, alone: Mapping[str, float]) -> bool:
         """Try growing numbers of floats; after the first pass, halve the way back."""
@@ -361,6 +381,10 @@ class _Search:
         before = len(self.judged)
         self._evaluate(ready[0])
         return len(self.judged) > before and self.judged[-1].rank[0] <= (0 if self.can_pass else 1)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _steps(noise: Sequence[float]) -> list[int]:

@@ -4,20 +4,21 @@ Recipe ─quantize─▶ file ─▶ noise at the outputs (held-out samples) ─
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from bench.errors import InputError, UnsupportedError
 from bench.latency import Variant, measure
-from bench.models import Feeds, Model
+from bench.models import Feeds, Model, read_model
 from bench.profile import node_times
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
+from quantize.journal import Journal
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Recipe
 
@@ -49,6 +50,7 @@ class Workbench:
         threads: Inside one inference.
         scratch: Where candidates are written.
         batch: Samples in one probe.
+        journal: What a run that was killed found before.
     """
 
     fp32: Model
@@ -60,6 +62,33 @@ class Workbench:
     threads: int
     scratch: Path
     batch: int = 1
+    journal: Journal = field(default_factory=Journal)
+
+    def key(self, **more: Any) -> dict[str, Any]:
+        """What names an entry of the journal: model, calibration samples, and `more`."""
+        calibrated = self.calibration.samples_sha256
+        return {"fp32": self.fp32.sha256, "calibrated": calibrated, **more}
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """Quick medians as the journal keeps them, in ms by runtime, FP32 first."""
+
+    ms: tuple[dict[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Something by anchor name, as the journal keeps it."""
+
+    by_anchor: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Modes by anchor name, as the journal keeps them."""
+
+    by_anchor: dict[str, Mode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +176,28 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
         UnsupportedError: The recipe leaves nothing in INT8.
         InputError: The candidate does not run.
     """
-    taken = {f.name for f in bench.scratch.glob("trial-*.onnx")}
-    free = next(i for i in range(len(taken) + 1) if f"trial-{i}.onnx" not in taken)
-    out = bench.scratch / f"trial-{free}.onnx"
+    key = bench.key(recipe=asdict(recipe))
+    known = bench.journal.recall(Trial, "trial", key)
+    if known is not None and _is_there(known.quantized.model):
+        return replace(known, name=name)
+    out = bench.journal.file("trial", key, ".onnx")
+    if out is None:
+        taken = {f.name for f in bench.scratch.glob("trial-*.onnx")}
+        free = next(i for i in range(len(taken) + 1) if f"trial-{i}.onnx" not in taken)
+        out = bench.scratch / f"trial-{free}.onnx"
     made = quantize(bench.fp32, bench.anchors, bench.calibration, recipe, out)
     found = run_probes(made.model, bench.probes, bench.threads)
-    return Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
+    trial = Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
+    bench.journal.keep(trial, "trial", key)
+    return trial
+
+
+def _is_there(model: Model) -> bool:
+    """Whether a file of an earlier run still holds what it held."""
+    try:
+        return read_model(model.path).sha256 == model.sha256
+    except InputError:
+        return False
 
 
 def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
@@ -195,6 +240,12 @@ def paying(bench: Workbench, trial: Trial) -> dict[str, Mode]:
     Read from one profile of each model in ONNX Runtime; an anchor that cannot be found in both
     keeps its mode.
     """
+    key = bench.key(int8=trial.quantized.model.sha256, threads=bench.threads)
+    found = bench.journal.remember(Modes, "paying", key, lambda: _paying(bench, trial))
+    return dict(found.by_anchor)
+
+
+def _paying(bench: Workbench, trial: Trial) -> Modes:
     feeds = bench.probes[0]
     fp32, int8 = (
         node_times(path, feeds, threads=bench.threads, runs=_PROFILED, scratch=bench.scratch)
@@ -206,7 +257,7 @@ def paying(bench: Workbench, trial: Trial) -> dict[str, Mode]:
         after = _time_of(anchor, int8)
         if modes[anchor.name] == "static" and before and after and after > _GAIN * before:
             modes[anchor.name] = "float"
-    return modes
+    return Modes(modes)
 
 
 def _time_of(anchor: Anchor, times: dict[str, float]) -> float:
@@ -231,6 +282,14 @@ def time_quickly(
     Raises:
         UnsupportedError: No runtime takes FP32.
     """
+    rows = [(m.sha256, only) for _, m, only in _models(bench, trials)]
+    key = bench.key(models=rows, runtimes=bench.runtimes, threads=bench.threads, rounds=rounds)
+    times = bench.journal.remember(Quick, "quick", key, lambda: _quick(bench, trials, rounds)).ms
+    timed = tuple(replace(t, latency_ms=dict(ms)) for t, ms in zip(trials, times[1:], strict=True))
+    return timed, dict(times[0])
+
+
+def _quick(bench: Workbench, trials: Sequence[Trial], rounds: int) -> Quick:
     variants = []
     for runtime in bench.runtimes:
         for label, model, fused_for in _models(bench, trials):
@@ -245,12 +304,12 @@ def time_quickly(
         )
     found = measure(variants, bench.probes[:4], rounds=rounds, seconds_per_round=_QUICK_S)
     by_name = {x.variant.name: x.median_ms for x in found}
-    times = [
-        {r: by_name[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in by_name}
-        for label, _, _ in _models(bench, trials)
-    ]
-    timed = tuple(replace(t, latency_ms=ms) for t, ms in zip(trials, times[1:], strict=True))
-    return timed, times[0]
+    return Quick(
+        tuple(
+            {r: by_name[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in by_name}
+            for label, _, _ in _models(bench, trials)
+        )
+    )
 
 
 def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model, str | None]]:
@@ -284,7 +343,7 @@ def _serves(runtime: str, model: Model, bench: Workbench, noise_db: float) -> bo
     return True
 
 
-def single_noise(bench: Workbench, trial: Trial, deadline_s: float) -> dict[str, float]:
+def single_noise(bench: Workbench, trial: Trial, enough: Callable[[], bool]) -> dict[str, float]:
     """Noise at the outputs that each INT8 anchor causes alone, all others in float.
 
     Noise of independent sources adds up, so the sum over a set of anchors predicts the noise of the
@@ -293,17 +352,22 @@ def single_noise(bench: Workbench, trial: Trial, deadline_s: float) -> dict[str,
     Args:
         bench: What all candidates share.
         trial: Whose anchors are looked at, in graph order.
-        deadline_s: By `time.perf_counter`; anchors not reached by then are missing.
+        enough: Asked before each anchor; those not reached are missing.
 
     Returns:
         Noise over signal, mean over outputs, by anchor name.
     """
     recipe = trial.quantized.recipe
+    key = bench.key(recipe=asdict(recipe))
+    if (known := bench.journal.recall(Shares, "alone", key)) is not None:
+        return known.by_anchor
     few = bench.probes[:3]
     alone: dict[str, float] = {}
     out = bench.scratch / "single.onnx"
     for name, mode in recipe.modes.items():
-        if mode == "float" or perf_counter() > deadline_s:
+        if enough():
+            return alone
+        if mode == "float":
             continue
         modes: dict[str, Mode] = {name: mode}
         try:
@@ -316,4 +380,5 @@ def single_noise(bench: Workbench, trial: Trial, deadline_s: float) -> dict[str,
             continue
         shares = noise_shares(bench.probe_outputs[: len(few)], found)
         alone[name] = float(np.mean(list(shares.values()))) if shares else 0.0
+    bench.journal.keep(Shares(alone), "alone", key)
     return alone

@@ -1,6 +1,9 @@
 """`vnnify quantize`."""
 
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli import emit, say
+from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import dump, load, publish, staging_for, write_manifest
@@ -83,6 +87,9 @@ def quantize(
         bool, typer.Option("--trust-model", help="Open a file that could run code.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what an interrupted run had found.")
+    ] = False,
     github: Annotated[bool, typer.Option("--github", help=GITHUB)] = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
@@ -128,12 +135,13 @@ def quantize(
         ),
         command=typed(),
     )
-    with staging_for(out, force=force) as staging:
+    with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
         raw = run_isolated(
             "quantize.commands.quantize:work",
-            {"job": dump(job).decode(), "staging": str(staging)},
+            {"job": dump(job).decode(), "staging": str(staging), "kept": str(kept)},
             scratch=staging,
             name="quantizing",
+            patient=True,
         )
         report = load(Report, (staging / raw).read_bytes(), raw)
         _publish(report, staging, out, force=force)
@@ -147,18 +155,41 @@ def quantize(
 
 def work(job: dict[str, Any]) -> str:
     """The child process of `quantize`: native code runs here, where a crash loses nothing."""
-    import shutil
-
     from quantize.job import Job
     from quantize.pipeline import run
     from quantize.progress import progress_for
+    from quantize.stopping import Interrupt, listening
 
-    staging = Path(job["staging"])
-    with progress_for(sys.stderr) as progress:
-        report = run(load(Job, job["job"].encode(), "job"), staging, progress)
+    staging, interrupt = Path(job["staging"]), Interrupt()
+    asked = load(Job, job["job"].encode(), "job")
+    with listening(interrupt), progress_for(sys.stderr) as progress:
+        report = run(asked, staging, progress, work=Path(job["kept"]), interrupt=interrupt)
     shutil.rmtree(staging / "scratch", ignore_errors=True)
     (staging / "report.json").write_bytes(dump(report))
     return "report.json"
+
+
+@contextmanager
+def _resumable(out: Path, *, fresh: bool) -> Iterator[Path]:
+    """The folder in which an interrupted run finds what it had; gone once there is a result."""
+    from quantize.journal import work_folder
+
+    folder = work_folder(out)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    before = folder.is_dir()
+    try:
+        yield folder
+    except (UsageError, InputError, UnsupportedError):
+        # The same command would end in the same way, so it leaves nothing of its own.
+        if not before:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:
+        if folder.is_dir():
+            say(f"kept what was finished in {folder}; the same command goes on from there")
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None:

@@ -335,9 +335,7 @@ def test_an_existing_folder_is_replaced_only_by_force(run: Cli, shelf: Path, don
     assert leftovers(Path()) == []
 
 
-def test_a_failed_run_leaves_the_old_folder_and_nothing_else(
-    run: Cli, shelf: Path, done: Path
-) -> None:
+def test_a_failed_run_leaves_the_old_folder_as_it_was(run: Cli, shelf: Path, done: Path) -> None:
     options = ("--recipe", done / "recipe.toml", "--out", "o")
     assert run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)[0] == 0
     before = digests_of(Path("o"))
@@ -348,7 +346,8 @@ def test_a_failed_run_leaves_the_old_folder_and_nothing_else(
     assert status == ExitCode.INTERRUPTED
     assert "nothing was published" in err
     assert digests_of(Path("o")) == before
-    assert leftovers(Path()) == []
+    # What it had found, for the next run.
+    assert leftovers(Path()) == [".o.vnnify-work"]
 
 
 def interrupt() -> None:
@@ -769,7 +768,7 @@ def test_the_real_command_from_end_to_end(shelf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing(
+def test_an_interrupted_run_leaves_nothing_but_its_journal(
     shelf: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     process = vnnify(
@@ -786,11 +785,54 @@ def test_an_interrupted_run_leaves_nothing(
     assert process.returncode == status
     assert "interrupted; nothing was published" in err
     assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".out.vnnify-work"]
     end = time.monotonic() + 10
     while any(Path(f"/proc/{c}").exists() for c in children) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{c}").exists() for c in children)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_again_and_again_goes_on_to_the_same_end(
+    shelf: Path, tmp_path: Path
+) -> None:
+    command = ("quantize", shelf / "net.onnx", "--data", shelf / "data.npz", *REAL)
+    kept: set[str] = set()
+    for point in ("searching", "timing"):
+        process = vnnify(*command, cwd=tmp_path)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(point):
+                break
+        process.kill()
+        process.communicate(timeout=30)
+        now = {p.name for p in (tmp_path / ".out.vnnify-work").iterdir()}
+        # What was there stays, and each run adds to it.
+        assert kept < {n for n in now if not n.startswith((".", "best"))}, point
+        kept = {n for n in now if not n.startswith((".", "best"))}
+    assert (tmp_path / ".out.vnnify-work" / "best" / "model.onnx").is_file()
+    process = vnnify(*command, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "going on" in err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_after_the_first_verdict_still_publishes(shelf: Path, tmp_path: Path) -> None:
+    process = vnnify(
+        "quantize", shelf / "net.onnx", "--data", shelf / "data.npz", *REAL, cwd=tmp_path
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if ": pass, drop" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
 
 
 def children_of(parent: int) -> list[int]:

@@ -1,6 +1,7 @@
 """One job, stage by stage, where the command line cannot reach: runtimes, arithmetic, states."""
 
 import itertools
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
 from quantize import finishing, judging, pipeline, timing, trials
-from quantize.gate import Outcome
+from quantize.gate import Outcome, Verdict
 from quantize.job import DataSpec, Effort, Job, Limits
 from quantize.pipeline import run
 from quantize.report import Report
 from quantize.search import Judged
 from quantize.sources.seam import ModelSpec
+from quantize.stopping import Interrupt
 from tests import classifier, tiny
 from tests.timing import Stopwatch
 
@@ -122,6 +124,112 @@ def test_two_runs_give_the_same_bytes(job: Job, staging: Path, tmp_path: Path) -
     third.mkdir()
     seeded = run(replace(job, data=replace(job.data, seed=1)), third, Silent())
     assert seeded.data.calibration_sha256 != first.data.calibration_sha256
+
+
+# --- a run that ends early ---
+
+
+@dataclass
+class Ending(Silent):
+    """Ends the run as if it were killed, at the first line that starts so."""
+
+    at: str = ""
+    interrupt: Interrupt | None = None
+
+    def heard(self, text: str) -> None:
+        if not text.startswith(self.at):
+            return
+        if self.interrupt is None:
+            raise KeyboardInterrupt
+        self.interrupt.ask()
+
+    def begin(self, name: str) -> None:
+        super().begin(name)
+        self.heard(name)
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        self.heard(text)
+
+
+def forbidden(*_: Any, **__: Any) -> Any:
+    raise AssertionError("done before")
+
+
+# Where the run ends, and what the next one has no need to do again.
+POINTS = {
+    "calibrate": (("pipeline", "evaluate"),),
+    "search": (("pipeline", "evaluate"), ("pipeline", "calibrate")),
+    "benchmark": (
+        ("pipeline", "evaluate"),
+        ("pipeline", "calibrate"),
+        ("judging", "evaluate"),
+        ("trials", "measure"),
+    ),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    whole = run(job, staging, Silent())
+    for name in ("killed", "resumed"):
+        (tmp_path / name).mkdir()
+    work = tmp_path / "work"
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "killed", Ending(at=point), work=work)
+    shutil.rmtree(tmp_path / "killed")
+    for module, name in POINTS[point]:
+        monkeypatch.setattr(globals()[module], name, forbidden)
+    resumed = run(job, tmp_path / "resumed", Silent(), work=work)
+    assert resumed.int8.sha256 == whole.int8.sha256
+    assert resumed.verdict == whole.verdict
+    assert resumed.trials == whole.trials
+
+
+def test_another_option_does_not_take_over_what_it_changes(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    with pytest.raises(KeyboardInterrupt):
+        run(job, staging, Ending(at="benchmark"), work=work)
+    (tmp_path / "other").mkdir()
+    seeded = replace(job, data=replace(job.data, seed=1))
+    resumed = run(seeded, tmp_path / "other", Silent(), work=work)
+    (tmp_path / "plain").mkdir()
+    plain = run(seeded, tmp_path / "plain", Silent())
+    assert resumed.int8.sha256 == plain.int8.sha256
+    assert resumed.data == plain.data
+
+
+def test_an_interrupt_with_something_to_keep_ends_the_search_and_publishes(
+    job: Job, staging: Path, stopwatch: Stopwatch
+) -> None:
+    interrupt = Interrupt()
+    strict = replace(job, limits=replace(job.limits, max_drop="0.0001pt"))
+    heard = Ending(at="static, portable in onnxruntime", interrupt=interrupt)
+    report = run(strict, staging, heard, interrupt=interrupt)
+    assert sum(t.outcome != "not evaluated" for t in report.trials) == 1
+    assert "the search was interrupted; this is the best it had found" in report.notes
+    assert len(report.latencies[0].rounds) == 2
+    assert (staging / "refused" / "model.onnx").is_file()
+
+
+def test_an_interrupt_with_nothing_to_keep_ends_the_run(job: Job, staging: Path) -> None:
+    interrupt = Interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(job, staging, Ending(at="search", interrupt=interrupt), interrupt=interrupt)
+
+
+def test_the_best_so_far_lies_complete_on_disk(job: Job, staging: Path, tmp_path: Path) -> None:
+    report = run(job, staging, Silent(), work=tmp_path / "work")
+    best = tmp_path / "work" / "best"
+    assert {p.name for p in best.iterdir()} == {"model.onnx", "recipe.toml", "verdict.json"}
+    assert (best / "model.onnx").read_bytes() == (staging / "model.onnx").read_bytes()
+    ours, theirs = ((f / "recipe.toml").read_text().partition("[made]") for f in (best, staging))
+    assert ours[0] == theirs[0]
+    assert load(Verdict, (best / "verdict.json").read_bytes(), best) == report.verdict
 
 
 # --- runtimes ---

@@ -19,7 +19,7 @@ from quantize.evaluate import Evaluation
 from quantize.gate import Outcome, Verdict
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Recipe
-from quantize.search import MAX_EVALUATIONS, Found, Judged, plans, search
+from quantize.search import MAX_EVALUATIONS, Aim, Found, Judged, plans, search
 from quantize.trials import Trial, Workbench
 
 LIMIT = 1.0
@@ -106,6 +106,8 @@ class World:
     timings: int = 0
     rankings: int = 0
     lines: list[str] = field(default_factory=list)
+    kept: list[Judged] = field(default_factory=list)
+    stopped: Callable[[], bool] = lambda: False
 
     def ms(self, recipe: Recipe) -> float:
         saved = {"static": self.gain_ms, "dynamic": self.gain_ms / 2, "float": 0.0}
@@ -167,15 +169,15 @@ class World:
             1,
             Path(),
         )
-        return search(
-            bench,
-            self.judge,
-            targets or ("portable",),
+        aim = Aim(
             can_pass=not self.few,
             need_speed=need_speed,
             deadline_s=deadline_s,
             say=self.lines.append,
+            stopped=lambda: self.stopped(),
+            keep=self.kept.append,
         )
+        return search(bench, self.judge, targets or ("portable",), aim)
 
 
 @pytest.fixture

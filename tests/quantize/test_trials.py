@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -252,7 +251,7 @@ def test_contrib_operators_open_in_their_own_runtime_only(bench: Workbench) -> N
 
 def test_noise_of_layers_alone_adds_up_to_about_the_whole(bench: Workbench) -> None:
     trial = attempt(bench, recipe(), "static")
-    alone = single_noise(bench, trial, perf_counter() + 60)
+    alone = single_noise(bench, trial, lambda: False)
     assert set(alone) == set(STATIC)
     assert all(0 < share < 0.1 for share in alone.values())
     whole = 10 ** (-trial.noise_db / 10)
@@ -261,8 +260,8 @@ def test_noise_of_layers_alone_adds_up_to_about_the_whole(bench: Workbench) -> N
 
 def test_layers_in_float_and_after_the_deadline_are_left_out(bench: Workbench) -> None:
     trial = attempt(bench, recipe({**STATIC, "second": "float"}), "static")
-    assert set(single_noise(bench, trial, perf_counter() + 60)) == {"first", "head"}
-    assert single_noise(bench, trial, perf_counter() - 1) == {}
+    assert set(single_noise(bench, trial, lambda: False)) == {"first", "head"}
+    assert single_noise(bench, trial, lambda: True) == {}
 
 
 # --- kernels that do not pay ---
