@@ -246,6 +246,7 @@ def test_a_runtime_that_is_missing_is_named_before_the_work(
     @dataclass
     class Missing:
         name: str = "openvino"
+        suffixes: tuple[str, ...] = (".onnx",)
 
         def version(self) -> str:
             return missing()
