@@ -281,12 +281,16 @@ class Calibration:
         model_sha256: Of the FP32 model that ran.
         samples_sha256: Of the samples that ran through it.
         samples: How many.
+        source: The samples themselves, for an engine that takes statistics of its own.
+        states: Output to input names that carry state from one to the next.
     """
 
     tensors: dict[str, TensorStatistics]
     model_sha256: str
     samples_sha256: str
     samples: int
+    source: Samples | None = None
+    states: Mapping[str, str] = field(default_factory=dict)
 
     def magnitudes(self) -> dict[str, float]:
         """Largest absolute value of every tensor that can be quantized."""
@@ -336,7 +340,7 @@ def calibrate(
                 carried[states[name]] = values
         if progress is not None:
             progress(done + 1, len(samples))
-    return Calibration(stats, model.sha256, samples.digest, len(samples))
+    return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states)
 
 
 class _Watched:

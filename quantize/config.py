@@ -24,6 +24,7 @@ OPTIONS = (
     "inconclusive",
     "target",
     "objective",
+    "engine",
     "runtime",
     "threads",
     "budget",
@@ -44,6 +45,7 @@ TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomme
 # target = "auto"                # auto, portable, vnni, amx, avx2
 # objective = "latency"          # latency refuses what is slower than FP32, size does not
 # runtime = "onnxruntime,openvino"  # gate judges in the first
+# engine = "native"              # or "nncf", or "native,nncf" for the better of the two
 # threads = 0                    # 0: all that this process may use
 # calibration_samples = 256
 # budget = "10m"                 # then the search keeps the best it has

@@ -64,6 +64,7 @@ class Effort:
         seconds: Sampling per process.
         recipe: A recipe to replay instead of a search.
         budget_s: After this long the search starts nothing new and keeps the best it has.
+        engines: Names in `QUANTIZERS`; of several, the search takes the best model.
     """
 
     target: str = "auto"
@@ -73,6 +74,7 @@ class Effort:
     seconds: float = 0.3
     recipe: Path | None = None
     budget_s: float = 600.0
+    engines: tuple[str, ...] = ("native",)
 
 
 @dataclass(frozen=True, slots=True)

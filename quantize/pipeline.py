@@ -44,6 +44,7 @@ from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
 from quantize.prepare import prepare
+from quantize.quantizers import find_engines
 from quantize.recipe import fingerprints, from_toml
 from quantize.report import Data, Report
 from quantize.search import Aim, Found, Judged, search
@@ -105,6 +106,7 @@ class _Run:
         self.notes: list[str] = []
         self.threads = job.effort.threads or available_threads()
         self.runtimes = _runtimes(job.effort.runtimes)
+        self.engines = find_engines(job.effort.engines)
         self.targets = (
             _AUTO if job.effort.target == "auto" else (find_target(job.effort.target).name,)
         )
@@ -323,6 +325,7 @@ class _Run:
             self.threads,
             self.scratch,
             journal=self.journal,
+            engines=self.engines,
         )
 
     def _statistics(
@@ -348,7 +351,8 @@ class _Run:
                 progress=self.progress.step,
             )
             keep_calibration(self.journal, key, found)
-        return found
+        # The journal keeps what was learned, not the samples; an engine may want to see them.
+        return replace(found, source=samples, states=states)
 
     def search(self, bench: Workbench, judging: Judging) -> Found:
         if self.job.effort.recipe is not None:

@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import onnx_ir as ir
 
@@ -21,8 +21,10 @@ from quantize.placement import Fusion
 from quantize.targets import TARGETS
 
 SCHEMA = 1
+Engine: TypeAlias = Literal["native", "nncf"]
 _KEYS = {
     "schema": int,
+    "engine": str,
     "target": str,
     "ranges": str,
     "fused_for": str,
@@ -44,6 +46,7 @@ class Recipe:
         correct_bias: Whether biases take up the mean error of the rounded weights.
         modes: "static", "dynamic" or "float" by anchor name.
         ranges_by_tensor: Methods of single tensors that differ from `ranges`.
+        engine: What quantizes; "nncf" chooses ranges by itself.
     """
 
     target: str
@@ -52,6 +55,7 @@ class Recipe:
     modes: dict[str, Mode]
     fused_for: Fusion = "onnxruntime"
     ranges_by_tensor: dict[str, str] = field(default_factory=dict)
+    engine: Engine = "native"
 
     def __post_init__(self) -> None:
         """Refuse names that no table holds."""
@@ -69,12 +73,18 @@ class Recipe:
             raise UsageError(
                 f"unknown runtime {self.fused_for!r}; known: {', '.join(get_args(Fusion))}."
             )
+        if self.engine not in get_args(Engine):
+            raise UsageError(
+                f"unknown engine {self.engine!r}; known: {', '.join(get_args(Engine))}."
+            )
 
     @property
     def name(self) -> str:
         """`static 37, dynamic 2, float 4; mse ranges; portable`."""
         kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]
         counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
+        if self.engine != "native":
+            return f"{counts}; by {self.engine}; {self.target}"
         return f"{counts}; {self.ranges} ranges; {self.target}; for {self.fused_for}"
 
 
@@ -124,6 +134,7 @@ def to_toml(recipe: Recipe, marks: Mapping[str, str], facts: Mapping[str, str]) 
     lines = [
         "# How the INT8 model beside this file was made.",
         f"schema = {SCHEMA}",
+        f"engine = {_quote(recipe.engine)}",
         f"target = {_quote(recipe.target)}",
         f"ranges = {_quote(recipe.ranges)}",
         f"fused_for = {_quote(recipe.fused_for)}",
@@ -159,7 +170,8 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
     if unknown := sorted(set(raw) - set(_KEYS)):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}.")
-    raw = {"fused_for": "onnxruntime", "ranges_by_tensor": {}, "modes": {}, **raw}
+    usual = {"engine": "native", "fused_for": "onnxruntime", "ranges_by_tensor": {}, "modes": {}}
+    raw = {**usual, **raw}
     _check_types(raw, where)
     modes: dict[str, str] = raw["modes"]
     missing = [n for n, mark in marks.items() if mark not in modes]
@@ -177,6 +189,7 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
         fused_for=raw["fused_for"],
         ranges_by_tensor=raw["ranges_by_tensor"],
+        engine=raw["engine"],
     )
 
 

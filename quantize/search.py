@@ -18,7 +18,7 @@ from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
 from quantize.placement import Fusion
 from quantize.quantizers import QuantizedModel
-from quantize.recipe import Recipe
+from quantize.recipe import Engine, Recipe
 from quantize.trials import (
     Trial,
     Workbench,
@@ -94,7 +94,12 @@ class Found:
     reason: str
 
 
-def plans(anchors: Sequence[Anchor], target: str, runtimes: Sequence[str]) -> dict[str, Recipe]:
+def plans(
+    anchors: Sequence[Anchor],
+    target: str,
+    runtimes: Sequence[str],
+    engines: Sequence[Engine] = ("native",),
+) -> dict[str, Recipe]:
     """Ways to divide the anchors among static, dynamic and float, without duplicates."""
     static: dict[str, Mode] = {a.name: a.modes[0] for a in anchors}
     divided: list[tuple[str, dict[str, Mode], Fusion]] = [("static", static, "onnxruntime")]
@@ -107,10 +112,18 @@ def plans(anchors: Sequence[Anchor], target: str, runtimes: Sequence[str]) -> di
     }
     divided.append(("dynamic", dynamic, "onnxruntime"))
     distinct: dict[str, Recipe] = {}
-    for name, modes, fused_for in divided:
+    for name, modes, fused_for in divided if "native" in engines else []:
         recipe = Recipe(target, "mse", correct_bias=True, modes=modes, fused_for=fused_for)
         if recipe not in distinct.values() and any(m != "float" for m in modes.values()):
             distinct[f"{name}, {target}"] = recipe
+    fitting: dict[str, Mode] = {
+        a.name: "static" if "static" in a.modes else "float" for a in anchors
+    }
+    for engine in engines:
+        if engine != "native" and "static" in fitting.values():
+            distinct[f"{engine}, {target}"] = Recipe(
+                target, "minmax", correct_bias=True, modes=fitting, engine=engine
+            )
     return distinct
 
 
@@ -190,8 +203,9 @@ class _Search:
         """One candidate per plan; range method and bias correction are chosen on the first."""
         trials: list[Trial] = []
         chosen: Recipe | None = None
-        for name, plan in plans(self.bench.anchors, target, self.bench.runtimes).items():
-            if chosen is None or "static" not in chosen.modes.values():
+        bench = self.bench
+        for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines).items():
+            if plan.engine != "native" or chosen is None or "static" not in chosen.modes.values():
                 trial = best_variant(self.bench, plan, name)
             else:
                 like = replace(plan, ranges=chosen.ranges, correct_bias=chosen.correct_bias)

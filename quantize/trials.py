@@ -20,7 +20,7 @@ from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
 from quantize.journal import Journal
 from quantize.quantizers import QuantizedModel, quantize
-from quantize.recipe import Recipe
+from quantize.recipe import Engine, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Workbench:
         scratch: Where candidates are written.
         batch: Samples in one probe.
         journal: What a run that was killed found before.
+        engines: What quantizes.
     """
 
     fp32: Model
@@ -63,6 +64,7 @@ class Workbench:
     scratch: Path
     batch: int = 1
     journal: Journal = field(default_factory=Journal)
+    engines: tuple[Engine, ...] = ("native",)
 
     def key(self, **more: Any) -> dict[str, Any]:
         """What names an entry of the journal: model, calibration samples, and `more`."""
@@ -211,6 +213,8 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     Returns:
         None where nothing can be quantized this way.
     """
+    if plan.engine != "native":
+        return attempt_or_none(bench, plan, name)
     static = any(m == "static" for m in plan.modes.values())
     best: Trial | None = None
     for ranges in RANGE_CHOICES if static else RANGE_CHOICES[:1]:
@@ -347,7 +351,8 @@ def single_noise(bench: Workbench, trial: Trial, enough: Callable[[], bool]) -> 
     """Noise at the outputs that each INT8 anchor causes alone, all others in float.
 
     Noise of independent sources adds up, so the sum over a set of anchors predicts the noise of the
-    set; that is what `quantize.search` ranks by.
+    set; that is what `quantize.search` ranks by. Which layers are delicate is up to the model, so
+    the native engine, which needs no new statistics, tells it for every other too.
 
     Args:
         bench: What all candidates share.
@@ -357,7 +362,7 @@ def single_noise(bench: Workbench, trial: Trial, enough: Callable[[], bool]) -> 
     Returns:
         Noise over signal, mean over outputs, by anchor name.
     """
-    recipe = trial.quantized.recipe
+    recipe = replace(trial.quantized.recipe, engine="native")
     key = bench.key(recipe=asdict(recipe))
     if (known := bench.journal.recall(Shares, "alone", key)) is not None:
         return known.by_anchor

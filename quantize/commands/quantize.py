@@ -74,6 +74,9 @@ def quantize(
         str, typer.Option(help="Comma-separated runtimes that may serve; default: all installed.")
     ] = "",
     threads: Annotated[int, typer.Option(min=0, help="0: all that are granted.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="native, nncf, or both with a comma: the best model is taken.")
+    ] = "native",
     recipe: Annotated[
         Path | None, typer.Option(help="Replay this recipe.toml instead of searching.")
     ] = None,
@@ -132,6 +135,7 @@ def quantize(
             seconds=between("--seconds", seconds, 0, 3600),
             recipe=recipe,
             budget_s=parse_budget(budget),
+            engines=names(engine),
         ),
         command=typed(),
     )

@@ -1,11 +1,15 @@
 """Recipe + statistics -> INT8 model, and the conditions that every INT8 model has to meet.
 
-FP32 Model + Recipe + Calibration ─engine─▶ file ─check()─▶ QuantizedModel
+    FP32 Model + Recipe + Calibration ─engine─▶ graph ─conditions─▶ file, QuantizedModel
+
+Every engine is held to the same: layers in INT8, sane scales, a file that reads back. That it runs,
+gives finite outputs and how much noise it adds is seen by whoever tries it (`quantize.trials`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -16,11 +20,14 @@ from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
 from quantize.placement import place
 from quantize.prepare import save
-from quantize.quantizers.native import QuantizedLayer, write
+from quantize.quantizers import native, nncf
+from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.tables import compress_tables
-from quantize.recipe import Recipe
+from quantize.recipe import Engine, Recipe
 
-__all__ = ["QUANTIZERS", "QuantizedLayer", "QuantizedModel", "quantize"]
+__all__ = ["QUANTIZERS", "QuantizedLayer", "QuantizedModel", "find_engines", "quantize"]
+
+Made: TypeAlias = tuple[ir.Model, tuple[QuantizedLayer, ...]]
 
 # A scale this large means that one absurd value decided the range.
 _LARGEST_SCALE = 1e6
@@ -80,16 +87,11 @@ def quantize(
                 f"node {anchor.name!r} ({anchor.op}) cannot be {mode!r}, only "
                 f"{', '.join(anchor.modes)}. Change its mode in the recipe."
             )
-    model = ir.load(source.path)
-    placement = place(model, anchors, recipe.modes, calibration.magnitudes(), recipe.fused_for)
-    if all(m == "float" for m in placement.modes.values()):
-        reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]
-        raise UnsupportedError(f"nothing to quantize (0 of {len(anchors)}): {'; '.join(reasons)}.")
-    layers = QUANTIZERS["native"](model, anchors, placement, calibration, recipe)
-    tables = compress_tables(model)
+    model, layers = QUANTIZERS[recipe.engine](source, anchors, calibration, recipe)
+    tables = compress_tables(model) if recipe.engine == "native" else 0
     _check_scales(model)
     save(model, out)
-    kept = replace(recipe, modes=placement.modes)
+    kept = replace(recipe, modes={x.name: x.mode for x in layers})
     return QuantizedModel(
         model=read_model(out),
         recipe=kept,
@@ -98,6 +100,18 @@ def quantize(
         samples_sha256=calibration.samples_sha256,
         tables=tables,
     )
+
+
+def _native(
+    source: Model, anchors: tuple[Anchor, ...], calibration: Calibration, recipe: Recipe
+) -> Made:
+    """Our own engine: pairs where the runtimes fuse them, written in one pass."""
+    model = ir.load(source.path)
+    placement = place(model, anchors, recipe.modes, calibration.magnitudes(), recipe.fused_for)
+    if all(m == "float" for m in placement.modes.values()):
+        reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]
+        raise UnsupportedError(f"nothing to quantize (0 of {len(anchors)}): {'; '.join(reasons)}.")
+    return model, native.write(model, anchors, placement, calibration, recipe)
 
 
 def _check_scales(model: ir.Model) -> None:
@@ -116,4 +130,28 @@ def _check_scales(model: ir.Model) -> None:
             )
 
 
-QUANTIZERS: dict[str, Callable[..., tuple[QuantizedLayer, ...]]] = {"native": write}
+def find_engines(names: Sequence[str]) -> tuple[Engine, ...]:
+    """The engines of these names, each known to be installed.
+
+    Raises:
+        UsageError: There is none of that name.
+        UnfitError: Its package is missing.
+    """
+    found: list[Engine] = []
+    for name in names or ("native",):
+        engine = next((e for e in QUANTIZERS if e == name), None)
+        if engine is None:
+            raise UsageError(f"unknown engine {name!r}; known: {', '.join(QUANTIZERS)}.")
+        if engine in REQUIREMENTS:
+            REQUIREMENTS[engine]()
+        found.append(engine)
+    return tuple(dict.fromkeys(found))
+
+
+QUANTIZERS: dict[Engine, Callable[[Model, tuple[Anchor, ...], Calibration, Recipe], Made]] = {
+    "native": _native,
+    "nncf": nncf.write,
+}
+
+# What says early that an engine's package is missing.
+REQUIREMENTS: dict[Engine, Callable[[], object]] = {"nncf": nncf.require}

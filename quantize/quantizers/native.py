@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantize.anchors import Anchor, integer_of
+from quantize.anchors import Anchor, Mode, integer_of
 from quantize.calibrate import Calibration, Range
 from quantize.placement import Placement
 from quantize.quantizers.reading import (
@@ -53,7 +53,7 @@ class QuantizedLayer:
 
     name: str
     op: str
-    mode: str
+    mode: Mode
     narrowed: int
     channels: int
     reason: str | None
@@ -133,7 +133,7 @@ class _Writer:
         self._drop_unused()
         return tuple(layers)
 
-    def _layer(self, anchor: Anchor, mode: str, codes: Codes | None) -> QuantizedLayer:
+    def _layer(self, anchor: Anchor, mode: Mode, codes: Codes | None) -> QuantizedLayer:
         reason = self.placement.reasons.get(anchor.name)
         narrowed = int(codes.narrowed.sum()) if codes else 0
         channels = len(codes.scales) if codes else 0

@@ -80,6 +80,7 @@ def test_any_recipe_survives_toml(
         {n: data.draw(MODES) for n in names},
         data.draw(st.sampled_from(["onnxruntime", "openvino"])),
         tensors,
+        data.draw(st.sampled_from(["native", "nncf"])),
     )
     text = to_toml(made, known, facts)
     # As it is on disk, where line ends may be translated.
@@ -176,6 +177,7 @@ GOOD = to_toml(recipe(), MARKS, {})
             lambda t: t.replace("[ranges_by_tensor]", '[ranges_by_tensor]\n"t" = "worst"'),
             "unknown range method 'worst'",
         ),
+        (lambda t: t.replace('engine = "native"', 'engine = "tf"'), "unknown engine 'tf'"),
         (lambda t: t.replace('= "static"', "= 8"), "'modes' has to be a table of text"),
         (lambda t: t.replace("[ranges_by_tensor]", "[ranges_by_tensor.x]"), "'ranges_by_tensor'"),
         (lambda t: "made = 1\n" + t.replace("[made]", "[modes.x]"), "'modes' has to be"),
@@ -192,8 +194,10 @@ def test_a_damaged_recipe_is_a_usage_error(edit: Callable[[str], str], says: str
 def test_keys_that_newer_recipes_have_may_be_missing() -> None:
     older = GOOD.replace('fused_for = "onnxruntime"\n', "").partition("[ranges_by_tensor]")[0]
     assert from_toml(older, MARKS, "r.toml") == recipe()
+    assert from_toml(GOOD.replace('engine = "native"\n', ""), MARKS, "r.toml") == recipe()
 
 
 def test_a_recipe_tells_what_it_does() -> None:
+    assert recipe(engine="nncf").name == "static 1, float 1; by nncf; portable"
     assert recipe().name == "static 1, float 1; mse ranges; portable; for onnxruntime"
     assert as_dict(recipe())["modes"] == {"a": "static", "b": "float"}

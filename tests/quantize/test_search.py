@@ -224,6 +224,16 @@ def test_openvino_gets_a_plan_of_its_own_only_where_something_is_static() -> Non
     assert [r.modes for r in lstm.values()] == [{"l": "dynamic"}]
 
 
+def test_each_other_engine_gets_one_plan_of_what_it_can_quantize() -> None:
+    layers = [anchor("a"), anchor("l", "LSTM")]
+    both = plans(layers, "vnni", ["onnxruntime"], ("nncf", "native"))
+    assert [r.engine for r in both.values()] == ["native", "native", "nncf"]
+    assert both["nncf, vnni"].modes == {"a": "static", "l": "float"}
+    alone = plans(layers, "vnni", ["onnxruntime"], ("nncf",))
+    assert list(alone) == ["nncf, vnni"]
+    assert plans([anchor("l", "LSTM")], "vnni", ["onnxruntime"], ("nncf",)) == {}
+
+
 # --- one evaluation is enough ---
 
 

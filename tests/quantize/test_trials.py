@@ -188,6 +188,28 @@ def test_ranges_do_not_matter_where_nothing_is_static(
     assert len(made) == 2
 
 
+def test_another_engine_is_tried_once_with_ranges_of_its_own(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(trials, "attempt", lambda *a: made.append(a[1]))
+    best_variant(bench, recipe(engine="nncf"), "nncf")
+    assert made == [recipe(engine="nncf")]
+
+
+def test_the_native_engine_tells_which_layers_of_another_are_delicate(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = attempt(bench, recipe(), "native")
+    theirs = replace(ours, quantized=replace(ours.quantized, recipe=recipe(engine="nncf")))
+    asked = []
+    real = trials.quantize
+    monkeypatch.setattr(trials, "quantize", lambda *a: asked.append(a[3].engine) or real(*a))
+    wanted = single_noise(bench, ours, lambda: False)
+    assert single_noise(bench, theirs, lambda: False) == wanted
+    assert set(asked) == {"native"}
+
+
 # --- time ---
 
 
