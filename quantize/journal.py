@@ -23,8 +23,9 @@ import numpy as np
 from bench.errors import InputError, OutputError, ResourceError
 from bench.machine import describe
 from bench.store import dump, load
-from quantize.calibrate import Calibration, TensorStatistics
+from quantize.calibrate import Calibration
 from quantize.evaluate import Evaluation
+from quantize.histograms import TensorStatistics
 
 logger = logging.getLogger(__name__)
 

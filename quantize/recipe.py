@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from bench.errors import UsageError
 from quantize.anchors import Anchor, Mode
-from quantize.calibrate import RANGE_METHODS
 from quantize.placement import Fusion
+from quantize.ranges import RANGE_METHODS
 from quantize.targets import TARGETS
 
 SCHEMA = 1
@@ -41,7 +41,7 @@ class Recipe:
 
     Attributes:
         target: Name in `quantize.targets.TARGETS`.
-        ranges: Name in `quantize.calibrate.RANGE_METHODS`, for every activation.
+        ranges: Name in `quantize.ranges.RANGE_METHODS`, for every activation.
         fused_for: The runtime whose fusions decide where Q/DQ pairs stand.
         correct_bias: Whether biases take up the mean error of the rounded weights.
         modes: "static", "dynamic" or "float" by anchor name.

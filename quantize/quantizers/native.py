@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.anchors import Anchor, Mode, integer_of
-from quantize.calibrate import Calibration, Range
+from quantize.calibrate import Calibration
 from quantize.placement import Placement
 from quantize.quantizers.reading import (
     channels_first,
@@ -32,6 +32,7 @@ from quantize.quantizers.weights import (
     quantize_bias,
     quantize_weights,
 )
+from quantize.ranges import Range
 from quantize.recipe import Recipe
 from quantize.targets import TARGETS
 

@@ -5,8 +5,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.anchors import integer_of
-from quantize.calibrate import RANGE_METHODS, Calibration, Range
+from quantize.calibrate import Calibration
 from quantize.placement import Placement
+from quantize.ranges import RANGE_METHODS, Range
 from quantize.recipe import Recipe
 
 

@@ -1,297 +1,23 @@
-"""Histograms that do not depend on batches, ranges, and the pass over a model."""
+"""The pass over a model: what it sees, and how much it holds."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from bench.errors import InputError
 from bench.models import read_model
 from quantize import calibrate as module
-from quantize.calibrate import (
-    HALF_BINS,
-    RANGE_METHODS,
-    Calibration,
-    Range,
-    TensorStatistics,
-    calibrate,
-    entropy_range,
-    minmax_range,
-    mse_range,
-    percentile_range,
-)
+from quantize.calibrate import Calibration, calibrate
 from tests import tiny
 from tests.int8 import samples_of
+from tests.streams import same, streamed
 
 FLOAT = TensorProto.FLOAT
-
-
-def streamed(*batches: np.ndarray) -> TensorStatistics:
-    stats = TensorStatistics()
-    for batch in batches:
-        stats.add(batch)
-    return stats
-
-
-def same(a: TensorStatistics, b: TensorStatistics) -> None:
-    assert (a.low, a.high, a.count, a.exponent) == (b.low, b.high, b.count, b.exponent)
-    assert (a.samples, a.nonfinite, a.zeros) == (b.samples, b.nonfinite, b.zeros)
-    np.testing.assert_array_equal(a.bins, b.bins)
-
-
-@st.composite
-def values(draw: st.DrawFn) -> np.ndarray:
-    """Float32 of one or many scales, from denormals to the largest, with zeros of both signs."""
-    size = draw(st.integers(1, 60))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(["one scale", "all scales", "zeros", "special", "positive"]))
-    if kind == "zeros":
-        return np.zeros(size, np.float32)
-    if kind == "special":
-        special = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, -3.4028235e38, 1.0, -1.0]
-        special += [0.5, 2.0, -2.0, 2.0**-100, -(2.0**-100)]
-        return random.choice(np.array(special, np.float32), size)
-    exponents = (
-        draw(st.integers(-40, 37)) if kind != "all scales" else random.integers(-44, 38, size)
-    )
-    found = (random.standard_normal(size) * 10.0**exponents).astype(np.float32)
-    found = np.clip(found, -3.4e38, 3.4e38)
-    return np.abs(found) if kind == "positive" else found
-
-
-def parts(array: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
-    at = sorted({c % (len(array) + 1) for c in cuts})
-    return [p for p in np.split(array, at) if len(p)]
-
-
-CUTS = st.lists(st.integers(0, 1000), max_size=6)
-
-
-@given(values(), CUTS, st.randoms(use_true_random=False))
-def test_batches_and_order_leave_no_trace(array: np.ndarray, cuts: list[int], shuffle) -> None:
-    whole = streamed(array)
-    order = list(range(len(array)))
-    shuffle.shuffle(order)
-    cut = streamed(*parts(array[order], cuts))
-    cut.samples = whole.samples
-    same(cut, whole)
-
-
-@given(values(), CUTS, st.randoms(use_true_random=False))
-def test_merging_equals_streaming(array: np.ndarray, cuts: list[int], shuffle) -> None:
-    pieces = [streamed(p) for p in parts(array, cuts)]
-    count = len(pieces)
-    while len(pieces) > 1:
-        one, other = pieces.pop(shuffle.randrange(len(pieces))), pieces.pop()
-        one.merge(other)
-        pieces.append(one)
-    expected = streamed(array)
-    expected.samples = count
-    same(pieces[0], expected)
-    pieces[0].merge(TensorStatistics())
-    same(pieces[0], expected)
-
-
-@given(values())
-def test_every_value_stands_in_its_bin(array: np.ndarray) -> None:
-    stats = streamed(array)
-    assert (stats.low, stats.high) == (array.min(), array.max())
-    assert stats.count == stats.bins.sum() == array.size
-    width = 2.0**stats.exponent
-    expected = np.zeros(2 * HALF_BINS, np.int64)
-    for value in array.astype(np.float64):
-        expected[HALF_BINS + int(np.floor(value / width))] += 1
-    np.testing.assert_array_equal(stats.bins, expected)
-    # No coarser than it has to be: the outermost half is used, unless everything is tiny.
-    magnitude = np.abs(array).max()
-    if magnitude >= 2.0**-99:
-        assert magnitude >= width * HALF_BINS / 2
-
-
-def test_nonfinite_samples_are_counted_and_leave_no_other_trace() -> None:
-    clean = streamed(np.float32([1, -2, 3]))
-    for bad in (np.nan, np.inf, -np.inf):
-        stats = streamed(np.float32([1, -2, 3]), np.float32([5, bad, -9]))
-        assert (stats.samples, stats.nonfinite) == (2, 1)
-        assert (stats.low, stats.high, stats.count) == (-2, 3, 3)
-        np.testing.assert_array_equal(stats.bins, clean.bins)
-    clean.merge(streamed(np.float32([np.nan])))
-    assert (clean.samples, clean.nonfinite, clean.count) == (2, 1, 3)
-
-
-def test_empty_tensors_count_as_samples_only() -> None:
-    stats = streamed(np.zeros((0, 4), np.float32))
-    assert (stats.samples, stats.count, stats.nonfinite) == (1, 0, 0)
-
-
-def test_channel_means_run_over_every_other_axis() -> None:
-    random = np.random.default_rng(0)
-    image = random.standard_normal((2, 3, 4, 5)).astype(np.float32) + np.arange(3).reshape(3, 1, 1)
-    rows = random.standard_normal((7, 2, 6)).astype(np.float32) + np.arange(6)
-    for array, axis in ((image.astype(np.float32), 1), (rows.astype(np.float32), -1)):
-        stats = TensorStatistics()
-        assert stats.mean() is None
-        stats.add_channels(array[:1], axis)
-        stats.add_channels(array[1:], axis)
-        others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-        np.testing.assert_allclose(stats.mean(), array.mean(axis=others, dtype=np.float64))
-
-
-def test_channels_merge_and_stay_apart_afterwards() -> None:
-    a, b, other = np.float32([[1, 2], [3, 4]]), np.float32([[9, 9]]), TensorStatistics()
-    other.add_channels(a, 1)
-    merged = TensorStatistics()
-    merged.merge(other)
-    merged.add_channels(b, 1)
-    np.testing.assert_allclose(merged.mean(), [13 / 3, 5])
-    np.testing.assert_allclose(other.mean(), [2, 3])
-    other.merge(merged)
-    np.testing.assert_allclose(other.mean(), [17 / 5, 21 / 5])
-
-
-# Ranges
-
-
-@given(values(), st.sampled_from(sorted(RANGE_METHODS)))
-def test_ranges_hold_zero_and_stay_inside_what_was_seen(array: np.ndarray, method: str) -> None:
-    chosen = RANGE_METHODS[method](streamed(array))
-    low, high = min(array.min(), 0), max(array.max(), 0)
-    assert low <= chosen.low <= 0 <= chosen.high <= high
-    assert chosen.scale > 0
-    assert np.isfinite(chosen.scale)
-    assert 0 <= chosen.zero_point <= 255
-    # The zero of the codes is the zero of the values, and no end is farther off than one step.
-    step = float(chosen.scale)
-    assert abs((0 - chosen.zero_point) * step - chosen.low) <= step
-    assert abs((255 - chosen.zero_point) * step - max(chosen.high, 255 * step + chosen.low)) <= step
-
-
-def test_minmax_is_exact_and_reaches_down_to_zero() -> None:
-    assert minmax_range(streamed(np.float32([-0.7, 0.1, 2.3]))) == Range(
-        float(np.float32(-0.7)), float(np.float32(2.3))
-    )
-    assert minmax_range(streamed(np.float32([3, 5]))) == Range(0.0, 5.0)
-    assert minmax_range(streamed(np.float32([-3, -5]))) == Range(-5.0, 0.0)
-
-
-@given(values())
-def test_a_percentile_of_100_is_the_whole_range(array: np.ndarray) -> None:
-    stats = streamed(array)
-    assert percentile_range(stats, 100.0) == minmax_range(stats)
-
-
-def test_percentiles_cut_both_tails_alike() -> None:
-    random = np.random.default_rng(0)
-    array = random.standard_normal(200_000).astype(np.float32)
-    stats = streamed(array)
-    for percent in (90.0, 99.0, 99.9):
-        chosen = percentile_range(stats, percent)
-        tail = (100 - percent) / 2
-        width = 2.0**stats.exponent
-        assert abs(chosen.low - np.percentile(array, tail)) <= width
-        assert abs(chosen.high - np.percentile(array, 100 - tail)) <= width
-    assert percentile_range(stats, 99.0).high < percentile_range(stats).high < stats.high
-
-
-def rounding_error(array: np.ndarray, chosen: Range, power: float = 2.0) -> float:
-    scale, zero = float(chosen.scale), chosen.zero_point
-    codes = np.clip(np.rint(array / scale) + zero, 0, 255)
-    return float((np.abs((codes - zero) * scale - array) ** power).mean())
-
-
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(["normal", "laplace", "relu", "sparse", "outlier", "uniform", "bimodal"]),
-    st.integers(-20, 20),
-)
-def test_the_mse_range_is_never_worse_than_minmax(seed: int, kind: str, exponent: int) -> None:
-    random = np.random.default_rng(seed)
-    array = {
-        "normal": lambda: random.standard_normal(5000),
-        "laplace": lambda: random.laplace(size=5000),
-        "relu": lambda: np.maximum(random.standard_normal(5000), 0),
-        # What a Relu leaves: exact zeros, which no step rounds, and a few values.
-        "sparse": lambda: np.maximum(random.laplace(size=20000) - random.uniform(3, 7), 0),
-        "outlier": lambda: np.append(random.standard_normal(5000), 10.0 ** random.uniform(0, 3)),
-        "uniform": lambda: random.uniform(-1, 3, 5000),
-        "bimodal": lambda: np.append(random.normal(-5, 0.1, 2500), random.normal(9, 1, 2500)),
-    }[kind]()
-    array = (array * 2.0**exponent).astype(np.float32)
-    stats = streamed(array)
-    found, plain = mse_range(stats), minmax_range(stats)
-    assert rounding_error(array, found) <= rounding_error(array, plain) * 1.02
-
-
-def test_the_mse_range_is_close_to_the_best_of_a_fine_grid() -> None:
-    random = np.random.default_rng(1)
-    array = np.append(random.standard_normal(200_000), [60.0, -30.0]).astype(np.float32)
-    found = rounding_error(array, mse_range(streamed(array)))
-    best = min(
-        rounding_error(array, Range(float(array.min() * a), float(array.max() * b)))
-        for a in np.linspace(0.1, 1, 10)
-        for b in np.linspace(0.1, 1, 10)
-    )
-    assert found <= best * 1.1
-    assert found < 0.75 * rounding_error(array, minmax_range(streamed(array)))
-
-
-def test_higher_powers_cut_less() -> None:
-    stats = streamed(np.random.default_rng(2).laplace(size=50000).astype(np.float32))
-    widths = [r.high - r.low for r in (mse_range(stats, power=p) for p in (2.0, 2.4, 4.0))]
-    assert widths == sorted(widths)
-    assert widths[0] < widths[2]
-
-
-def test_exact_zeros_do_not_pull_the_range_in() -> None:
-    # 8 bits hold zero exactly, so 99 % of zeros are no reason to clip the rest harder.
-    random = np.random.default_rng(3)
-    alive = np.abs(random.standard_normal(2000)).astype(np.float32)
-    alone, diluted = streamed(alive), streamed(alive, np.zeros(200_000, np.float32))
-    assert mse_range(diluted) == mse_range(alone)
-
-
-def test_entropy_clips_an_outlier() -> None:
-    # onnxruntime's own search, at its default of 128 bins, returns (-126, 500) here.
-    random = np.random.default_rng(0)
-    array = np.append(random.normal(0, 8, 100_000), [500.0]).astype(np.float32)
-    chosen = entropy_range(streamed(array))
-    assert chosen.low == array.min()
-    assert 20 < chosen.high < 120
-    mirrored = entropy_range(streamed(-array))
-    assert (mirrored.low, mirrored.high) == (-chosen.high, -chosen.low)
-    assert rounding_error(array[:-1], chosen) < 0.3 * rounding_error(
-        array[:-1], minmax_range(streamed(array))
-    )
-
-
-def test_entropy_keeps_a_full_range_that_is_used() -> None:
-    array = np.random.default_rng(0).uniform(-1, 1, 100_000).astype(np.float32)
-    chosen = entropy_range(streamed(array))
-    assert chosen.high > 0.9
-    few = np.float32([1, 2, 3, 500])
-    assert entropy_range(streamed(few)) == minmax_range(streamed(few))
-
-
-@pytest.mark.parametrize("method", sorted(RANGE_METHODS))
-def test_dead_and_unseen_tensors_get_a_step_that_clips_nothing_ordinary(method: str) -> None:
-    for stats in (streamed(np.zeros(100, np.float32)), TensorStatistics()):
-        chosen = RANGE_METHODS[method](stats)
-        assert (chosen.low, chosen.high, chosen.zero_point) == (0, 0, 0)
-        assert chosen.scale == np.float32(1 / 255)
-
-
-def test_scales_stay_above_the_denormals() -> None:
-    chosen = minmax_range(streamed(np.float32([1e-40])))
-    assert chosen.scale == np.float32(1e-14)
-    assert Range(-1.0, 4.1).zero_point == 50
-    assert Range(-3.0, 0.0).zero_point == 255
-
-
-# The pass over a model
 
 
 def chain(path: Path) -> Path:
@@ -466,3 +192,55 @@ def test_a_model_that_cannot_run_is_an_input_error(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="cannot run on a calibration sample"):
         run(path, {"x": None}, [{"x": np.ones(3, np.float32)}])
+
+
+PEAK = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bench.models import read_model
+from bench.runtimes import RUNTIMES, Settings
+from quantize import calibrate as module
+from tests.int8 import samples_of
+
+path, count = Path(sys.argv[1]), int(sys.argv[2])
+model = read_model(path)
+feeds = [{"x": np.full((1, 16, 128, 256), i / 7, np.float32)} for i in range(5)]
+session = RUNTIMES["onnxruntime"].open(path, Settings(threads=1))
+for each in feeds:
+    session.run(each)
+session.close()
+if count:
+    module.GROUP_BYTES = 8 << 20
+    samples = samples_of([feeds[i % 5] for i in range(count)], model.inputs)
+    names = {f"t{i}": None for i in range(64)}
+    module.calibrate(model, names, samples, threads=1, scratch=path.parent, states={})
+status = Path("/proc/self/status").read_text()
+print(int(status.split("VmHWM:")[1].split()[0]) >> 10)
+"""
+
+
+def test_memory_is_that_of_the_plain_run_and_one_group(tmp_path: Path) -> None:
+    """All 64 tensors of 2 MB together would be 128 MB; a group is 8."""
+    shape = [1, 16, 128, 256]
+    path = tiny.save(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("Neg" if i % 2 else "Relu", [f"t{i - 1}" if i else "x"], [f"t{i}"])
+            for i in range(64)
+        ],
+        [("x", FLOAT, shape)],
+        [("t63", FLOAT, shape)],
+    )
+
+    def peak(count: int) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(path), str(count)], capture_output=True, check=True
+        )
+        return int(done.stdout)
+
+    plain, few, many = peak(0), peak(2), peak(8)
+    assert few - plain < 90
+    assert many - plain < 90

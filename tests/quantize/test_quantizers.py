@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Feeds, Model, read_model
 from quantize.anchors import Anchor, find_anchors
-from quantize.calibrate import Calibration, calibrate, minmax_range, mse_range
+from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list
 from quantize.quantizers import QUANTIZERS, quantize
+from quantize.ranges import minmax_range, mse_range
 from quantize.recipe import Engine, Recipe
 from tests import tiny
 from tests.int8 import File, samples_of
