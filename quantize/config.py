@@ -19,6 +19,7 @@ OPTIONS = (
     "limit",
     "metric",
     "output",
+    "decode",
     "max_drop",
     "confidence",
     "inconclusive",
@@ -39,7 +40,8 @@ OPTIONS = (
 TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomment what you need.
 
 # data = "val/"                  # .npz, folder of samples or images, or file.py:function
-# metric = "top1"                # top1, top5, mae, mse, cosine, agreement, or file.py:function
+# metric = "top1"                # top1, f1, mse, cosine, map, … or file.py:function
+# decode = "decode.py:boxes"     # makes of the outputs what the metric takes
 # max_drop = "1pt"               # 1pt: points of a 0..1 metric, 1%: of FP32's value, 0.1abs
 # inconclusive = "fail"          # fail, warn or pass when the samples are too few
 # target = "auto"                # auto, portable, vnni, amx, avx2

@@ -132,7 +132,11 @@ def _evaluate(
 ) -> tuple[Evaluation, Evaluation]:
     label = samples.label(0) if samples.labelled else None
     metric = resolve_metric(
-        job.limits.metric, labelled=samples.labelled, first_label=label, output=job.limits.output
+        job.limits.metric,
+        labelled=samples.labelled,
+        first_label=label,
+        output=job.limits.output,
+        decode=job.limits.decode,
     )
     runtime = find_runtime(job.runtime)
     exact = not job.native and (job.runtime == "onnxruntime" or canary(job.runtime) == "exact")

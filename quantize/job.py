@@ -38,6 +38,7 @@ class Limits:
     Attributes:
         metric: Name or `file.py:function`; None chooses by the labels.
         output: The output to score.
+        decode: `file.py:function` that makes of the outputs what the metric takes.
         max_drop: Tolerance with its unit; None for 1pt, or 1% where the metric is not in 0..1.
         confidence: One-sided, of the verdict.
         inconclusive: What becomes of a model when the samples cannot tell.
@@ -46,6 +47,7 @@ class Limits:
 
     metric: str | None = None
     output: str | None = None
+    decode: str | None = None
     max_drop: str | None = None
     confidence: float = 0.95
     inconclusive: Literal["fail", "warn", "pass"] = "fail"

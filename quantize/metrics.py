@@ -43,6 +43,10 @@ from quantize.scores import (
     named_output,
     top,
 )
+from quantize.tasks.classes import count_classes, macro_f1, mean_iou
+from quantize.tasks.detection import average_precision, match
+from quantize.tasks.features import gain, keep_features, keep_pairs, probe, rank_correlation, recall
+from quantize.tasks.transcripts import count_errors, error_rate
 
 # (outputs, labels, reference outputs, name of the output to score or None) -> one score per sample,
 # or one row of evidence per sample.
@@ -107,7 +111,12 @@ class Metric:
 
 
 def resolve_metric(
-    text: str | None, *, labelled: bool, first_label: object = None, output: str | None = None
+    text: str | None,
+    *,
+    labelled: bool,
+    first_label: object = None,
+    output: str | None = None,
+    decode: str | None = None,
 ) -> Metric:
     """The metric that `--metric` names, or the one that fits the labels.
 
@@ -117,6 +126,7 @@ def resolve_metric(
         labelled: Whether the data has labels.
         first_label: The label of the first sample.
         output: Score this model output; None: the first that fits the metric.
+        decode: `file.py:function` that turns the outputs of one run into what the metric takes.
 
     Raises:
         UsageError: There is no such metric, or it needs labels and there are none.
@@ -126,7 +136,7 @@ def resolve_metric(
         text = _fitting(first_label) if labelled else "cosine"
     if text not in METRICS:
         if is_function_text(text):
-            return replace(_plugin(text), output=output)
+            return _decoding(replace(_plugin(text), output=output), decode)
         raise UsageError(
             f"unknown metric {text!r}.{nearest(text, list(METRICS))} Known: {', '.join(METRICS)}, "
             "or file.py:function of your own."
@@ -137,7 +147,7 @@ def resolve_metric(
             f"metric {text!r} needs labels, and the data has none. Add labels, or use cosine or "
             "agreement, which compare with the FP32 model's outputs."
         )
-    return replace(metric, output=output)
+    return _decoding(replace(metric, output=output), decode)
 
 
 def run_labels(label: object, batch: int) -> Labels:
@@ -170,6 +180,33 @@ def _fitting(label: object) -> str:
 
 
 # --- the user's own ---
+
+
+def _decoding(metric: Metric, text: str | None) -> Metric:
+    """The metric on what the user's decoder makes of the outputs."""
+    if text is None:
+        return metric
+    decode = partial(_decoded, load_function(text, what="decoder"), text)
+    score, guess = metric.function, metric.guessing
+
+    def decoded_score(
+        outputs: Feeds, labels: Labels, reference: Feeds | None, output: str | None
+    ) -> list[Any]:
+        theirs = decode(reference) if reference is not None else None
+        return score(decode(outputs), labels, theirs, output)
+
+    def decoded_guess(outputs: Feeds, output: str | None) -> float | None:
+        return guess(decode(outputs), output) if guess is not None else None
+
+    return replace(metric, function=decoded_score, guessing=decoded_guess)
+
+
+def _decoded(function: Callable[..., Any], text: str, outputs: Feeds) -> Any:
+    with blame(text, what="decoder"):
+        found = function({n: _read_only(a) for n, a in outputs.items()})
+    if found is None:
+        raise InputError(f"{_definition(function, text)}: the decoder returned None.")
+    return {n: np.asarray(a) for n, a in found.items()} if isinstance(found, dict) else found
 
 
 def _plugin(text: str) -> Metric:
@@ -297,6 +334,17 @@ def _read_only(array: Array) -> Array:
     return view
 
 
+_MAP50 = partial(average_precision, thresholds=slice(0, 1))
+_RATE = Metric(
+    "rate",
+    partial(count_errors, "words"),
+    higher_is_better=False,
+    binary=False,
+    bounded=False,
+    corpus=error_rate,
+)
+_CHARACTERS, _WORDS = (partial(count_errors, unit) for unit in ("characters", "words"))
+
 METRICS: dict[str, Metric] = {
     "top1": Metric("top1", partial(top, 1), guessing=partial(chance_of_top, 1)),
     "top5": Metric("top5", partial(top, 5), guessing=partial(chance_of_top, 5)),
@@ -306,4 +354,15 @@ METRICS: dict[str, Metric] = {
     "mse": Metric("mse", partial(error, 2), higher_is_better=False, binary=False, bounded=False),
     "cosine": Metric("cosine", likeness, binary=False, needs="reference"),
     "agreement": Metric("agreement", agreement, needs="reference"),
+    "f1": Metric("f1", count_classes, binary=False, corpus=macro_f1),
+    "miou": Metric("miou", count_classes, binary=False, corpus=mean_iou),
+    "map": Metric("map", match, binary=False, corpus=average_precision),
+    "map50": Metric("map50", match, binary=False, corpus=_MAP50),
+    "cer": replace(_RATE, name="cer", function=_CHARACTERS),
+    "wer": replace(_RATE, name="wer", function=_WORDS),
+    "sts": Metric("sts", keep_pairs, binary=False, bounded=False, corpus=rank_correlation),
+    "recall@1": Metric("recall@1", keep_features, finish=partial(recall, k=1)),
+    "recall@10": Metric("recall@10", keep_features, finish=partial(recall, k=10)),
+    "ndcg@10": Metric("ndcg@10", keep_features, binary=False, finish=partial(gain, k=10)),
+    "probe": Metric("probe", keep_features, finish=probe),
 }

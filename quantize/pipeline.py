@@ -258,7 +258,11 @@ class _Run:
         limits = self.job.limits
         label = evaluation.label(0) if evaluation.labelled else None
         return resolve_metric(
-            limits.metric, labelled=evaluation.labelled, first_label=label, output=limits.output
+            limits.metric,
+            labelled=evaluation.labelled,
+            first_label=label,
+            output=limits.output,
+            decode=limits.decode,
         )
 
     def baseline(

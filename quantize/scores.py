@@ -37,6 +37,32 @@ def top(k: int, outputs: Feeds, labels: Labels, _: Feeds | None, output: str | N
     return _per_sample((best == truth[..., None]).any(axis=-1))
 
 
+def best_classes(
+    outputs: Feeds, labels: Labels, output: str | None, *, void: int
+) -> tuple[Array, Array, int]:
+    """Best classes and labels, both integer [N, …] alike, and how many classes there are.
+
+    Args:
+        outputs: Of one run.
+        labels: Of the same samples.
+        output: Its name; None: the first that tells classes.
+        void: A label that is no class, wherever there are not so many classes.
+
+    Raises:
+        InputError: A label is no class of the output, or the shapes do not fit.
+    """
+    name, found = _pick_classes(outputs, output, count=len(labels))
+    truth = _squeeze(_whole(labels))
+    if found.dtype.kind in "biu":
+        _refuse_shapes(name, found, truth, fits=found.shape == truth.shape)
+        known = [v[v != void].max(initial=0) for v in (found, truth)]
+        return found, truth, int(max(known)) + 1
+    scores = _classes_last(name, found, truth)
+    classes = int(scores.shape[-1])
+    _refuse_range(name, truth[truth != void] if classes <= void else truth, classes)
+    return scores.argmax(axis=-1), truth, classes
+
+
 def chance_of_top(k: int, outputs: Feeds, output: str | None) -> float | None:
     """The share that naming any `k` classes gets right; None where the classes are not counted."""
     _, found = _pick_classes(outputs, output, count=1)
@@ -70,7 +96,7 @@ def above(
 ) -> list[float]:
     """Whether one yes/no value per sample lies on the side of `threshold` that its label says."""
     truth = _squeeze(_whole(labels))
-    name, found = _pick_float(outputs, output)
+    name, found = pick_float(outputs, output)
     found = _squeeze(found)
     _refuse_shapes(name, found, truth, fits=found.shape == truth.shape)
     _refuse_range(name, truth, 2)
@@ -147,7 +173,7 @@ def error(
     power: int, outputs: Feeds, labels: Labels, _: Feeds | None, output: str | None
 ) -> list[float]:
     """Mean over a sample of its absolute differences from the label, raised to `power`."""
-    name, found = _pick_float(outputs, output)
+    name, found = pick_float(outputs, output)
     truth = np.asarray(labels)
     if truth.dtype.kind not in "biuf":
         raise InputError(f"label {labels[0]!r:.80} is not numeric, which mae and mse need.")
@@ -198,7 +224,13 @@ def cosine(wanted: Array, found: Array) -> float:
 # --- arrays ---
 
 
-def _pick_float(outputs: Feeds, output: str | None) -> tuple[str, Array]:
+def pick_float(outputs: Feeds, output: str | None) -> tuple[str, Array]:
+    """The output that holds numbers: the one of that name, else the first float one.
+
+    Raises:
+        InputError: No output is float.
+        UsageError: There is no output of that name.
+    """
     floats = [n for n, a in outputs.items() if a.dtype.kind == "f" and a.ndim]
     if output is None and not floats:
         raise InputError(f"no float output to score: {_described(outputs)}.")

@@ -32,6 +32,8 @@ ALLOWED = {
     "neural_compressor": ("quantize/quantizers/inc.py",),
     "pydantic": ("bench/store.py", "quantize/config.py"),
     "rich": ("bench/cli.py", "quantize/progress.py"),
+    "pycocotools": ("quantize/tasks/detection.py",),
+    "jiwer": ("quantize/tasks/transcripts.py",),
     "typer": ("bench/cli.py", "quantize/cli.py", "quantize/commands/*.py"),
 }
 

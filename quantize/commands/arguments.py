@@ -23,10 +23,12 @@ DATA = (
     ".npz samples, a folder of images by class, or file.py:function yielding (feeds, label)."
 )
 METRIC = (
-    "top1, top5, mae, mse, cosine (to FP32's outputs), agreement, or file.py:function, called as "
+    "top1, f1, mse, cosine (to FP32's outputs), map, miou, wer, … (README: The metric), or "
+    "file.py:function, called as "
     "function(outputs, labels). Chosen by the labels where it is left out."
 )
 GITHUB = "Annotations and job summary for GitHub Actions."
+DECODE = "file.py:function: turns the outputs of one run into what the metric takes."
 DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: the metric's unit."
 
 

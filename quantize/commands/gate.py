@@ -13,6 +13,7 @@ from bench.render import render
 from bench.store import atomic_write, dump, load
 from quantize.commands.arguments import (
     DATA,
+    DECODE,
     DROP,
     GITHUB,
     METRIC,
@@ -30,6 +31,7 @@ def gate(
     max_drop: Annotated[str, typer.Option(help=DROP)],
     metric: Annotated[str | None, typer.Option(help=METRIC)] = None,
     output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
+    decode: Annotated[str | None, typer.Option(help=DECODE)] = None,
     confidence: Annotated[float, typer.Option(help="One-sided, of the verdict.")] = 0.95,
     inconclusive: Annotated[str, typer.Option(help="fail, warn or pass.")] = "fail",
     min_speedup: Annotated[
@@ -74,6 +76,7 @@ def gate(
         limits=Limits(
             metric=metric,
             output=output,
+            decode=decode,
             max_drop=checked_tolerance(max_drop),
             confidence=between("--confidence", confidence, 0.5, 1),
             inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),

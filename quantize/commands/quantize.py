@@ -17,6 +17,7 @@ from bench.render import render
 from bench.store import dump, load, publish, staging_for, write_manifest
 from quantize.commands.arguments import (
     DATA,
+    DECODE,
     DROP,
     GITHUB,
     METRIC,
@@ -56,6 +57,7 @@ def quantize(
     ] = None,
     metric: Annotated[str | None, typer.Option(help=METRIC)] = None,
     output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
+    decode: Annotated[str | None, typer.Option(help=DECODE)] = None,
     max_drop: Annotated[
         str | None, typer.Option(help=f"{DROP} Default: 1pt, or 1% where the metric has no 0..1.")
     ] = None,
@@ -122,6 +124,7 @@ def quantize(
         limits=Limits(
             metric=metric,
             output=output,
+            decode=decode,
             max_drop=checked_tolerance(max_drop),
             confidence=between("--confidence", confidence, 0.5, 1),
             inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),

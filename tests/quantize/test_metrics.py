@@ -60,7 +60,7 @@ def test_a_metric_without_its_labels_is_refused():
 
 def test_the_table_knows_directions():
     lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
-    assert lower == {"mae", "mse"}
+    assert lower == {"mae", "mse", "cer", "wer"}
     assert all(name == metric.name for name, metric in METRICS.items())
 
 
