@@ -1,18 +1,20 @@
 """Judges candidates as they would be served, with the target's arithmetic."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from bench.machine import canary
 from bench.runtimes import Settings, find_runtime
 from quantize.data import Samples
-from quantize.evaluate import Evaluation, Execution, Watch, evaluate
+from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
 from quantize.gate import Tolerance, Verdict, judge
 from quantize.journal import Journal, storable
 from quantize.metrics import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
+from quantize.sequential import Looks
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 
@@ -34,6 +36,7 @@ class Judging:
         metric_sha256: Of the file that the metric comes from, if it is the user's.
         journal: What a run that was killed found before.
         interrupt: Armed with the first verdict.
+        looks: When an evaluation of a candidate may end early; None: never.
     """
 
     samples: Samples
@@ -48,19 +51,46 @@ class Judging:
     metric_sha256: str = ""
     journal: Journal = field(default_factory=Journal)
     interrupt: Interrupt = field(default_factory=Interrupt)
+    looks: Looks | None = None
 
     def __call__(
-        self, quantized: QuantizedModel, runtime: str
+        self, quantized: QuantizedModel, runtime: str, *, whole: bool = False
     ) -> tuple[Evaluation, Verdict] | None:
-        """Scores on the target's arithmetic, and the verdict against FP32; None if interrupted."""
-        found = self.evaluate(quantized, runtime)
+        """Scores on the target's arithmetic, and the verdict against FP32; None if interrupted.
+
+        Args:
+            quantized: The candidate.
+            runtime: Where it would be served.
+            whole: Run it on every sample, even if it is lost before.
+        """
+        found = self.evaluate(quantized, runtime, looks=None if whole else self.looks)
         if found is None:
             return None
         self.interrupt.arm()
+        if found.count < self.baseline.count:
+            return found, self._lost(found)
         return found, judge(self.baseline, found, self.tolerance, confidence=self.confidence)
 
+    def _lost(self, found: Evaluation) -> Verdict:
+        """The verdict on a candidate whose evaluation ended early."""
+        assert self.looks is not None
+        # Not of the first samples alone whether FP32 is any good, nor what share of it is allowed.
+        before = replace(first_scores(self.baseline, found.count), chance=None)
+        limit = Tolerance(self.looks.limit, "abs")
+        verdict = judge(before, found, limit, confidence=self.confidence)
+        reason = (
+            f"Lost after {found.count:,} of {self.baseline.count:,} samples: a drop of "
+            f"{verdict.drop:.4g} so far, and the limit is {self.looks.limit:.4g}."
+        )
+        return replace(verdict, outcome="refuse", samples_needed=None, reason=reason)
+
     def evaluate(
-        self, quantized: QuantizedModel, runtime: str, *, native: bool = False
+        self,
+        quantized: QuantizedModel,
+        runtime: str,
+        *,
+        native: bool = False,
+        looks: Looks | None = None,
     ) -> Evaluation | None:
         """Scores on the target's arithmetic or, if `native`, this CPU's; None if interrupted."""
         narrow = TARGETS[quantized.recipe.target].narrow
@@ -70,19 +100,21 @@ class Judging:
         exact = not native and (canary(runtime) == "exact" or runtime == "onnxruntime")
         settings = Settings(threads=self.threads, exact=exact)
         key = self._key(quantized, runtime, exact=exact)
-        found = self.journal.recall(Evaluation, "evaluation", key)
-        if found is not None:
-            return found
+        for known in (key, {**key, "looks": _facts(looks)}):
+            if (found := self.journal.recall(Evaluation, "evaluation", known)) is not None:
+                return found
         found = evaluate(
             quantized.model,
             self.samples,
             self.metric,
             Execution(find_runtime(runtime), settings, self.states),
             reference=self.reference,
-            watch=self._watch,
+            watch=partial(self._watch, looks),
         )
         if self.interrupt.asked:
             return None
+        if found.count < self.baseline.count:
+            key["looks"] = _facts(looks)
         if storable(found):
             self.journal.keep(found, "evaluation", key)
         return found
@@ -98,5 +130,10 @@ class Judging:
             "states": dict(self.states),
         }
 
-    def _watch(self, scores: Sequence[float], done: int, total: int) -> bool:
-        return self.watch(scores, done, total) or self.interrupt.asked
+    def _watch(self, looks: Looks | None, scores: Sequence[float], done: int, total: int) -> bool:
+        lost = looks is not None and looks.is_lost(scores, done, total)
+        return self.watch(scores, done, total) or self.interrupt.asked or lost
+
+
+def _facts(looks: Looks | None) -> tuple[float, float, bool] | None:
+    return (looks.limit, looks.confidence, looks.can_pass) if looks is not None else None

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import onnx_ir as ir
 
 from bench.errors import UnsupportedError, UsageError
@@ -48,6 +49,7 @@ from quantize.quantizers import find_engines
 from quantize.recipe import fingerprints, from_toml
 from quantize.report import Data, Report
 from quantize.search import Aim, Found, Judged, search
+from quantize.sequential import Looks
 from quantize.sources import check_parity, convert, describe_inputs
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
@@ -149,6 +151,7 @@ class _Run:
                 metric_sha256=digest_of_plugin(self.job.limits.metric),
                 journal=self.journal,
                 interrupt=self.interrupt,
+                looks=self.looks(baseline, tolerance),
             )
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
@@ -248,6 +251,10 @@ class _Run:
                 chosen = range(count) if data.states else _spread(len(calibration), count)
                 calibration = calibration.subset(list(chosen))
             refuse_overlap(calibration, evaluation)
+        if not data.states:
+            # So that the first samples of an evaluation stand for all of them.
+            order = np.random.default_rng(data.seed).permutation(len(evaluation))
+            evaluation = evaluation.subset([int(i) for i in order])
         if len(calibration) < _FEW:
             self.notes.append(
                 f"only {len(calibration)} samples calibrate; ranges settle with {_FEW} and more"
@@ -358,6 +365,14 @@ class _Run:
         # The journal keeps what was learned, not the samples; an engine may want to see them.
         return replace(found, source=samples, states=states)
 
+    def looks(self, baseline: Evaluation, tolerance: Tolerance) -> Looks | None:
+        """When evaluations may end early; never where samples hang together."""
+        if self.job.data.states or baseline.corpus_value is not None:
+            return None
+        confidence = self.job.limits.confidence
+        itself = judge(baseline, baseline, tolerance, confidence=confidence)
+        return Looks(baseline, itself.limit, confidence, itself.outcome == "pass")
+
     def search(self, bench: Workbench, judging: Judging) -> Found:
         if self.job.effort.recipe is not None:
             return self._replay(bench, judging, self.job.effort.recipe)
@@ -421,17 +436,17 @@ class _Run:
             raise UnsupportedError(
                 f"no INT8 candidate could be made of this model: {found.reason}."
             )
-        served, native = [found.best], list[Evaluation]()
-        quantized = found.best.trial.quantized
-        for runtime in found.best.trial.latency_ms:
+        best, native = found.best, list[Evaluation]()
+        served, quantized = [best], best.trial.quantized
+        for runtime in sorted(best.trial.latency_ms, key=lambda r: r != best.runtime):
+            judged = best
+            if runtime != best.runtime or best.evaluation.count < judging.baseline.count:
+                if (outcome := judging(quantized, runtime, whole=True)) is None:
+                    break
+                judged = Judged(best.trial, runtime, *outcome)
+                served = [*served[runtime == best.runtime :], judged]
             if self.interrupt.asked:
                 break
-            judged = found.best
-            if runtime != found.best.runtime:
-                if (outcome := judging(quantized, runtime)) is None:
-                    break
-                judged = Judged(found.best.trial, runtime, *outcome)
-                served.append(judged)
             if canary(runtime) != "exact" and judged.evaluation.arithmetic == "exact":
                 here = judging.evaluate(quantized, runtime, native=True)
                 native += [here] if here is not None else []

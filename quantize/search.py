@@ -1,7 +1,8 @@
 """Which layers run in INT8, and how: accuracy first, then latency, few evaluations.
 
     strategies ─▶ least noisy variant of each ─▶ quick latency ─▶ fastest first: evaluate, judge
-       none passes ─▶ noise of each layer alone ─▶ the noisiest stay in float, by bisection
+       none passes ─▶ noise of each fusion group alone ─▶ the noisiest stay in float, by
+       bisection ─▶ innocent ones return
 
 Full evaluations are what costs; noise at the outputs of a few samples is cheap and decides
 everything but the verdict.
@@ -20,11 +21,13 @@ from quantize.placement import Fusion
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Engine, Recipe
 from quantize.trials import (
+    Group,
     Trial,
     Workbench,
     attempt_or_none,
     best_variant,
     explained,
+    fusion_groups,
     paying,
     single_noise,
     time_quickly,
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 MAX_EVALUATIONS = 10
 # Of these, kept for each target that comes later.
 _RESERVED = 3
+# Attempts to return layers to INT8 after a pass.
+_RETURNS = 3
 # A candidate has to beat FP32 by this much in the quick look to be worth an evaluation.
 _WORTH = 1.03
 # A failed candidate this much faster than the one that passed is worth mending.
@@ -338,16 +343,22 @@ class _Search:
             # Half of what is left, so that there is time to use the answer.
             now = perf_counter()
             half = now + (self.aim.deadline_s - now) / 2
-            alone = single_noise(self.bench, base, partial(self._late, half))
-            if self._bisect(base, alone):
+            groups = fusion_groups(self.bench, base.quantized.recipe)
+            alone = single_noise(self.bench, base, groups, partial(self._late, half))
+            floats = self._bisect(base, alone)
+            if floats is not None:
+                self._give_back(base, floats, alone)
                 return True
         return False
 
     def _late(self, by_s: float) -> bool:
         return perf_counter() > by_s or self.aim.stopped()
 
-    def _bisect(self, base: Trial, alone: Mapping[str, float]) -> bool:
-        """Try growing numbers of floats; after the first pass, halve the way back."""
+    def _bisect(self, base: Trial, alone: Mapping[Group, float]) -> list[Group] | None:
+        """The fewest of the noisiest groups whose return to float passes, the noisiest first.
+
+        Growing numbers of them are tried; after the first pass, the way back is halved.
+        """
         order = sorted(alone, key=alone.__getitem__, reverse=True)
         failed, passed = 0, None
         for count in _steps([alone[n] for n in order]):
@@ -359,7 +370,7 @@ class _Search:
                 break
             failed = count
         if passed is None:
-            return False
+            return None
         for _ in range(2):
             middle = (failed + passed) // 2
             if middle in (failed, passed):
@@ -368,29 +379,51 @@ class _Search:
                 passed = middle
             else:
                 failed = middle
-        return True
+        return order[:passed]
+
+    def _give_back(
+        self, base: Trial, floats: Sequence[Group], alone: Mapping[Group, float]
+    ) -> None:
+        """Return to INT8 what turned out innocent: noise at the outputs need not cost accuracy.
+
+        Without the last group the candidate failed or was not tried; of the others, halves are
+        returned, and what fails stays in float.
+        """
+        kept, suspects = list(floats), list(floats[:-1])
+        for _ in range(_RETURNS):
+            if not suspects or self._spent():
+                return
+            best = self._best()
+            if best is not None:
+                # It has to be faster than what passed, or it is not worth an evaluation.
+                self.to_beat = min(self.to_beat, self._ms(best.trial))
+            half = suspects[: -(-len(suspects) // 2)]
+            rest = [g for g in kept if g not in half]
+            if self._with_floats(base, rest, alone):
+                kept = rest
+            suspects = [g for g in suspects if g not in half]
 
     def _with_floats(
-        self, base: Trial, floats: Sequence[str], alone: Mapping[str, float]
+        self, base: Trial, groups: Sequence[Group], alone: Mapping[Group, float]
     ) -> bool | None:
-        """Whether `base` passes with `floats` in float; None where it is not faster any more."""
+        """Whether `base` passes with `groups` in float; None where it is not faster any more."""
         if self._spent():
             return None
+        share = {n: alone[g] / sum(alone.values()) for g in groups for n in g}
         modes: dict[str, Mode] = {
-            n: "float" if n in floats else m for n, m in base.quantized.recipe.modes.items()
+            n: "float" if n in share else m for n, m in base.quantized.recipe.modes.items()
         }
         if all(m == "float" for m in modes.values()):
             return None
-        name = f"{base.name}, {len(floats)} in float"
+        name = f"{base.name}, {len(share)} in float"
         trial = attempt_or_none(self.bench, replace(base.quantized.recipe, modes=modes), name)
         if trial is None:
             return None
-        total = sum(alone.values())
-        why = {n: f"costs accuracy: {alone[n] / total:.0%} of the noise" for n in floats}
+        why = {n: f"costs accuracy: {part:.0%} of the noise" for n, part in share.items()}
         known = {x.name: x.reason for x in base.quantized.layers if x.reason is not None}
         trial = explained(trial, {**known, **why})
         if not (ready := self._timed([trial])):
-            self.say(f"{name}: no faster than FP32")
+            self.say(f"{name}: no faster")
             return None
         before = len(self.judged)
         self._evaluate(ready[0])

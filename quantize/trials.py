@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from bench.errors import InputError, UnsupportedError
 from bench.latency import Variant, measure
@@ -19,6 +20,7 @@ from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
 from quantize.journal import Journal
+from quantize.placement import place
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Engine, Recipe
 
@@ -347,43 +349,80 @@ def _serves(runtime: str, model: Model, bench: Workbench, noise_db: float) -> bo
     return True
 
 
-def single_noise(bench: Workbench, trial: Trial, enough: Callable[[], bool]) -> dict[str, float]:
-    """Noise at the outputs that each INT8 anchor causes alone, all others in float.
+Group: TypeAlias = tuple[str, ...]
+"""Names of anchors that go to float together."""
 
-    Noise of independent sources adds up, so the sum over a set of anchors predicts the noise of the
+
+def fusion_groups(bench: Workbench, recipe: Recipe) -> tuple[Group, ...]:
+    """The anchors in INT8, together where one Add, Mul or Concat takes their outputs in integers.
+
+    With one of them in float the other's output is no integer either, and the scale that they
+    share, which may be what costs accuracy, is gone for all of them.
+    """
+    model = ir.load(bench.fp32.path)
+    magnitudes = bench.calibration.magnitudes()
+    placement = place(model, bench.anchors, recipe.modes, magnitudes, recipe.fused_for)
+    ends = {a.end: a.name for a in bench.anchors if placement.modes[a.name] == "static"}
+    group = {n: {n} for n, m in placement.modes.items() if m != "float"}
+    for node in model.graph:
+        if node.name not in placement.glue or node.op_type not in ("Add", "Mul", "Concat"):
+            continue
+        sources = {_source(v, placement.glue) for v in node.inputs if v is not None}
+        joined = [ends[s] for s in sources if s in ends]
+        together = set().union(*(group[n] for n in joined)) if joined else set()
+        group |= dict.fromkeys(together, together)
+    order = {a.name: i for i, a in enumerate(bench.anchors)}
+    groups = {tuple(sorted(g, key=order.__getitem__)) for g in group.values()}
+    return tuple(sorted(groups, key=lambda g: order[g[0]]))
+
+
+def _source(value: ir.Value, glue: frozenset[str]) -> str:
+    """The tensor that a value is, seen through what only moves bytes."""
+    maker = value.producer()
+    while maker is not None and maker.name in glue and len(maker.inputs) == 1:
+        value = maker.inputs[0] or value
+        maker = value.producer()
+    return str(value.name)
+
+
+def single_noise(
+    bench: Workbench, trial: Trial, groups: Sequence[Group], enough: Callable[[], bool]
+) -> dict[Group, float]:
+    """Noise at the outputs that each group of INT8 anchors causes alone, all others in float.
+
+    Noise of independent sources adds up, so the sum over a set of groups predicts the noise of the
     set; that is what `quantize.search` ranks by. Which layers are delicate is up to the model, so
     the native engine, which needs no new statistics, tells it for every other too.
 
     Args:
         bench: What all candidates share.
-        trial: Whose anchors are looked at, in graph order.
-        enough: Asked before each anchor; those not reached are missing.
+        trial: Whose anchors are looked at.
+        groups: Of them.
+        enough: Asked before each group; those not reached are missing.
 
     Returns:
-        Noise over signal, mean over outputs, by anchor name.
+        Noise over signal, mean over outputs.
     """
     recipe = replace(trial.quantized.recipe, engine="native")
     key = bench.key(recipe=asdict(recipe))
     if (known := bench.journal.recall(Shares, "alone", key)) is not None:
-        return known.by_anchor
+        return {g: known.by_anchor[g[0]] for g in groups if g[0] in known.by_anchor}
     few = bench.probes[:3]
-    alone: dict[str, float] = {}
+    alone: dict[Group, float] = {}
     out = bench.scratch / "single.onnx"
-    for name, mode in recipe.modes.items():
+    for group in groups:
         if enough():
             return alone
-        if mode == "float":
-            continue
-        modes: dict[str, Mode] = {name: mode}
+        modes: dict[str, Mode] = {name: recipe.modes[name] for name in group}
         try:
             made = quantize(
                 bench.fp32, bench.anchors, bench.calibration, replace(recipe, modes=modes), out
             )
             found = run_probes(made.model, few, bench.threads)
         except (UnsupportedError, InputError) as e:
-            logger.info("%s alone: %s", name, e)
+            logger.info("%s alone: %s", ", ".join(group), e)
             continue
         shares = noise_shares(bench.probe_outputs[: len(few)], found)
-        alone[name] = float(np.mean(list(shares.values()))) if shares else 0.0
-    bench.journal.keep(Shares(alone), "alone", key)
+        alone[group] = float(np.mean(list(shares.values()))) if shares else 0.0
+    bench.journal.keep(Shares({g[0]: share for g, share in alone.items()}), "alone", key)
     return alone

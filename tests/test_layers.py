@@ -48,6 +48,7 @@ GRAPH_MODULES = (
     "quantize/prepare.py",
     "quantize/recipe.py",
     "quantize/rewrites.py",
+    "quantize/trials.py",
     "quantize/quantizers/*.py",
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}

@@ -16,14 +16,16 @@ from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
 from quantize import finishing, judging, pipeline, timing, trials
-from quantize.gate import Outcome, Verdict
+from quantize.gate import Outcome, Tolerance, Verdict
 from quantize.job import DataSpec, Effort, Job, Limits
+from quantize.journal import Journal
 from quantize.pipeline import run
 from quantize.report import Report
 from quantize.search import Judged
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt
 from tests import classifier, tiny
+from tests.quantize.test_gate import evaluation
 from tests.timing import Stopwatch
 
 
@@ -299,6 +301,42 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
     monkeypatch.setattr("quantize.search.attempt_or_none", lambda *_: None)
     with pytest.raises(UnsupportedError, match="no INT8 candidate could be made"):
         run(job, staging, Silent())
+
+
+# --- candidates that are lost ---
+
+
+def test_a_lost_candidate_is_not_run_on_every_sample_until_it_is_reported(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = judging.evaluate, []
+
+    def spoiled(model: Any, samples: Any, metric: Any, execution: Any, **options: Any) -> Any:
+        wrong = replace(metric, function=lambda outputs, labels, *_: [0.0] * len(labels))
+        found = real(model, samples, wrong, execution, **options)
+        seen.append(found.count)
+        return found
+
+    monkeypatch.setattr(judging, "evaluate", spoiled)
+    heard = Silent()
+    report = run(job, staging, heard)
+    assert seen[0] == 40
+    assert any("refuse, drop 1 (limit 0.03)" in line for line in heard.said)
+    # What is published was judged by all.
+    assert seen[-1] == 160
+    assert report.verdict.n == len(report.evaluations[1].scores) == 160
+    assert report.conclusion.outcome == "refuse"
+
+
+def test_states_hang_together_and_are_run_to_the_end(job: Job, staging: Path) -> None:
+    tidy = pipeline._Run(job, staging, Silent(), Journal(), Interrupt())
+    stateful = replace(job, data=replace(job.data, states={"a": "b"}))
+    chained = pipeline._Run(stateful, staging, Silent(), Journal(), Interrupt())
+    found = evaluation([1.0] * 500)
+    looks = tidy.looks(found, Tolerance(1, "pt"))
+    assert looks is not None
+    assert looks.limit == 0.01
+    assert chained.looks(found, Tolerance(1, "pt")) is None
 
 
 # --- the benchmark ---

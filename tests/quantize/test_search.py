@@ -89,6 +89,9 @@ class World:
         few: Whether samples are too few, so that nothing passes.
         pays: Layers whose kernel gains nothing.
         impossible: Plans that leave nothing in INT8.
+        groups: Layers that go to float together; each alone where none are given.
+        noises: Of layers whose noise is not what they cost.
+        stopped: Whether somebody asked for the end.
     """
 
     drops: dict[str, float]
@@ -106,6 +109,8 @@ class World:
     timings: int = 0
     rankings: int = 0
     lines: list[str] = field(default_factory=list)
+    groups: Sequence[tuple[str, ...]] = ()
+    noises: dict[str, float] = field(default_factory=dict)
     kept: list[Judged] = field(default_factory=list)
     stopped: Callable[[], bool] = lambda: False
 
@@ -139,10 +144,15 @@ class World:
         )
         return timed, {"onnxruntime": self.fp32_ms}
 
-    def single_noise(self, bench: Workbench, trial: Trial, *_: Any) -> dict[str, float]:
+    def fusion_groups(self, bench: Workbench, recipe: Recipe) -> tuple[tuple[str, ...], ...]:
+        groups = self.groups or [(n,) for n in self.drops]
+        return tuple(g for g in groups if recipe.modes[g[0]] != "float")
+
+    def single_noise(
+        self, bench: Workbench, trial: Trial, groups: Sequence[tuple[str, ...]], *_: Any
+    ) -> dict[tuple[str, ...], float]:
         self.rankings += 1
-        modes = trial.quantized.recipe.modes
-        return {n: self.drops[n] for n, m in modes.items() if m != "float"}
+        return {g: sum(self.noises.get(n, self.drops[n]) for n in g) for g in groups}
 
     def paying(self, bench: Workbench, trial: Trial) -> dict[str, Any]:
         modes = trial.quantized.recipe.modes
@@ -180,12 +190,17 @@ class World:
         return search(bench, self.judge, targets or ("portable",), aim)
 
 
+CALLED = (
+    "attempt_or_none", "best_variant", "time_quickly", "fusion_groups", "single_noise", "paying",
+)  # fmt: skip
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     def build(drops: Sequence[float] | dict[str, float], **options: Any) -> World:
         named = drops if isinstance(drops, dict) else {f"n{i}": d for i, d in enumerate(drops)}
         made = World(named, **options)
-        for name in ("attempt_or_none", "best_variant", "time_quickly", "single_noise", "paying"):
+        for name in CALLED:
             monkeypatch.setattr(searching, name, getattr(made, name))
         return made
 
@@ -354,7 +369,7 @@ def test_the_search_never_evaluates_more_than_it_may(drops: list[float], gemms: 
     with pytest.MonkeyPatch.context() as patch:
         ops = {f"n{i}": "Gemm" for i in range(gemms)}
         w = World({f"n{i}": d for i, d in enumerate(drops)}, ops=ops, fp32_ms=1000, gain_ms=10)
-        for name in ("attempt_or_none", "best_variant", "time_quickly", "single_noise", "paying"):
+        for name in CALLED:
             patch.setattr(searching, name, getattr(w, name))
         found = w.search("portable", "vnni")
     assert len(w.judged) <= MAX_EVALUATIONS
@@ -400,8 +415,71 @@ def test_floats_stop_where_they_take_the_gain_away(world: Build) -> None:
     found = w.search()
     assert found.best is not None
     assert found.best.verdict.outcome == "refuse"
-    assert any("no faster than FP32" in line for line in w.lines)
+    assert any(line.endswith("in float: no faster") for line in w.lines)
     assert all(w.ms(r) * 1.03 < 100 for r in w.judged)
+
+
+def test_layers_that_are_loud_but_innocent_go_back_to_int8(world: Build) -> None:
+    # The four loudest hide the one that costs accuracy.
+    loud = {f"loud{i}": 0.01 for i in range(4)}
+    noises = {**dict.fromkeys(loud, 50.0), "guilty": 40.0}
+    w = world({**loud, "guilty": 5.0, "calm": 0.1}, noises=noises, fp32_ms=60, gain_ms=8)
+    found = w.search()
+    assert floats(found) == {"guilty"}
+    assert len(w.judged) <= MAX_EVALUATIONS
+
+
+def test_what_turns_out_guilty_stays_in_float(world: Build) -> None:
+    w = world({"a": 5.0, "b": 5.0, "c": 5.0, "calm": 0.1}, fp32_ms=60, gain_ms=8)
+    found = w.search()
+    assert floats(found) == {"a", "b", "c"}
+    assert found.best is not None
+    assert found.best.verdict.outcome == "pass"
+
+
+def test_layers_of_one_fusion_group_go_to_float_together(world: Build) -> None:
+    drops = {"a": 5.0, "b": 0.01, "c": 0.1, "d": 0.1}
+    w = world(drops, groups=[("a", "b"), ("c",), ("d",)], fp32_ms=60, gain_ms=8)
+    assert floats(w.search()) == {"a", "b"}
+    assert all((r.modes["a"] == "float") == (r.modes["b"] == "float") for r in w.judged)
+
+
+# --- a person who asks for the end ---
+
+
+def test_after_an_interrupt_nothing_new_is_made(world: Build) -> None:
+    w = world([5.0, 0.1, 0.1, 0.1], fp32_ms=30)
+    w.stopped = lambda: bool(w.judged)
+    found = w.search("portable", "vnni")
+    assert len(w.judged) == len(found.judged) == 1
+    assert w.rankings == 0
+    assert found.reason == "interrupted"
+    assert found.best is not None
+
+
+def test_an_evaluation_that_was_cut_off_does_not_count(
+    world: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = world([5.0, 0.1, 0.1, 0.1], fp32_ms=30)
+    judge = w.judge
+    monkeypatch.setattr(w, "judge", lambda q, r: None if w.judged else judge(q, r))
+    found = w.search()
+    assert len(found.judged) == 1
+    assert any(line.startswith("interrupted") for line in w.lines)
+
+
+def test_each_best_so_far_is_kept(world: Build) -> None:
+    w = world({"calm": 0.1, "loud": 5.0, "fair": 0.2, "mild": 0.3}, fp32_ms=10)
+    found = w.search()
+    assert w.kept[0] is found.judged[0]
+    assert w.kept[-1] is found.best
+    assert [j.rank for j in w.kept] == sorted((j.rank for j in w.kept), reverse=True)
+
+
+def test_a_person_hears_how_much_may_be_left(world: Build) -> None:
+    w = world([5.0, 0.1, 0.1, 0.1], fp32_ms=30)
+    w.search()
+    assert any("at most 9 more, 0 s of evaluation" in line for line in w.lines)
 
 
 # --- targets ---

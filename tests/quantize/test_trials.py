@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, read_model
@@ -23,10 +24,12 @@ from quantize.quantizers import QuantizedLayer, QuantizedModel
 from quantize.recipe import Recipe
 from quantize.trials import (
     RANGE_CHOICES,
+    Trial,
     Workbench,
     attempt,
     attempt_or_none,
     best_variant,
+    fusion_groups,
     noise_shares,
     paying,
     run_probes,
@@ -34,7 +37,7 @@ from quantize.trials import (
     time_quickly,
     to_db,
 )
-from tests import classifier
+from tests import classifier, tiny
 from tests.int8 import samples_of
 from tests.timing import Stopwatch
 
@@ -271,9 +274,55 @@ def test_contrib_operators_open_in_their_own_runtime_only(bench: Workbench) -> N
 # --- single layers ---
 
 
+def noises(bench: Workbench, trial: Trial, *, enough: bool) -> dict[str, float]:
+    groups = fusion_groups(bench, trial.quantized.recipe)
+    found = single_noise(bench, trial, groups, lambda: enough)
+    assert all(len(g) == 1 for g in found)
+    return {g[0]: share for g, share in found.items()}
+
+
+def test_anchors_that_one_node_takes_in_integers_are_one_group(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    constants = {n: rng.standard_normal((4, 4, 3, 3)).astype(np.float32) for n in "abcd"}
+    nodes = [
+        helper.make_node("Conv", [x, n], [f"{n}_out"], name=n, pads=[1] * 4)
+        for n, x in (("a", "x"), ("b", "x"), ("c", "sum"))
+    ]
+    nodes += [
+        helper.make_node("Add", ["a_out", "b_out"], ["sum"], name="add"),
+        helper.make_node("Conv", ["c_out", "d"], ["y"], name="d", pads=[1] * 4),
+    ]
+    nodes.sort(key=lambda n: ["a", "b", "add", "c", "d"].index(n.name))
+    port = ["n", 4, 6, 6]
+    path = tiny.save(
+        tmp_path / "net.onnx",
+        nodes,
+        [("x", TensorProto.FLOAT, port)],
+        [("y", TensorProto.FLOAT, port)],
+        constants,
+    )
+    fp32 = prepare(read_model(path), tmp_path / "fp32.onnx").model
+    graph = ir.load(fp32.path)
+    anchors, _ = find_anchors(graph)
+    feeds = [{"x": rng.standard_normal((1, 4, 6, 6)).astype(np.float32)} for _ in range(4)]
+    found = calibrate(
+        fp32,
+        watch_list(graph, anchors),
+        samples_of(feeds, fp32.inputs),
+        threads=1,
+        scratch=tmp_path,
+        states={},
+    )
+    made = Workbench(fp32, anchors, found, (), (), ("onnxruntime",), 1, tmp_path)
+    every = recipe(dict.fromkeys("abcd", "static"))
+    assert fusion_groups(made, every) == (("a", "b"), ("c",), ("d",))
+    without = recipe({**dict.fromkeys("abcd", "static"), "b": "float"})
+    assert fusion_groups(made, without) == (("a",), ("c",), ("d",))
+
+
 def test_noise_of_layers_alone_adds_up_to_about_the_whole(bench: Workbench) -> None:
     trial = attempt(bench, recipe(), "static")
-    alone = single_noise(bench, trial, lambda: False)
+    alone = noises(bench, trial, enough=False)
     assert set(alone) == set(STATIC)
     assert all(0 < share < 0.1 for share in alone.values())
     whole = 10 ** (-trial.noise_db / 10)
@@ -282,8 +331,8 @@ def test_noise_of_layers_alone_adds_up_to_about_the_whole(bench: Workbench) -> N
 
 def test_layers_in_float_and_after_the_deadline_are_left_out(bench: Workbench) -> None:
     trial = attempt(bench, recipe({**STATIC, "second": "float"}), "static")
-    assert set(single_noise(bench, trial, lambda: False)) == {"first", "head"}
-    assert single_noise(bench, trial, lambda: True) == {}
+    assert set(noises(bench, trial, enough=False)) == {"first", "head"}
+    assert noises(bench, trial, enough=True) == {}
 
 
 # --- kernels that do not pay ---

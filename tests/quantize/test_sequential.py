@@ -1,0 +1,107 @@
+"""Early ends of evaluations: how often they err, and that they come early."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantize.evaluate import Evaluation
+from quantize.gate import Tolerance, judge
+from quantize.sequential import ERROR, SHARES, Looks
+from tests.quantize.test_gate import evaluation
+
+TOTAL = 800
+LIMIT = 0.02
+
+
+def end_of(looks: Looks, scores: np.ndarray) -> int | None:
+    """After how many samples an evaluation with these scores ends; None: with the last."""
+    for done in range(1, len(scores) + 1):
+        if looks.is_lost(scores[:done].tolist(), done, len(scores)):
+            return done
+    return None
+
+
+def lost_share(drop: float, *, runs: int, binary: bool) -> tuple[float, float]:
+    """How many of so many candidates with this true drop end early, and after which share."""
+    rng = np.random.default_rng(1)
+    ends = []
+    for _ in range(runs):
+        if binary:
+            before = (rng.random(TOTAL) < 0.9).astype(float)
+            # Changes both ways, so that the differences spread.
+            loss = (0.02 + drop) / 0.9
+            after = np.where(before == 1, rng.random(TOTAL) >= loss, rng.random(TOTAL) < 0.2)
+        else:
+            before = rng.normal(0, 1, TOTAL)
+            after = before - drop - rng.normal(0, 0.2, TOTAL)
+        looks = Looks(scored(before), LIMIT, 0.95, can_pass=False)
+        # Only where it looks; the rest is the same.
+        counts = [round(TOTAL * s) for s in SHARES]
+        ends.append(
+            next(
+                (n for n in counts if looks.is_lost([float(x) for x in after[:n]], n, TOTAL)), None
+            )
+        )
+    early = [e for e in ends if e is not None]
+    return len(early) / runs, float(np.mean(early)) / TOTAL if early else 1.0
+
+
+def scored(scores: np.ndarray) -> Evaluation:
+    return evaluation([float(s) for s in scores])
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("binary", 1500), ("other", 60)])
+def test_a_drop_at_the_limit_ends_early_no_more_often_than_stated(kind: str, runs: int) -> None:
+    share, _ = lost_share(LIMIT, runs=runs, binary=kind == "binary")
+    # Three standard deviations of a rate of ERROR.
+    assert share <= ERROR + 3 * (ERROR * (1 - ERROR) / runs) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["binary", "other"])
+def test_a_large_drop_ends_early(kind: str) -> None:
+    share, after = lost_share(0.25, runs=40, binary=kind == "binary")
+    assert share == 1.0
+    assert after < 0.2
+
+
+@given(st.integers(0, 10**6), st.floats(0.0, 0.2), st.floats(0.6, 1.0))
+def test_what_is_out_of_reach_would_not_have_passed(seed: int, drop: float, right: float) -> None:
+    rng = np.random.default_rng(seed)
+    before = (rng.random(200) < right).astype(float)
+    after = np.where(rng.random(200) < drop, 0.0, before)
+    baseline = scored(before)
+    looks = Looks(baseline, 0.05, 0.95, can_pass=True)
+    for n in (round(200 * s) for s in SHARES):
+        losses, gains = int((before[:n] > after[:n]).sum()), int((before[:n] < after[:n]).sum())
+        if n and looks._out_of_reach(losses, gains, n):
+            best = np.concatenate([after[:n], np.ones(200 - n)])
+            verdict = judge(replace(baseline, chance=None), scored(best), Tolerance(0.05, "abs"))
+            assert verdict.outcome != "pass"
+
+
+def test_a_hopeless_candidate_is_out_of_reach_before_it_is_surely_lost() -> None:
+    # Each of the first eighth is lost: more than all that is to come may make up for.
+    before = np.ones(400)
+    after = np.concatenate([np.zeros(12), np.ones(388)])
+    sure = Looks(scored(before), 0.03, 0.95, can_pass=False)
+    reach = replace(sure, can_pass=True)
+    assert end_of(reach, after) is not None
+    assert end_of(reach, np.ones(400)) is None
+    assert end_of(sure, np.ones(400)) is None
+
+
+def test_lower_is_better_turns_the_direction() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(400)
+    worse = replace(scored(before), higher_is_better=False)
+    looks = Looks(worse, 0.01, 0.95, can_pass=False)
+    assert end_of(looks, before + 0.5 + rng.random(400) / 100) == 50
+    assert end_of(looks, before - 0.5 - rng.random(400) / 100) is None
+
+
+def test_it_looks_four_times_and_not_at_a_handful() -> None:
+    looks = Looks(scored(np.ones(100)), 0.0, 0.95, can_pass=False)
+    assert end_of(looks, np.zeros(100)) == 50
