@@ -208,8 +208,8 @@ def test_the_native_engine_tells_which_layers_of_another_are_delicate(
     asked = []
     real = trials.quantize
     monkeypatch.setattr(trials, "quantize", lambda *a: asked.append(a[3].engine) or real(*a))
-    wanted = single_noise(bench, ours, lambda: False)
-    assert single_noise(bench, theirs, lambda: False) == wanted
+    wanted = noises(bench, ours, enough=False)
+    assert noises(bench, theirs, enough=False) == wanted
     assert set(asked) == {"native"}
 
 
