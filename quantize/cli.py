@@ -8,6 +8,7 @@ from quantize.commands.arguments import Configured
 from quantize.commands.convert import convert
 from quantize.commands.gate import gate
 from quantize.commands.init import init
+from quantize.commands.inspect import inspect
 from quantize.commands.quantize import quantize
 from quantize.commands.report import report
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 app.registered_commands += bench_app.registered_commands
 for configured in (quantize, gate):
     app.command(cls=Configured)(configured)
-for plain in (convert, report, init):
+for plain in (convert, inspect, report, init):
     app.command()(plain)
 
 

@@ -105,6 +105,18 @@ class GateJob:
     command: str
 
 
+@dataclass(frozen=True, slots=True)
+class InspectJob:
+    """What `vnnify inspect` was asked."""
+
+    model: Path
+    data: DataSpec | None
+    runtimes: tuple[str, ...]
+    threads: int
+    time: bool
+    command: str
+
+
 class Progress(Protocol):
     """Where the pipeline tells what it does."""
 

@@ -11,7 +11,7 @@ HEAVY = (
     "torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "nncf",
     "neural_compressor", "PIL", "safetensors",
 )  # fmt: skip
-COMMANDS = ("bench", "doctor", "quantize", "gate", "convert", "report", "init")
+COMMANDS = ("bench", "doctor", "quantize", "gate", "convert", "report", "inspect", "init")
 
 # Runs before anything of ours; an import of a heavy package, tried or optional, is an error.
 BLOCKED = f"""

@@ -43,6 +43,8 @@ GRAPH_MODULES = (
     "quantize/anchors.py",
     "quantize/calibrate.py",
     "quantize/finishing.py",
+    "quantize/inspecting.py",
+    "quantize/inspection/*.py",
     "quantize/pipeline.py",
     "quantize/placement.py",
     "quantize/prepare.py",

@@ -50,7 +50,7 @@ class OpenVino:
             graph = core.read_model(str(path))
             _refuse_text(graph, path)
             start = perf_counter_ns()
-            compiled = core.compile_model(graph, "CPU", _config(settings))
+            compiled = core.compile_model(graph, "CPU", properties(settings))
             compile_ns = perf_counter_ns() - start
         except RuntimeError as e:
             raise InputError(f"{path}: openvino refuses the model: {_reason(e)}") from e
@@ -146,7 +146,8 @@ class _Session:
                 )
 
 
-def _config(settings: Settings) -> dict[str, Any]:
+def properties(settings: Settings) -> dict[str, Any]:
+    """What the CPU plugin is told for `settings`; whoever compiles by itself needs the same."""
     return {
         # Of all streams together.
         "INFERENCE_NUM_THREADS": settings.threads * settings.streams,

@@ -1,0 +1,281 @@
+"""Which kernels a runtime really runs for a file: asked of the runtime, not guessed from the file.
+
+    file ─┬─▶ ONNX Runtime's optimized graph, saved ─┬─▶ Kernels: what runs, in integers or not,
+          └─▶ OpenVINO's runtime model ──────────────┘            and how long
+
+What a kernel works on is told by its operator (ONNX Runtime's integer operators have names of their
+own) or by its primitive (OpenVINO's end in `_I8`).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import InputError, UsageError
+from bench.islands import Island, Kernel, Kind, Node, find_islands, is_lone, link, total_ms
+from bench.models import Feeds
+from bench.profile import node_times
+from bench.runtimes.onnxruntime import open_errors, session_options
+from bench.runtimes.openvino import load_package, properties
+from bench.runtimes.seam import Settings
+
+# Multiplications with weights, which is what INT8 is for.
+_PRODUCTS = re.compile(r"Conv|Gemm|MatMul|FullyConnected|LSTM|GRU|RNN|Attention|MHA")
+_CONVERSIONS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+    | {"FakeQuantize", "Convert", "Reorder"}
+)
+_ORT_INTEGER = re.compile(
+    r"^(QLinear|QGemm|QAttention|QEmbed|QMoE|NhwcMaxPool|DynamicQuantize(MatMul|LSTM))|Integer"
+)
+# Their result is float although they multiply integers: float after them is not an island.
+_ORT_TO_FLOAT = re.compile(r"^(DynamicQuantize(MatMul|LSTM)|QAttention)|Integer")
+# Operators that pass their first input's bytes on, whatever their type.
+_MOVES = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "MaxPool", "Concat"}
+    | {"Slice", "Gather", "Split", "Pad", "Resize", "DepthToSpace", "SpaceToDepth", "Expand"}
+)
+_EIGHT_BITS = ("u8", "i8")
+_NOT_KERNELS = frozenset({"Input", "Output", "Parameter", "Result"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What one runtime makes of a file.
+
+    Attributes:
+        runtime: Name in `bench.runtimes.RUNTIMES`.
+        version: Of its package.
+        kernels: Everything that runs, in the runtime's order; subgraphs included.
+        islands: Float islands between integer kernels.
+        lone_pairs: Conversions to integers whose result is only converted back: they round and do
+            nothing else.
+        runs: Inferences that the times are means of; 0 where nothing was timed.
+    """
+
+    runtime: str
+    version: str
+    kernels: tuple[Kernel, ...]
+    islands: tuple[Island, ...]
+    lone_pairs: int
+    runs: int
+
+    @property
+    def integer_products(self) -> int:
+        """Products that run in integers."""
+        return sum(k.integer for k in self.products)
+
+    @property
+    def products(self) -> tuple[Kernel, ...]:
+        """Kernels that multiply."""
+        return tuple(k for k in self.kernels if k.kind == "product")
+
+    @property
+    def conversions(self) -> int:
+        """Kernels that only convert."""
+        return sum(k.kind == "conversion" for k in self.kernels)
+
+    @property
+    def total_ms(self) -> float | None:
+        """Time in all kernels of one inference."""
+        return total_ms(self.kernels)
+
+
+def find_kernels(
+    path: Path,
+    runtime: str,
+    *,
+    threads: int,
+    scratch: Path,
+    feeds: Feeds | None = None,
+    runs: int = 20,
+) -> Kernels:
+    """Open a file as it would be served, and read back what the runtime made of it.
+
+    Args:
+        path: The model.
+        runtime: "onnxruntime" or "openvino".
+        threads: Inside one inference.
+        scratch: Folder for intermediate files, which are removed.
+        feeds: One sample, to time the kernels with; None: they are not timed.
+        runs: Inferences to average over.
+
+    Raises:
+        UsageError: The runtime does not tell its kernels.
+        UnfitError: It is not installed.
+        InputError: It refuses the file, or the sample.
+    """
+    try:
+        reader = _READERS[runtime]
+    except KeyError:
+        known = ", ".join(_READERS)
+        raise UsageError(
+            f"runtime {runtime!r} does not tell its kernels; known: {known}."
+        ) from None
+    version, nodes = reader(path, Settings(threads=threads), scratch, feeds, runs)
+    link(nodes)
+    return Kernels(
+        runtime=runtime,
+        version=version,
+        kernels=tuple(n.kernel for n in nodes),
+        islands=tuple(find_islands(nodes)),
+        lone_pairs=sum(is_lone(n, nodes) for n in nodes),
+        runs=runs if feeds is not None else 0,
+    )
+
+
+def _onnxruntime(
+    path: Path, settings: Settings, scratch: Path, feeds: Feeds | None, runs: int
+) -> tuple[str, list[Node]]:
+    import onnx
+    import onnxruntime as ort
+
+    file, weights = scratch / "optimized.onnx", "optimized.data"
+    options = session_options(settings)
+    options.optimized_model_filepath = str(file)
+    # Beside the graph: one protobuf holds no more than 2 GB.
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", weights
+    )
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+    )
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except open_errors() as e:
+        raise InputError(f"{path}: onnxruntime refuses the model: {str(e)[:400]}") from e
+    graph = onnx.load(str(file), load_external_data=False).graph
+    for leftover in (file, scratch / weights):
+        leftover.unlink(missing_ok=True)
+    times: Mapping[str, float] = {}
+    if feeds is not None:
+        try:
+            times = node_times(path, feeds, threads=settings.threads, runs=runs, scratch=scratch)
+        except open_errors() as e:
+            reason = str(e).splitlines()[0][:400]
+            raise InputError(f"{path}: onnxruntime cannot run the sample: {reason}") from e
+    return str(ort.__version__), list(_onnx_nodes(graph, times, set()))
+
+
+def _onnx_nodes(graph: Any, times: Mapping[str, float], eight: set[str]) -> Iterator[Node]:
+    """Nodes of an optimized graph, those of its subgraphs after the node that holds them.
+
+    Args:
+        graph: `onnx.GraphProto`.
+        times: ms by node name.
+        eight: Names of tensors known to hold 8-bit integers; grows.
+    """
+    from onnx import TensorProto
+
+    kinds = (TensorProto.INT8, TensorProto.UINT8)
+    eight |= {v.name for v in graph.input if v.type.tensor_type.elem_type in kinds}
+    for node in graph.node:
+        yield _onnx_node(node, times, eight)
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _onnx_nodes(inner, times, eight)
+
+
+def _onnx_node(node: Any, times: Mapping[str, float], eight: set[str]) -> Node:
+    op = node.op_type
+    data = node.input[1] if op == "QLinearConcat" else next(iter(node.input), "")
+    integer = bool(_ORT_INTEGER.search(op)) or (op in _MOVES and data in eight)
+    to_float = bool(_ORT_TO_FLOAT.search(op)) or (op == "QGemm" and len(node.input) < 9)
+    gives = integer and not to_float
+    if gives or op in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        eight |= set(node.output)
+    kernel = Kernel(
+        name=node.name,
+        op=op,
+        kind=_kind(op),
+        integer=integer,
+        primitive="",
+        origins=tuple(o for o in node.output if o),
+        ms=times.get(node.name) if times else None,
+    )
+    takes = integer and not op.startswith("DynamicQuantize")
+    return Node(kernel, tuple(node.input), tuple(node.output), takes, gives)
+
+
+def _openvino(
+    path: Path, settings: Settings, scratch: Path, feeds: Feeds | None, runs: int
+) -> tuple[str, list[Node]]:
+    del scratch
+    package = load_package()
+    core = package.Core()
+    options = {**properties(settings), "PERF_COUNT": feeds is not None}
+    try:
+        model = core.read_model(str(path))
+        compiled = core.compile_model(model, "CPU", options)
+        times = _openvino_times(compiled, feeds, runs) if feeds is not None else {}
+        ordered = compiled.get_runtime_model().get_ordered_ops()
+    except RuntimeError as e:
+        told = " ".join(str(e).split())
+        reason = (told.partition("Summary:")[2] or told).strip("- ")[-400:]
+        raise InputError(f"{path}: openvino refuses the model: {reason}") from e
+    version = str(package.__version__).split("-")[0]
+    nodes = [_openvino_node(op, times) for op in ordered]
+    return version, list(_without_constants(nodes))
+
+
+def _without_constants(nodes: list[Node]) -> Iterator[Node]:
+    """Leave out what has no input but constants: it was computed once, when the file was loaded."""
+    constant: set[str] = set()
+    for node in nodes:
+        op = node.kernel.op
+        fixed = bool(node.inputs) and constant.issuperset(node.inputs)
+        if op in ("Const", "Constant") or fixed:
+            constant.add(node.kernel.name)
+        elif op not in _NOT_KERNELS:
+            yield node
+
+
+def _openvino_times(compiled: Any, feeds: Feeds, runs: int) -> dict[str, float]:
+    """Mean ms by kernel name; kernels that were merged into others are missing."""
+    request = compiled.create_infer_request()
+    spent: dict[str, float] = {}
+    for turn in range(runs + 2):
+        request.infer(dict(feeds))
+        if turn < 2:
+            continue
+        for info in request.profiling_info:
+            if info.status.name == "EXECUTED":
+                ms = info.real_time.total_seconds() * 1e3
+                spent[info.node_name] = spent.get(info.node_name, 0.0) + ms / runs
+    return spent
+
+
+def _openvino_node(op: Any, times: Mapping[str, float]) -> Node:
+    said = {key: str(op.rt_info[key].astype(str)) for key in _SAID if key in op.rt_info}
+    layer, primitive = said.get("layerType", "?"), said.get("primitiveType", "")
+    makes = said.get("outputPrecisions", "").split(",")
+    integer = primitive.lower().endswith(("_i8", "_u8"))
+    name = op.get_friendly_name()
+    kernel = Kernel(
+        name=name,
+        op=layer,
+        kind=_kind(layer),
+        integer=integer,
+        primitive=primitive,
+        origins=tuple(o for o in said.get("originalLayersNames", "").split(",") if o),
+        ms=times.get(name) if times else None,
+    )
+    inputs = tuple(str(v.get_source_output().get_node().get_friendly_name()) for v in op.inputs())
+    gives = all(m in _EIGHT_BITS for m in makes) and layer != "Gather"
+    return Node(kernel, inputs, (name,), integer, gives)
+
+
+_SAID = ("layerType", "primitiveType", "outputPrecisions", "originalLayersNames")
+_READERS: dict[str, Callable[[Path, Settings, Path, Feeds | None, int], tuple[str, list[Node]]]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+TELLING = tuple(_READERS)
+
+
+def _kind(op: str) -> Kind:
+    if op in _CONVERSIONS:
+        return "conversion"
+    return "product" if _PRODUCTS.search(op) else "other"

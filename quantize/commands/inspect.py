@@ -1,0 +1,71 @@
+"""`vnnify inspect`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli import emit, refuse_existing
+from bench.isolate import run_isolated
+from bench.render import render
+from bench.store import atomic_write, dump, load
+from quantize.commands.arguments import DATA, preprocessing, typed
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file, INT8 or not.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Look for saturation in real samples, and time with one. {DATA}"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Read at most so many samples.")] = 16,
+    runtime: Annotated[
+        str, typer.Option(help="Comma-separated: onnxruntime, openvino; default: all installed.")
+    ] = "",
+    threads: Annotated[int, typer.Option(min=0, help="0: all that are granted.")] = 0,
+    no_time: Annotated[bool, typer.Option("--no-time", help="Do not time the kernels.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
+) -> None:
+    """Say what of an ONNX file is INT8, what really runs in it, and what could saturate."""
+    from quantize.inspection import Inspection
+    from quantize.inspection.document import inspection_document, inspection_summary
+    from quantize.job import DataSpec, InspectJob
+    from quantize.options import names
+
+    refuse_existing([out, markdown, html], force=force)
+    job = InspectJob(
+        model=model,
+        data=DataSpec(source=data, limit=limit, preprocessing=preprocessing()) if data else None,
+        runtimes=names(runtime),
+        threads=threads,
+        time=not no_time,
+        command=typed(),
+    )
+    with tempfile.TemporaryDirectory(prefix="vnnify-inspect-") as folder:
+        raw = run_isolated(
+            "quantize.commands.inspect:work",
+            {"job": dump(job).decode(), "scratch": folder},
+            scratch=Path(folder),
+            name="inspecting",
+        )
+    found = load(Inspection, raw.encode(), "the inspection's answer")
+    for file, form in ((markdown, "markdown"), (html, "html")):
+        if file is not None:
+            atomic_write(file, render(inspection_document(found), form).encode())
+    if out is not None:
+        atomic_write(out, dump(found))
+    emit(dump(found).decode() if json else render(inspection_summary(found), "text"))
+
+
+def work(job: dict[str, Any]) -> str:
+    """The child process of `inspect`: the runtimes open the file here."""
+    from quantize.inspecting import run_inspect
+    from quantize.job import InspectJob
+
+    found = run_inspect(load(InspectJob, job["job"].encode(), "job"), Path(job["scratch"]))
+    return dump(found).decode()

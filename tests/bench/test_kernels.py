@@ -1,0 +1,160 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from bench.errors import InputError, UsageError
+from bench.kernels import Kernels, find_kernels
+from tests import tiny
+
+FLOAT = TensorProto.FLOAT
+
+
+def read(path: Path, runtime: str, **options: Any) -> Kernels:
+    return find_kernels(path, runtime, threads=1, scratch=path.parent, **options)
+
+
+def chain(path: Path, *, middle: str | None = None, pairs: int = 1) -> Path:
+    """Two integer products, with a float operator or rounding pairs between them."""
+    grid = ["one", "zero"]
+    nodes, x = [], "x"
+    for turn in range(2):
+        for i in range(pairs if turn else 1):
+            q, d = f"q{turn}{i}", f"d{turn}{i}"
+            nodes += [
+                helper.make_node("QuantizeLinear", [x, *grid], [q], q),
+                helper.make_node("DequantizeLinear", [q, *grid], [d], d),
+            ]
+            x = d
+        nodes += [
+            helper.make_node("DequantizeLinear", [f"w{turn}", "one", "zs"], [f"v{turn}"]),
+            helper.make_node("MatMul", [x, f"v{turn}"], [f"y{turn}"], f"product{turn}"),
+        ]
+        x = f"y{turn}"
+        if turn == 0:
+            nodes += [
+                helper.make_node("QuantizeLinear", [x, *grid], ["qm"], "qm"),
+                helper.make_node("DequantizeLinear", ["qm", *grid], ["dm"], "dm"),
+            ]
+            x = "dm"
+            if middle is not None:
+                nodes.append(helper.make_node(middle, [x], ["m"], "middle"))
+                x = "m"
+    rng = np.random.default_rng(0)
+    constants = {
+        "one": np.float32(0.5),
+        "zero": np.uint8(100),
+        "zs": np.int8(0),
+        "w0": rng.integers(-9, 9, (8, 8)).astype(np.int8),
+        "w1": rng.integers(-9, 9, (8, 8)).astype(np.int8),
+    }
+    ports: list[tiny.Port] = [("x", FLOAT, ["n", 8]), ("y1", FLOAT, ["n", 8])]
+    return tiny.save(path, nodes, [ports[0]], [ports[1]], constants)
+
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_float_model_has_no_integer_kernel(runtime: str, tmp_path: Path) -> None:
+    found = read(tiny.linear(tmp_path / "m.onnx"), runtime)
+    assert len(found.products) == 1
+    assert found.integer_products == 0
+    assert found.islands == ()
+    assert found.total_ms is None
+    assert found.runs == 0
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_fused_products_are_integer_kernels(runtime: str, tmp_path: Path) -> None:
+    found = read(chain(tmp_path / "m.onnx"), runtime)
+    assert (found.integer_products, len(found.products)) == (2, 2)
+    assert found.islands == ()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_operator_without_an_integer_kernel_is_an_island(runtime: str, tmp_path: Path) -> None:
+    found = read(chain(tmp_path / "m.onnx", middle="Sin"), runtime)
+    assert found.integer_products == 2
+    (island,) = found.islands
+    assert "middle" in island.kernels
+    assert island.ms is None
+
+
+def test_a_pair_between_float_kernels_only_rounds(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sin", ["x"], ["a"]),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("Sin", ["d"], ["y"]),
+    ]
+    ports: list[tiny.Port] = [("x", FLOAT, ["n", 8]), ("y", FLOAT, ["n", 8])]
+    constants = {"s": np.float32(0.1), "z": np.uint8(3)}
+    path = tiny.save(tmp_path / "m.onnx", nodes, [ports[0]], [ports[1]], constants)
+    found = read(path, "onnxruntime")
+    assert found.lone_pairs == 1
+    assert found.conversions == 2
+    # No integers before it and none after: not an island.
+    assert found.islands == ()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_kernels_are_timed_with_a_sample(runtime: str, tmp_path: Path) -> None:
+    sample = {"x": np.ones((2, 8), np.float32)}
+    found = read(chain(tmp_path / "m.onnx", middle="Sin"), runtime, feeds=sample, runs=3)
+    assert found.runs == 3
+    assert all(k.ms is not None for k in found.products)
+    assert found.total_ms is not None
+    assert found.total_ms >= sum(k.ms for k in found.products if k.ms is not None) > 0
+    assert found.islands[0].ms is not None
+
+
+def test_products_in_branches_are_seen(tmp_path: Path) -> None:
+    def branch(name: str) -> Any:
+        node = helper.make_node("MatMul", ["x", "w"], [name])
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(name, FLOAT, None)]
+        )
+
+    choice = helper.make_node(
+        "If", ["c"], ["y"], then_branch=branch("yes"), else_branch=branch("no")
+    )
+    ports: list[tiny.Port] = [("x", FLOAT, ["n", 8]), ("c", TensorProto.BOOL, [])]
+    constants = {"w": np.ones((8, 8), np.float32)}
+    path = tiny.save(tmp_path / "m.onnx", [choice], ports, [("y", FLOAT, None)], constants)
+    found = read(path, "onnxruntime")
+    assert len(found.products) == 2
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    path = chain(tmp_path / "m.onnx")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    sample = {"x": np.ones((2, 8), np.float32)}
+    find_kernels(path, "onnxruntime", threads=1, scratch=scratch, feeds=sample, runs=1)
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_file_that_a_runtime_refuses_is_an_input_error(runtime: str, tmp_path: Path) -> None:
+    ports: list[tiny.Port] = [("x", FLOAT, ["n", 8]), ("y", FLOAT, ["n", 8])]
+    node = helper.make_node("Nonsense", ["x"], ["y"])
+    path = tiny.save(tmp_path / "m.onnx", [node], [ports[0]], [ports[1]])
+    with pytest.raises(InputError, match=f"{runtime} refuses the model"):
+        read(path, runtime)
+
+
+def test_a_sample_that_does_not_fit_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot run the sample"):
+        read(
+            tiny.linear(tmp_path / "m.onnx"),
+            "onnxruntime",
+            feeds={"x": np.ones((1, 9), np.float32)},
+        )
+
+
+def test_a_runtime_that_tells_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'torch' does not tell its kernels; known: onnxruntime"):
+        read(tiny.linear(tmp_path / "m.onnx"), "torch")

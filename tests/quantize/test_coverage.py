@@ -1,0 +1,55 @@
+"""Coverage guard: on fixed structures, what is placed in INT8 really runs in INT8."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.kernels import find_kernels
+from tests.graphs import GRAPHS, feeds_for
+from tests.int8 import make
+
+# Graph: products in INT8, of all; float islands; conversions that only round. A structure may get
+# better than this, never worse. The two products that stay are attention's, of two activations.
+ONNXRUNTIME = {
+    "plain CNN": (3, 3, 0, 0),
+    "depthwise residual": (8, 8, 0, 0),
+    # HardSigmoid has no INT8 kernel: one island per squeeze-and-excite, one for the hard-swish.
+    "squeeze-and-excite": (6, 6, 2, 0),
+    "detector head": (5, 5, 0, 0),
+    "transformer": (6, 8, 0, 0),
+    "recurrent": (2, 2, 0, 0),
+}
+OPENVINO = {
+    "plain CNN": (3, 3, 0, 0),
+    "depthwise residual": (8, 8, 0, 0),
+    "squeeze-and-excite": (6, 6, 0, 0),
+    "detector head": (5, 5, 0, 0),
+    "transformer": (6, 6, 0, 0),
+    # No INT8 kernel for LSTM.
+    "recurrent": (1, 2, 0, 0),
+}
+CASES = [
+    (name, runtime, *expected)
+    for runtime, table in (("onnxruntime", ONNXRUNTIME), ("openvino", OPENVINO))
+    for name, expected in table.items()
+]
+
+
+def test_every_structure_is_guarded() -> None:
+    assert set(ONNXRUNTIME) == set(OPENVINO) == set(GRAPHS)
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "integers", "products", "islands", "lone"),
+    CASES,
+    ids=[f"{c[0]}, {c[1]}" for c in CASES],
+)
+def test_coverage_does_not_drop(
+    name: str, runtime: str, integers: int, products: int, islands: int, lone: int, tmp_path: Path
+) -> None:
+    made = make(GRAPHS[name](tmp_path / "m.onnx"), feeds_for(name), fused_for=runtime)
+    found = find_kernels(made.path, runtime, threads=1, scratch=tmp_path)
+    assert len(found.products) == products
+    assert found.integer_products >= integers
+    assert len(found.islands) <= islands
+    assert found.lone_pairs <= lone
