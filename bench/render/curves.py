@@ -89,7 +89,7 @@ def draw_scatter(figure: Scatter, key: str) -> str:
         mark(a, b, SHAPES[p.tone], p.tone, f"{clean(p.label)} ({number(p.x)}, {number(p.y)})")
         for (a, b), p in zip(spots, shown, strict=True)
     )
-    parts.append(_labels(shown, spots, placed, (area.x.start, top)))
+    parts.append(_labels(shown, spots, placed, (area.x.start, top, y.start)))
     parts.append(left_out(len(figure.points) - len(shown), area.bottom))
     return frame(key, figure.title, figure.description, area.bottom + 4, "".join(parts))
 
@@ -98,7 +98,7 @@ def _labels(
     points: Sequence[Point],
     spots: Sequence[tuple[float, float]],
     front: Sequence[tuple[float, float]],
-    corner: tuple[float, float],
+    plot: tuple[float, float, float],
 ) -> str:
     """A label beside each point that has room for one; the others have tooltips and the table.
 
@@ -106,7 +106,7 @@ def _labels(
         points: What to name, the candidate first, then the baseline.
         spots: Where they lie, in pixels.
         front: Corners of the dashed line, which labels keep off.
-        corner: Left and upper edge of the plot.
+        plot: Left, upper and lower edge of the plot.
     """
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
     taken += [(x - 1, y - 1, x + 1, y + 1) for x, y in _along(front)]
@@ -116,7 +116,8 @@ def _labels(
         width = min(text_width(clean(point.label), SMALL_SIZE), 150.0)
         for dx, dy in _places(width) if width else ():
             box = (x + dx, y + dy - 9, x + dx + width, y + dy + 3)
-            inside = corner[0] <= box[0] and box[2] < WIDTH and corner[1] - 6 <= box[1]
+            inside = plot[0] <= box[0] and box[2] < WIDTH
+            inside = inside and plot[1] - 6 <= box[1] and box[3] < plot[2]
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 bounds = (box[0], box[2] + 0.5)

@@ -1,0 +1,221 @@
+"""Reports in a browser: every figure is drawn, nothing runs over, no request leaves the page."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench.render import (
+    Banner,
+    Bar,
+    Bars,
+    Check,
+    Column,
+    Curve,
+    Document,
+    Ecdf,
+    Forest,
+    ForestRow,
+    KeyFigure,
+    Lines,
+    Paragraph,
+    Point,
+    Scatter,
+    Section,
+    Series,
+    Table,
+    render,
+)
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+pytestmark = pytest.mark.skipif(
+    not BROWSER, reason="no Chromium here: apt-get install chromium, or run .ci/run as root"
+)
+WIDTHS = (390, 1280)
+
+# The page stands in a frame, since a window cannot be as narrow as a phone. Its policy forbids
+# scripts, so everything is read from outside.
+_PROBE = """
+const widths = %s, found = {};
+function measure(frame, width) {
+  const page = frame.contentDocument, all = [...page.querySelectorAll("body *")];
+  const inside = e => !e.closest(".scroll") && !e.closest("svg");
+  const name = e => e.tagName + "." + (e.className.baseVal ?? e.className) + " " +
+    e.textContent.slice(0, 40);
+  const over = all.filter(e => inside(e) && e.getBoundingClientRect().right > width + 1).map(name);
+  const figures = [...page.querySelectorAll("figure svg")].map(svg => {
+    const box = svg.getBoundingClientRect();
+    const rect = e => e.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, rect(t)]);
+    const out = texts.filter(([, r]) => r.left < box.left - 2 || r.right > box.right + 2 ||
+      r.top < box.top - 2 || r.bottom > box.bottom + 2).map(([t]) => t);
+    const meet = [];
+    texts.forEach(([a, r], i) => texts.slice(i + 1).forEach(([b, s]) => {
+      const x = Math.min(r.right, s.right) - Math.max(r.left, s.left);
+      const y = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
+      if (x > 2 && y > 4) meet.push([a, b]);
+    }));
+    const marks = [...svg.querySelectorAll("path,rect,circle,line,polyline,polygon")];
+    const drawn = marks.filter(m => rect(m).width + rect(m).height > 1);
+    return {title: svg.querySelector("title")?.textContent ?? "", width: box.width,
+      height: box.height, drawn: drawn.length, out, meet};
+  });
+  const view = frame.contentWindow;
+  return {scroll: page.documentElement.scrollWidth, over, figures,
+    requests: view.performance.getEntriesByType("resource").map(r => r.name),
+    ground: view.getComputedStyle(page.body).backgroundColor,
+    ink: view.getComputedStyle(page.body).color};
+}
+function next() {
+  const width = widths.shift();
+  if (width === undefined) { document.title = JSON.stringify(found); return; }
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `border:0;height:6000px;width:${width}px`;
+  frame.onload = () => { found[width] = measure(frame, width); frame.remove(); next(); };
+  frame.srcdoc = document.getElementById("page").textContent;
+  document.body.append(frame);
+}
+next();
+"""
+
+
+@pytest.fixture(scope="module")
+def look(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """Opens a page in a browser without a network and says what it looks like, width by width."""
+    folder = tmp_path_factory.mktemp("browser")
+
+    def look(page: str, *flags: str) -> dict[str, Any]:
+        probe = _PROBE % list(WIDTHS)
+        body = f'<script type="text/plain" id="page">{page.replace("</script", "")}</script>'
+        (folder / "probe.html").write_text(
+            f"<!DOCTYPE html><meta charset=utf-8><body>{body}<script>{probe}</script>", "utf-8"
+        )
+        command = [BROWSER, "--headless", "--disable-gpu", "--disable-dev-shm-usage", *flags]
+        command += ["--no-sandbox"] if os.geteuid() == 0 else []
+        command += [
+            f"--user-data-dir={folder / 'profile'}",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+        ]
+        command += ["--virtual-time-budget=10000", "--dump-dom", (folder / "probe.html").as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+        assert title, done.stderr[-2000:]
+        seen: dict[str, Any] = json.loads(html.unescape(title[1]))
+        return seen
+
+    return look
+
+
+def _bar(name: str, i: int) -> Bar:
+    return Bar(name, 0.013 * 2**i, low=0.012 * 2**i, high=0.015 * 2**i)
+
+
+def _series(name: str, i: int) -> Series:
+    return Series(name, tuple(0.3 + i / 7 + j % 17 / 50 for j in range(900)))
+
+
+def _row(name: str, i: int) -> ForestRow:
+    low = i / 9 - 0.6 if i % 4 else None
+    return ForestRow(name, i / 9 - 0.3, low, i / 9 + 0.2, "pass" if i < 7 else "refuse")
+
+
+def _curve(name: str, i: int) -> Curve:
+    return Curve(name, tuple((2.0**k, 130.0 * k + 9 * i) for k in range(6)))
+
+
+def gallery() -> Document:
+    """Every kind of block, with names and numbers as awkward as real ones."""
+    long = "/model/backbone/stage_4/block_2/depthwise_conv/Conv_quantized_output_0_dequantized"
+    names = [f"{long}_{i}" if i % 3 == 0 else f"layer {i}" for i in range(14)]
+    figures = (
+        Bars(
+            "Time per layer", "The slowest.", "ms", tuple(map(_bar, names, range(14))), 20, "FP32"
+        ),
+        Ecdf("Latency", "All samples.", "ms", tuple(map(_series, names, range(5))), log_x=True),
+        Forest("Drop", "Intervals.", "points", tuple(map(_row, names, range(14))), 1, "limit 1pt"),
+        Scatter(
+            "Candidates",
+            "Left and up is better.",
+            "latency, ms",
+            "SQNR, dB",
+            tuple(Point(1 + i % 3 / 20, 20 + i % 4 / 9, n) for i, n in enumerate(names)),
+            ((1.0, 20.0), (1.1, 20.4)),
+        ),
+        Lines(
+            "Throughput",
+            "By streams.",
+            "streams",
+            "inferences per second",
+            tuple(map(_curve, names, range(4))),
+            log_x=True,
+        ),
+    )
+    table = Table(
+        "Layers",
+        tuple(Column(f"column {i}", "right" if i else "left") for i in range(11)),
+        tuple((n, *[f"{k * 1234.567:,.3f}" for k in range(10)]) for n in names),
+    )
+    checks = (
+        Check("accuracy", "fail", "The drop is 4.2 points, above the limit of 1 point.", long),
+    )
+    banner = Banner(
+        "refuse",
+        f"INT8 of {long} must not ship",
+        ("The drop is above the limit.",),
+        (KeyFigure("latency", "2.57×", "2.48 to 2.64"), KeyFigure("size", "782 kB", "of 2.69 MB")),
+    )
+    sections = tuple(
+        Section(f"Section {i}", (Paragraph(long), f, table)) for i, f in enumerate(figures)
+    )
+    return Document(
+        f"INT8 of {long}", banner, sections, checks, ("vnnify 0.1.0", "sha256 " + "f" * 64)
+    )
+
+
+def assert_sound(seen: dict[str, Any], figures: int) -> None:
+    for width in WIDTHS:
+        at = seen[str(width)]
+        assert at["scroll"] <= width, (width, at["over"][:5])
+        assert at["over"] == [], width
+        assert at["requests"] == []
+        assert len(at["figures"]) == figures
+        for figure in at["figures"]:
+            assert figure["drawn"] >= 4, (width, figure)
+            assert 200 < figure["width"] <= width, (width, figure)
+            assert figure["height"] > 80, (width, figure)
+            assert figure["out"] == [], (width, figure["title"])
+            assert figure["meet"] == [], (width, figure["title"])
+
+
+def test_every_kind_of_figure_is_drawn_and_nothing_runs_over(look: Any) -> None:
+    assert_sound(look(render(gallery(), "html")), figures=5)
+
+
+def test_dark_is_dark_and_light_is_light(look: Any) -> None:
+    page = render(gallery(), "html")
+    light = look(page)["1280"]
+    dark = look(page, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")["1280"]
+    assert brightness(light["ground"]) > 0.9 > 0.4 > brightness(light["ink"])
+    assert brightness(dark["ground"]) < 0.2 < 0.7 < brightness(dark["ink"])
+
+
+def brightness(colour: str) -> float:
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / (3 * 255)
+
+
+def test_the_probe_sees_what_is_wrong(look: Any) -> None:
+    page = render(gallery(), "html")
+    broken = page.replace("<main>", '<main><p style="width:2000px">wide</p>')
+    broken = broken.replace("</svg>", '<text x="9000" y="20">far</text></svg>', 1)
+    seen = look(broken)["390"]
+    assert seen["scroll"] > 390
+    assert any("wide" in name for name in seen["over"])
+    assert seen["figures"][0]["out"] == ["far"]
