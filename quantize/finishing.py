@@ -20,6 +20,7 @@ from quantize.evaluate import Evaluation
 from quantize.gate import Tolerance
 from quantize.job import Job
 from quantize.prepare import save
+from quantize.proofs import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
@@ -43,6 +44,7 @@ class Results:
         data: Which samples were used for what.
         evaluations: FP32 first, then INT8 where it is served, then elsewhere.
         timing: The benchmark.
+        proofs: On emulated CPUs, if they were asked for.
     """
 
     source: Model
@@ -55,6 +57,7 @@ class Results:
     data: Data
     evaluations: tuple[Evaluation, ...]
     timing: Timing
+    proofs: tuple[Proof, ...] = ()
 
 
 def finish(
@@ -76,6 +79,7 @@ def finish(
         results.timing.comparisons,
         job.limits.inconclusive,
         need_speed=job.limits.objective == "latency",
+        proofs=results.proofs,
     )
     made = best.trial.quantized
     quantized = _place_model(made, staging if conclusion.ships else staging / "refused")
@@ -108,6 +112,7 @@ def finish(
         stages=tuple(stages),
         machine=describe(),
         notes=tuple(dict.fromkeys(notes)),
+        proofs=results.proofs,
     )
 
 

@@ -67,6 +67,7 @@ class Effort:
         recipe: A recipe to replay instead of a search.
         budget_s: After this long the search starts nothing new and keeps the best it has.
         engines: Names in `QUANTIZERS`; of several, the search takes the best model.
+        prove: Where emulated machines are kept, to prove the model on one; None proves nothing.
     """
 
     target: str = "auto"
@@ -77,6 +78,7 @@ class Effort:
     recipe: Path | None = None
     budget_s: float = 600.0
     engines: tuple[str, ...] = ("native",)
+    prove: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The only place that knows the order.
 
     convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ search ─▶ verify ─▶ benchmark ─▶
-    Report
+    prove, if asked for ─▶ Report
 
 Everything is written into a staging folder; the caller publishes it whole. A model that was refused
 goes to `refused/` in it.
@@ -26,6 +26,7 @@ from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
+from quantize.debian import require_packages
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
 from quantize.finishing import Results, fastest, finish, keep_best
 from quantize.gate import Tolerance, judge, parse_tolerance
@@ -45,6 +46,8 @@ from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
 from quantize.prepare import prepare
+from quantize.proofs import Proof
+from quantize.proving import prove_model
 from quantize.quantizers import find_engines
 from quantize.recipe import fingerprints, from_toml
 from quantize.report import Data, Report
@@ -114,6 +117,8 @@ class _Run:
         )
         if job.effort.recipe is not None:
             _text_of(job.effort.recipe)  # Now, and not after the calibration.
+        if job.effort.prove is not None:
+            require_packages(job.effort.prove)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -169,6 +174,7 @@ class _Run:
                     self.effort(),
                     self.progress.step,
                 )
+            proofs = self.prove(found.best, evaluation)
         best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
         results = Results(
@@ -189,6 +195,7 @@ class _Run:
             ),
             evaluations=(baseline, best.evaluation, *others, *elsewhere),
             timing=timing,
+            proofs=proofs,
         )
         return finish(self.job, self.staging, results, self.stages, self.notes)
 
@@ -451,6 +458,15 @@ class _Run:
                 here = judging.evaluate(quantized, runtime, native=True)
                 native += [here] if here is not None else []
         return tuple(served), tuple(native)
+
+    def prove(self, best: Judged, samples: Samples) -> tuple[Proof, ...]:
+        """On emulated CPUs, if that was asked for."""
+        cache, quantized = self.job.effort.prove, best.trial.quantized
+        if cache is None:
+            return ()
+        with self.stage("prove"):
+            target, states = find_target(quantized.recipe.target), self.job.data.states
+            return prove_model(quantized.model.path, samples, states, target, cache=cache)
 
 
 def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ _STAGES = {
     "search": "searching",
     "verify": "verifying",
     "benchmark": "timing",
+    "prove": "proving on emulated CPUs, which takes minutes",
 }
 _EVERY_S = 5.0
 

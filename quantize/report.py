@@ -11,6 +11,7 @@ from bench.machine import Machine
 from bench.models import Model
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
+from quantize.proofs import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 
@@ -113,6 +114,7 @@ class Report:
         stages: What each stage cost.
         machine: Where.
         notes: What a user may want to know.
+        proofs: On emulated CPUs; none where none was asked for.
     """
 
     command: str
@@ -139,6 +141,7 @@ class Report:
     stages: tuple[Stage, ...]
     machine: Machine
     notes: tuple[str, ...]
+    proofs: tuple[Proof, ...] = ()
 
 
 def conclude(
@@ -148,6 +151,7 @@ def conclude(
     inconclusive: Literal["fail", "warn", "pass"],
     *,
     need_speed: bool,
+    proofs: tuple[Proof, ...] = (),
 ) -> Conclusion:
     """Put accuracy and speed together.
 
@@ -157,6 +161,8 @@ def conclude(
         comparisons: The first one with that runtime is against the fastest FP32.
         inconclusive: What an inconclusive verdict counts as.
         need_speed: Whether a model that is slower than FP32 is refused.
+        proofs: A model that one of them refutes is refused, whatever else is true of it; one that
+            could not be proved is inconclusive.
     """
     speed = next(c for c in comparisons if c.candidate == f"INT8 {served_by}")
     slower = speed.ratio < _SLOWER or (speed.high is not None and speed.high < 1.0)
@@ -178,6 +184,12 @@ def conclude(
             f"Not worth quantizing: INT8 runs at {speed.ratio:.2f} times the speed of the fastest "
             f"FP32. {verdict.reason}"
         )
+    doubts = [p for p in proofs if not p.holds]
+    if doubts and outcome != "refuse":
+        refuted = any(p.refutes for p in doubts)
+        outcome = "refuse" if refuted else "inconclusive"
+        exit_code = ExitCode.REFUSED if refuted else ExitCode.INCONCLUSIVE
+        headline = f"The verdict does not count: {doubts[0].text}."
     ships = exit_code == ExitCode.OK
     return Conclusion(
         outcome, ships, int(exit_code), headline, speed.ratio, speed.low, speed.high, too_slow

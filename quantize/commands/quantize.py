@@ -88,6 +88,9 @@ def quantize(
     rounds: Annotated[int, typer.Option(min=1, help="Fresh processes per timed variant.")] = 5,
     seconds: Annotated[float, typer.Option(help="Sampling time of one such process.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Also on an emulated CPU with AVX512-VNNI; needs Bochs.")
+    ] = False,
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Open a file that could run code.")
     ] = False,
@@ -99,6 +102,7 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
+    from quantize.debian import cache_folder
     from quantize.job import DataSpec, Effort, Job, Limits
     from quantize.options import (
         between,
@@ -138,6 +142,7 @@ def quantize(
             seconds=between("--seconds", seconds, 0, 3600),
             recipe=recipe,
             budget_s=parse_budget(budget),
+            prove=cache_folder() if prove else None,
             engines=names(engine),
         ),
         command=typed(),

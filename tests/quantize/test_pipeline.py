@@ -15,15 +15,19 @@ from onnx import TensorProto, helper
 from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import finishing, judging, pipeline, timing, trials
+from quantize import debian, finishing, judging, pipeline, timing, trials
+from quantize.data import Samples
 from quantize.gate import Outcome, Tolerance, Verdict
+from quantize.guest import VNNI_CPU
 from quantize.job import DataSpec, Effort, Job, Limits
 from quantize.journal import Journal
 from quantize.pipeline import run
+from quantize.proofs import Compared, Proof
 from quantize.report import Report
 from quantize.search import Judged
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt
+from quantize.targets import TARGETS
 from tests import classifier, tiny
 from tests.quantize.test_gate import evaluation
 from tests.timing import Stopwatch
@@ -126,6 +130,43 @@ def test_two_runs_give_the_same_bytes(job: Job, staging: Path, tmp_path: Path) -
     third.mkdir()
     seeded = run(replace(job, data=replace(job.data, seed=1)), third, Silent())
     assert seeded.data.calibration_sha256 != first.data.calibration_sha256
+
+
+# --- proof ---
+
+
+def test_the_model_that_ships_is_proved_on_judged_samples(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def prove_model(model: Path, samples: Samples, *rest: Any, cache: Path) -> tuple[Proof, ...]:
+        asked.append((model.read_bytes(), len(samples), rest, cache))
+        compared = Compared("model", 32, 96, 0, 0.0, integer=True)
+        return (Proof(VNNI_CPU, (), "1", "native", "exact", (compared,), image_cached=True),)
+
+    monkeypatch.setattr(pipeline, "prove_model", prove_model)
+    monkeypatch.setattr(pipeline, "require_packages", lambda _: None)
+    heard = Silent()
+    effort = replace(job.effort, prove=tmp_path, target="vnni")
+    report = run(replace(job, effort=effort), staging, heard)
+    ((model, count, rest, cache),) = asked
+    assert model == (staging / report.int8.path).read_bytes()
+    assert (count, rest, cache) == (160, ({}, TARGETS["vnni"]), tmp_path)
+    assert heard.stages[-1] == "prove"
+    assert report.proofs[0].holds
+    assert report.conclusion.ships
+
+
+def test_nothing_is_begun_where_a_proof_is_impossible(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "NEEDED", {str(tmp_path / "bochs"): "bochs"})
+    heard = Silent()
+    effort = replace(job.effort, prove=tmp_path)
+    with pytest.raises(UnfitError, match="missing here: bochs"):
+        run(replace(job, effort=effort), staging, heard)
+    assert heard.stages == []
 
 
 # --- a run that ends early ---

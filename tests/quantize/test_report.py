@@ -18,6 +18,8 @@ from bench.store import dump, load
 from quantize.document import document, summary
 from quantize.evaluate import Evaluation
 from quantize.gate import Outcome, Verdict
+from quantize.guest import VNNI_CPU
+from quantize.proofs import Compared, Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.report import Data, Report, TrialRow, conclude
@@ -99,6 +101,35 @@ def test_speed_is_that_of_the_runtime_that_serves() -> None:
     pairs = (speed(0.5), speed(3.0, name="openvino"), speed(9.0, name="openvino"))
     found = conclude(verdict(), "openvino", pairs, "fail", need_speed=True)
     assert (found.outcome, found.speedup) == ("pass", 3.0)
+
+
+def proof(differ: int = 0, error: str = "") -> Proof:
+    compared = Compared("model", 32, 320, differ, differ / 320, integer=True, error=error)
+    cpu = (VNNI_CPU, ("avx512_vnni",), "1.31.1", "native", "exact", (compared,))
+    return Proof(*cpu, image_cached=False)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "second", "ends"),
+    [
+        ("pass", proof(), "pass"),
+        ("pass", proof(differ=1), "refuse"),
+        ("pass", proof(error="no memory"), "inconclusive"),
+        ("inconclusive", proof(differ=1), "refuse"),
+        ("refuse", proof(error="no memory"), "refuse"),
+    ],
+)
+def test_a_verdict_that_the_emulated_cpu_refutes_does_not_count(
+    outcome: Outcome, second: Proof, ends: Outcome
+) -> None:
+    proofs = (proof(), second)
+    found = conclude(
+        verdict(outcome), "onnxruntime", (FAST,), "pass", need_speed=True, proofs=proofs
+    )
+    assert (found.outcome, found.exit_code) == (ends, CODES[ends])
+    assert found.ships == (ends == "pass")
+    refuted = not second.holds and outcome != "refuse"
+    assert found.headline.startswith("The verdict does not count: not proved on") == refuted
 
 
 # --- the report ---
@@ -314,6 +345,17 @@ def test_a_model_for_vnni_and_a_cpu_without_it_are_warned_of(report: Report) -> 
     assert "wrong answers" in lines(replace(report, target="vnni"))
     old = replace(report.machine, flags=("avx2",), canaries={"onnxruntime": "saturating"})
     assert "the speed on VNNI is not measured" in lines(replace(report, machine=old))
+
+
+def test_a_proof_is_told_with_what_was_compared(report: Report) -> None:
+    proved = replace(report, proofs=(proof(),))
+    shown = document(proved)
+    said = "Proved on emulated AVX512-VNNI, 32 samples, 0 of 320 values differ."
+    assert said in shown.verdict.lines
+    assert shown.checks[-1].name == "proof on AVX512-VNNI"
+    assert "Emulated and judged" in blocks(shown, Table)
+    assert "Emulated and judged" not in blocks(document(report), Table)
+    assert load(Report, dump(proved), "again") == proved
 
 
 def test_a_refused_model_is_not_offered_for_serving(report: Report) -> None:
