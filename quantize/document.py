@@ -21,6 +21,7 @@ from bench.render import (
     Series,
     Table,
 )
+from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
 from quantize.intervals import wilson
 from quantize.proofs import proof_checks, proof_section
 from quantize.report import Report
@@ -63,13 +64,13 @@ def summary(report: Report, folder: str) -> Document:
     if end.speedup_low is not None and end.speedup_high is not None:
         speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
     shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
-    lost = f"lost {_number(verdict.drop, report)}, at most {_number(verdict.high, report)}"
+    lost = f"lost {_drop(verdict.drop, report)}, at most {_drop(verdict.high, report)}"
     rows = (
         (
             _metric_name(report),
             _number(verdict.baseline_value, report),
             _number(verdict.candidate_value, report),
-            f"{lost} (limit {report.max_drop})",
+            f"{lost} (limit {_drop(verdict.limit, report)})",
         ),
         (
             "latency",
@@ -81,8 +82,8 @@ def summary(report: Report, folder: str) -> Document:
         ("in", baseline.variant.runtime, served.variant.runtime, "the fastest of each"),
         (
             "size",
-            _bytes(report.fp32.size_bytes),
-            _bytes(report.int8.size_bytes),
+            size_text(report.fp32.size_bytes),
+            size_text(report.int8.size_bytes),
             f"{shrink:.2f}× smaller",
         ),
         ("layers in INT8", "0", report.coverage, report.recipe.name.partition(";")[0]),
@@ -128,7 +129,7 @@ def _banner(report: Report) -> Banner:
                 f"{_metric_name(report)} of INT8",
                 _number(verdict.candidate_value, report),
                 f"FP32 {_number(verdict.baseline_value, report)}, drop at most "
-                f"{_number(verdict.high, report)} (limit {report.max_drop})",
+                f"{_drop(verdict.high, report)} (limit {_drop(verdict.limit, report)})",
             ),
             KeyFigure(
                 "Faster than FP32",
@@ -138,7 +139,7 @@ def _banner(report: Report) -> Banner:
             KeyFigure(
                 "Smaller",
                 f"{size:.2f}×",
-                f"{_bytes(report.fp32.size_bytes)} → {_bytes(report.int8.size_bytes)}",
+                f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}",
             ),
             KeyFigure("Layers in INT8", report.coverage, report.recipe.name),
         ),
@@ -179,7 +180,9 @@ def _accuracy(report: Report) -> Section:
     rows = []
     for i, e in enumerate(report.evaluations):
         low, high = wilson(round(sum(e.scores)), len(e.scores), 0.95) if e.binary else (None, None)
-        interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else "–"
+        interval = "–"
+        if low is not None and high is not None:
+            interval = f"{_number(low, report)} to {_number(high, report)}"
         rows.append(
             (
                 "FP32" if i == 0 else "INT8",
@@ -187,7 +190,7 @@ def _accuracy(report: Report) -> Section:
                 "float" if i == 0 else e.arithmetic,
                 _number(e.value, report),
                 interval,
-                f"{len(e.scores):,}",
+                f"{e.count:,}",
                 str(e.nonfinite),
             )
         )
@@ -203,18 +206,18 @@ def _accuracy(report: Report) -> Section:
             Forest(
                 title=f"Drop of {_metric_name(report)} against the limit",
                 description="The drop with its confidence bounds; right of the line is too much.",
-                unit="points" if _in_points(report) else "",
+                unit=UNITS[v.scale],
                 rows=(
                     ForestRow(
                         f"INT8 in {report.served_by}",
-                        _points(v.drop, report),
-                        _points(v.low, report),
-                        _points(v.high, report),
+                        scaled(v.drop, v.scale),
+                        scaled(v.low, v.scale),
+                        scaled(v.high, v.scale),
                         v.outcome,
                     ),
                 ),
-                limit=_points(v.limit, report),
-                limit_label=f"limit {report.max_drop}",
+                limit=scaled(v.limit, v.scale),
+                limit_label=f"limit {_drop(v.limit, report)}",
             ),
             Table(
                 "Scores",
@@ -257,7 +260,7 @@ def _latency(report: Report) -> Section:
                 f"{c.ratio:.2f}" if c else "1 (baseline)",
                 interval,
                 f"{x.load_ms:.0f}",
-                _bytes(x.peak_rss_bytes),
+                size_text(x.peak_rss_bytes),
             )
         )
     threads = report.latencies[0].variant.threads
@@ -355,8 +358,8 @@ def _search(report: Report) -> Section:
             t.coverage,
             f"{t.noise_db:.1f}",
             ", ".join(f"{r} {ms:.3g}" for r, ms in t.latency_ms.items()) or "does not run",
-            _bytes(t.size_bytes),
-            f"{t.value:.4f}" if t.value is not None else "–",
+            size_text(t.size_bytes),
+            _number(t.value, report) if t.value is not None else "–",
             t.outcome,
         )
         for t in report.trials
@@ -415,7 +418,7 @@ def _machine(report: Report) -> Section:
         ),
         *((f"Package {k}", v) for k, v in sorted(m.packages.items())),
     )
-    stages = tuple((s.name, f"{s.seconds:.1f}", _bytes(s.peak_rss_bytes)) for s in report.stages)
+    stages = tuple((s.name, f"{s.seconds:.1f}", size_text(s.peak_rss_bytes)) for s in report.stages)
     return Section(
         "Machine and run",
         (
@@ -450,22 +453,9 @@ def _checks(report: Report) -> tuple[Check, ...]:
     )
 
 
-def _in_points(report: Report) -> bool:
-    return report.evaluations[0].bounded or report.evaluations[0].binary
-
-
-def _points(value: float, report: Report) -> float:
-    return value * 100 if _in_points(report) else value
-
-
 def _number(value: float, report: Report) -> str:
-    return f"{value * 100:.2f} %" if _in_points(report) else f"{value:.4g}"
+    return score_text(value, report.verdict.scale)
 
 
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+def _drop(drop: float, report: Report) -> str:
+    return drop_text(drop, report.verdict.scale)

@@ -73,6 +73,7 @@ class Evaluation:
         seconds: How long it took.
         corpus_value: Of a corpus metric: its value over all samples with finite outputs.
         corpus_count: Of a corpus metric: samples run.
+        decibels: Whether the score is a ratio of signal to noise.
         evidence: Of a corpus metric: what resampling needs. Not stored in files; None too where
             outputs are not finite, since nothing is resampled then.
     """
@@ -95,6 +96,7 @@ class Evaluation:
     seconds: float
     corpus_value: float | None = None
     corpus_count: int = 0
+    decibels: bool = False
     evidence: Evidence | None = field(default=None, compare=False)
 
     @property
@@ -204,6 +206,8 @@ class _Tally:
         if self.metric.needs == "reference" and reference is None:
             reference = outputs
         scores = self.metric.score(outputs, labels, reference)
+        if self.chance is None:
+            self.chance = self.metric.chance(outputs)
         if self.metric.gathers:
             self.gathering.add(scores)
             return
@@ -213,8 +217,6 @@ class _Tally:
                 f"{sample.label!r:.80}. Every score has to be a finite number."
             )
         self.scores += scores
-        if self.chance is None:
-            self.chance = self.metric.chance(outputs)
 
     def finish(self) -> Evidence | None:
         """Turn gathered rows into scores, or into evidence where the metric is of the whole."""
@@ -275,6 +277,7 @@ def _evaluation(
         seconds=seconds,
         corpus_value=whole,
         corpus_count=len(tally.gathering.rows) + len(tally.broken) if corpus else 0,
+        decibels=metric.decibels,
         evidence=None if tally.nonfinite else evidence,
     )
 

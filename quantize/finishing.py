@@ -17,7 +17,6 @@ from bench.models import Model, read_model
 from bench.store import dump
 from quantize.anchors import find_anchors
 from quantize.evaluate import Evaluation
-from quantize.gate import Tolerance
 from quantize.job import Job
 from quantize.prepare import save
 from quantize.proofs import Proof
@@ -26,6 +25,7 @@ from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
 from quantize.search import Found, Judged
 from quantize.timing import Timing
+from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
 
 

@@ -7,16 +7,17 @@ how many samples would settle it.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 from bench.errors import InputError, UsageError
+from quantize.amounts import Scale, drop_text, score_text
 from quantize.evaluate import Evaluation
 from quantize.intervals import binomial_tail, samples_to_certify, zero_loss_samples
-from quantize.pairing import Paired, pair
+from quantize.pairing import Paired, own_bounds, pair
+from quantize.tolerance import Tolerance
 
 # Fewer say too little about the spread of a score to certify anything.
 _FEWEST_SAMPLES = 5
@@ -25,55 +26,6 @@ _CHANCE_LEVEL = 0.05
 _MOST_SAMPLES = 10**9
 
 Outcome = Literal["pass", "refuse", "inconclusive"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How much worse INT8 may be.
-
-    Attributes:
-        value: The number before the unit.
-        unit: "pt": hundredths of a metric in 0..1; "%": hundredths of FP32's value; "abs": none.
-    """
-
-    value: float
-    unit: Literal["pt", "%", "abs"]
-
-    def absolute(self, baseline_value: float, *, bounded: bool) -> float:
-        """The tolerated drop in the metric's own unit.
-
-        Args:
-            baseline_value: FP32's mean score.
-            bounded: Whether the metric lies in 0..1.
-
-        Raises:
-            UsageError: Points of a metric that is not in 0..1, a share of zero, or a tolerance
-                that any model would meet.
-        """
-        if self.unit == "pt" and not bounded:
-            raise UsageError(
-                f"tolerance {self}: points are hundredths of a metric in 0..1, and this is none. "
-                f"Write a share of FP32's value ({self.value:g}%) or a number in the metric's own "
-                "unit (as in 0.1abs)."
-            )
-        if self.unit == "%" and baseline_value == 0:
-            raise UsageError(
-                f"tolerance {self} is a share of FP32's value, which is 0. Write a number in the "
-                "metric's own unit, as in 0.1abs."
-            )
-        limit = self.value if self.unit == "abs" else self.value / 100
-        if self.unit == "%":
-            limit *= abs(baseline_value)
-        if bounded and limit >= 1:
-            raise UsageError(
-                f"tolerance {self} allows a drop of {limit:g} in a metric that lies in 0..1, so it "
-                "would pass any model. Did you mean hundredths, as in 1pt?"
-            )
-        return limit
-
-    def __str__(self) -> str:
-        """As `parse_tolerance` takes it."""
-        return f"{self.value:g}{self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +51,7 @@ class Verdict:
         reason: One or two plain sentences.
         higher_is_better: Direction of the metric.
         suspicious: What a person should look at, whatever the outcome.
+        scale: How scores and drops are written.
     """
 
     outcome: Outcome
@@ -117,34 +70,7 @@ class Verdict:
     reason: str
     higher_is_better: bool
     suspicious: tuple[str, ...]
-
-
-def parse_tolerance(text: str) -> Tolerance:
-    """Read `1pt`, `1%` or `0.1abs`.
-
-    Raises:
-        UsageError: The number or its unit is missing, or it is negative.
-    """
-    found = re.fullmatch(
-        r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(pt|%|abs)?\s*", text, re.I
-    )
-    spellings = (
-        "Write 1pt (a hundredth of a metric in 0..1), 1% (a hundredth of FP32's value) or 0.1abs "
-        "(in the metric's own unit)."
-    )
-    if found is None:
-        raise UsageError(f"tolerance {text!r} is not a number with a unit. {spellings}")
-    number, unit = found.groups()
-    if unit is None:
-        raise UsageError(f"tolerance {text!r} has no unit. {spellings}")
-    value = float(number)
-    if value < 0 or not math.isfinite(value):
-        raise UsageError(
-            f"tolerance {text!r} is out of range: it says how much worse INT8 may be, so it is 0 "
-            f"or more, also for metrics where lower is better. {spellings}"
-        )
-    units: dict[str, Literal["pt", "%", "abs"]] = {"pt": "pt", "%": "%", "abs": "abs"}
-    return Tolerance(value, units[unit.lower()])
+    scale: Scale = "plain"
 
 
 def judge(
@@ -181,8 +107,9 @@ def judge(
         )
     _refuse_broken(baseline)
     limit = _limit(baseline, candidate, tolerance)
+    scale = scale_of(baseline)
     paired = pair(baseline, candidate, confidence, units)
-    outcome, needed, reason = _decide(paired, limit, confidence)
+    outcome, needed, reason = _decide(paired, limit, confidence, _Words(baseline, scale))
     if candidate.nonfinite:
         outcome, needed = "refuse", None
         reason = (
@@ -205,14 +132,22 @@ def judge(
         samples_needed=needed,
         reason=reason,
         higher_is_better=baseline.higher_is_better,
-        suspicious=_suspicions(paired, limit),
+        suspicious=_suspicions(paired, limit, scale),
+        scale=scale,
     )
+
+
+def scale_of(evaluation: Evaluation) -> Scale:
+    """How its scores are written."""
+    if evaluation.decibels:
+        return "decibels"
+    return "points" if evaluation.bounded or evaluation.binary else "plain"
 
 
 def _limit(baseline: Evaluation, candidate: Evaluation, tolerance: Tolerance) -> float:
     binary = baseline.binary and candidate.binary
     bounded = binary or (baseline.bounded and candidate.bounded)
-    return tolerance.absolute(baseline.value, bounded=bounded)
+    return tolerance.absolute(baseline.value, bounded=bounded, decibels=baseline.decibels)
 
 
 def _refuse_unlike(baseline: Evaluation, candidate: Evaluation) -> None:
@@ -240,9 +175,14 @@ def _refuse_broken(baseline: Evaluation) -> None:
             f"{baseline.count} runs, first in {baseline.first_nonfinite}. Nothing can be "
             "judged against it; check the model and the preprocessing."
         )
-    n, chance = len(baseline.scores), baseline.chance
-    if chance is None or not baseline.binary or chance**n > _CHANCE_LEVEL:
-        return  # or so few samples that not even a perfect model could show that it does not guess
+    n, chance = baseline.count, baseline.chance
+    if chance is None:
+        return
+    if not baseline.binary:
+        _refuse_guessing(baseline, chance)
+        return
+    if chance**n > _CHANCE_LEVEL:
+        return  # so few samples that not even a perfect model could show that it does not guess
     right = round(sum(baseline.scores))
     odds = binomial_tail(right, n, chance)
     if odds > _CHANCE_LEVEL:
@@ -253,28 +193,78 @@ def _refuse_broken(baseline: Evaluation) -> None:
         )
 
 
-def _decide(paired: Paired, limit: float, confidence: float) -> tuple[Outcome, int | None, str]:
+def _refuse_guessing(baseline: Evaluation, chance: float) -> None:
+    """Refuse a baseline that is not surely better than what guessing scores, as a plugin says."""
+    bounds = own_bounds(baseline, 1 - _CHANCE_LEVEL)
+    surely = bounds.low > chance if baseline.higher_is_better else bounds.high < chance
+    if not surely and baseline.count >= _FEWEST_SAMPLES:
+        raise InputError(
+            f"the baseline is broken: FP32 scores {baseline.value:.4g} on {baseline.count} samples,"
+            f" not surely better than the {chance:.4g} that guessing scores. Check the "
+            "preprocessing and the labels' order; if both are right, give more samples."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How one comparison is put into sentences."""
+
+    baseline: Evaluation
+    scale: Scale
+
+    def drop(self, drop: float) -> str:
+        """A drop; of a ratio in decibels, the ratio that it leaves."""
+        if self.scale == "decibels":
+            return score_text(self.baseline.value - drop, self.scale)
+        return drop_text(drop, self.scale)
+
+    def observed(self, paired: Paired) -> str:
+        """What was seen."""
+        if self.scale == "decibels":
+            return f"The observed ratio is {self.drop(paired.drop)} over {paired.n} samples"
+        if self.baseline.metric == "agreement" and paired.binary:
+            return (
+                f"INT8 names another class than FP32 on {paired.losses} of {paired.n} samples, so "
+                f"whatever the labels are, its top-1 accuracy there is at most "
+                f"{self.drop(paired.drop)} lower"
+            )
+        return f"The observed drop is {self.drop(paired.drop)} over {paired.n} samples"
+
+    @property
+    def below(self) -> str:
+        """The good side of the limit."""
+        return "above" if self.scale == "decibels" else "below"
+
+    @property
+    def above(self) -> str:
+        """The bad side."""
+        return "below" if self.scale == "decibels" else "above"
+
+
+def _decide(
+    paired: Paired, limit: float, confidence: float, words: _Words
+) -> tuple[Outcome, int | None, str]:
     """Outcome, samples needed where inconclusive, and the reason."""
     sure = f"at {confidence * 100:.4g} % confidence"
-    observed = f"The observed drop is {paired.drop:.4g} over {paired.n} samples"
+    observed, allowed = words.observed(paired), words.drop(limit)
     if paired.low > limit and (paired.binary or paired.n > 1):
-        return "refuse", None, f"{observed}; {sure} it is above the limit of {limit:.4g}."
+        return "refuse", None, f"{observed}; {sure} it is {words.above} the limit of {allowed}."
     below = paired.high < limit or (paired.constant and paired.high <= limit)
     if below and paired.n >= _fewest_to_pass(paired, limit, confidence):
         if paired.constant and paired.drop == 0:
             return "pass", None, f"INT8 scores exactly as FP32 does on each of {paired.n} samples."
-        return "pass", None, f"{observed}; {sure} it is below the limit of {limit:.4g}."
+        return "pass", None, f"{observed}; {sure} it is {words.below} the limit of {allowed}."
     needed = _samples_needed(paired, limit, confidence)
     if needed is not None and below:
         reason = (
             f"{observed}, too few to claim anything {sure}, whatever they show: the limit of "
-            f"{limit:.4g} asks for {needed:,}."
+            f"{allowed} asks for {needed:,}."
         )
     elif needed is not None:
         reason = (
-            f"{observed}, but {sure} it is only known to be below {paired.high:.4g}; "
-            f"the limit is {limit:.4g}. About {needed:,} samples would settle it "
-            "if the drop stays so."
+            f"{observed}, but {sure} it is only known to be {words.below} "
+            f"{words.drop(paired.high)}; the limit is {allowed}. About {needed:,} samples would "
+            "settle it if the drop stays so."
         )
     elif paired.drop == limit == 0:
         reason = (
@@ -283,7 +273,7 @@ def _decide(paired: Paired, limit: float, confidence: float) -> tuple[Outcome, i
         )
     else:
         reason = (
-            f"{observed}, no less than the limit of {limit:.4g}, yet too few to refuse {sure}. "
+            f"{observed}, no better than the limit of {allowed}, yet too few to refuse {sure}. "
             "More samples are unlikely to make it pass."
         )
     return "inconclusive", needed, reason
@@ -312,11 +302,12 @@ def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | No
     return math.ceil(needed) if needed < _MOST_SAMPLES else None
 
 
-def _suspicions(paired: Paired, limit: float) -> tuple[str, ...]:
+def _suspicions(paired: Paired, limit: float, scale: Scale) -> tuple[str, ...]:
     if paired.high >= -limit or paired.n < _FEWEST_SAMPLES:
         return ()
     note = (
-        f"INT8 is better than FP32 by {-paired.drop:.4g}, more than the tolerance of {limit:.4g}. "
+        f"INT8 is better than FP32 by {drop_text(-paired.drop, scale)}, more than the tolerance "
+        f"of {drop_text(limit, scale)}. "
         "Quantization adds no accuracy: check that FP32 got the preprocessing it was trained with."
     )
     return (note,)

@@ -27,10 +27,11 @@ from bench.render.document import CheckOutcome
 from bench.runtimes import Settings, find_runtime
 from quantize.data import read_samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate
-from quantize.gate import Verdict, judge, parse_tolerance
+from quantize.gate import Verdict, judge
 from quantize.job import GateJob, Progress
 from quantize.metrics import resolve_metric
 from quantize.outputs import OutputStore
+from quantize.tolerance import parse_tolerance
 
 if TYPE_CHECKING:
     from quantize.data import Samples

@@ -9,7 +9,7 @@ from bench.machine import canary
 from bench.runtimes import Settings, find_runtime
 from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
-from quantize.gate import Tolerance, Verdict, judge
+from quantize.gate import Verdict, judge
 from quantize.journal import Journal, storable
 from quantize.metrics import Metric
 from quantize.outputs import OutputStore
@@ -17,6 +17,7 @@ from quantize.quantizers import QuantizedModel
 from quantize.sequential import Looks
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
+from quantize.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ user's (`file.py:function`), called as `function(outputs, labels)`:
 - returns one number per sample: a list, a 1-D array, or, for one sample, a plain number.
 
 `function.higher_is_better = False` turns the direction, `function.bounded = True` promises scores
-in 0..1, `function.binary = False` says that 0 and 1 do not mean "wrong" and "right".
+in 0..1, `function.binary = False` says that 0 and 1 do not mean "wrong" and "right", and
+`function.chance = 0.1` is the score of guessing, at which a baseline is refused.
 With `function.corpus = g` it returns one row of any kind per sample instead, and `g(rows)` is the
 metric of any selection of samples, repeated ones included. With `function.finish = g` it does too,
 and `g(rows)` returns one score per sample, once.
@@ -69,6 +70,7 @@ class Metric:
         output: The model output to score; None: the first that fits.
         corpus: `function` gives rows, and this is the metric of any selection of them.
         finish: `function` gives rows, and this one score per sample, of all of them.
+        decibels: Whether scores are ratios of signal to noise, whose limit is a floor.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Metric:
     output: str | None = None
     corpus: Callable[[Rows], float] | None = None
     finish: Callable[[Rows], Sequence[float]] | None = None
+    decibels: bool = False
 
     @property
     def gathers(self) -> bool:
@@ -227,9 +230,23 @@ def _plugin(text: str) -> Metric:
         binary=False if corpus is not None else getattr(function, "binary", unsaid),
         bounded=getattr(function, "bounded", False if corpus is not None else unsaid),
         needs="nothing",
+        guessing=_plugin_chance(function, text),
         corpus=partial(_plugin_corpus, corpus, text) if corpus is not None else None,
         finish=partial(_plugin_finish, finish, text) if finish is not None else None,
     )
+
+
+def _plugin_chance(
+    function: Callable[..., Any], text: str
+) -> Callable[[Feeds, str | None], float | None] | None:
+    """The score of guessing, where the user's function has one in `chance`."""
+    found = getattr(function, "chance", None)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise InputError(f"{_definition(function, text)}: `chance` is {found!r:.80}, not a number.")
+    chance = float(found)
+    return lambda _outputs, _output: chance
 
 
 def _attached(function: Callable[..., Any], text: str, name: str) -> Callable[..., Any] | None:

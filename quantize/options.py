@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from bench.errors import UsageError
-from quantize.gate import parse_tolerance
 from quantize.plugins import nearest
+from quantize.tolerance import parse_tolerance
 
 
 def names(text: str) -> tuple[str, ...]:

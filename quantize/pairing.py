@@ -82,7 +82,9 @@ def pair(
     if binary:
         low, high = paired_bounds(losses, gains, n, confidence)
         bounds = Bounds((losses - gains) / n, low, high, 0.0)
-        return Paired(bounds, n, "Tango score test", losses, gains, binary=True)
+        # Without a gain, as in agreement, the exact bound of a rate of losses rules.
+        method = "Clopper-Pearson" if baseline.metric == "agreement" else "Tango score test"
+        return Paired(bounds, n, method, losses, gains, binary=True)
     if (differences == differences[0]).all():
         only = float(differences[0])
         bounds = Bounds(only, only, only, 0.0)
@@ -92,6 +94,19 @@ def pair(
     drop = min(max(math.fsum(differences) / n, low), high)
     bounds = Bounds(drop, low, high, float(differences.std(ddof=1)))
     return Paired(bounds, n, "paired bootstrap (BCa) and Student's t", losses, gains)
+
+
+def own_bounds(evaluation: Evaluation, confidence: float) -> Bounds:
+    """One model's own score with its bounds, of all samples alike."""
+    if evaluation.evidence is not None:
+        members = _members(None, evaluation.count)
+        return statistic_bounds(evaluation.evidence.value, members, confidence)
+    scores = np.asarray(evaluation.scores)
+    value = evaluation.value
+    if scores.size < 2:
+        return Bounds(value, value, value, 0.0)
+    low, high = mean_bounds(scores, confidence)
+    return Bounds(value, low, high, float(scores.std(ddof=1)))
 
 
 def _pair_wholes(

@@ -29,7 +29,7 @@ from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, s
 from quantize.debian import require_packages
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
 from quantize.finishing import Results, fastest, finish, keep_best
-from quantize.gate import Tolerance, judge, parse_tolerance
+from quantize.gate import judge
 from quantize.job import Effort, Job, Progress
 from quantize.journal import (
     Journal,
@@ -57,6 +57,7 @@ from quantize.sources import check_parity, convert, describe_inputs
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
 from quantize.timing import time_models
+from quantize.tolerance import Tolerance, default_tolerance, parse_tolerance
 from quantize.trials import PROBES, Workbench, attempt, run_probes
 
 logger = logging.getLogger(__name__)
@@ -283,8 +284,8 @@ class _Run:
         self, fp32: Model, samples: Samples, metric: Metric, keep: OutputStore
     ) -> tuple[Evaluation, Tolerance]:
         found = self._scores(fp32, samples, metric, keep)
-        text = self.job.limits.max_drop or ("1pt" if found.bounded or found.binary else "1%")
-        tolerance = parse_tolerance(text)
+        asked = self.job.limits.max_drop
+        tolerance = parse_tolerance(asked) if asked else default_tolerance(found)
         self.progress.say(f"FP32: {metric.name} {found.value:.4f} on {len(samples):,} samples")
         # Refuses a broken baseline and a tolerance that does not fit, before the work begins.
         judge(found, found, tolerance, confidence=self.job.limits.confidence)

@@ -14,8 +14,9 @@ from quantize import evidence
 from quantize.data import Samples, read_samples
 from quantize.evaluate import Evaluation, evaluate, first_scores
 from quantize.evidence import Gathering, stacked
-from quantize.gate import Tolerance, judge
+from quantize.gate import judge
 from quantize.metrics import Metric, resolve_metric
+from quantize.tolerance import Tolerance
 from tests.quantize.test_evaluate import run_with
 
 X = (TensorSpec("x", "float32", ("N", 1)),)

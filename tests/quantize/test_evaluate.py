@@ -15,9 +15,10 @@ from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from quantize.data import read_samples
 from quantize.evaluate import Execution, evaluate, first_scores, is_deterministic
-from quantize.gate import Tolerance, judge
+from quantize.gate import judge
 from quantize.metrics import METRICS, Metric, resolve_metric
 from quantize.outputs import OutputStore
+from quantize.tolerance import Tolerance
 
 
 @dataclass

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from bench.errors import InputError, UsageError
 from quantize.evaluate import Evaluation
-from quantize.gate import Tolerance, judge, parse_tolerance
+from quantize.gate import judge
 from quantize.intervals import paired_bounds
+from quantize.tolerance import Tolerance, parse_tolerance
 
 
 def evaluation(scores, **changes):

@@ -46,6 +46,7 @@ def verdict(outcome: Outcome = "pass", **changes: Any) -> Verdict:
         reason="The reason for it.",
         higher_is_better=True,
         suspicious=(),
+        scale="points",
     )
     return replace(plain, **changes)
 
@@ -237,7 +238,7 @@ def test_a_report_renders_in_every_format(report: Report, form: str) -> None:
     if form == "junit":
         assert len(list(ET.fromstring(text).iter("testcase"))) == 3
     else:
-        for said in ("95.00 %", "94.60 %", "1pt", "transposed convolution", "opset raised from 9"):
+        for said in ("95.00 %", "94.60 %", "1 pt", "transposed convolution", "opset raised from 9"):
             assert said in text, said
         assert "2.00" in text
 
@@ -256,7 +257,7 @@ def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> No
     rows = {row[0]: row[1:] for row in table.rows}
     assert list(rows)[:4] == ["top1", "latency", "in", "size"]
     assert rows["top1"][:2] == ("95.00 %", "94.60 %")
-    assert "0.40 %" in rows["top1"][2]
+    assert "0.4 pt" in rows["top1"][2]
     assert "0.90 %" in rows["top1"][2]
     assert "1pt" in rows["top1"][2]
     # Of the FP32 variants, the fastest; the interval of the two rounds with it.
@@ -286,7 +287,7 @@ def test_accuracy_is_shown_in_points_of_a_bounded_metric(report: Report) -> None
     forest = blocks(document(report), Forest)["Drop of top1 against the limit"]
     row = forest.rows[0]
     assert (row.estimate, row.low, row.high) == pytest.approx((0.4, -0.2, 0.9))
-    assert (forest.limit, forest.unit) == (1.0, "points")
+    assert (forest.limit, forest.unit) == (1.0, "pt")
     scores = blocks(document(report), Table)["Scores"]
     assert [r[:3] for r in scores.rows] == [
         ("FP32", "onnxruntime", "float"),
@@ -294,12 +295,13 @@ def test_accuracy_is_shown_in_points_of_a_bounded_metric(report: Report) -> None
         ("INT8", "openvino", "exact"),
     ]
     # Wilson's interval of 946 of 1000: 0.94429 ± 0.01409.
-    assert scores.rows[1][4] == "0.9302 to 0.9584"
+    assert scores.rows[1][4] == "93.02 % to 95.84 %"
 
 
 def test_other_metrics_are_shown_in_their_own_unit(report: Report) -> None:
     plain = [replace(e, binary=False, bounded=False) for e in report.evaluations]
-    shown = document(replace(report, evaluations=tuple(plain), max_drop="0.01abs"))
+    own = replace(report.verdict, scale="plain")
+    shown = document(replace(report, evaluations=tuple(plain), verdict=own))
     forest = blocks(shown, Forest)["Drop of top1 against the limit"]
     assert (forest.rows[0].estimate, forest.limit, forest.unit) == (0.004, 0.01, "")
     scores = blocks(shown, Table)["Scores"]
