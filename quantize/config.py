@@ -33,6 +33,12 @@ OPTIONS = (
     "seconds",
     "seed",
     "min_speedup",
+    "slices",
+    "unit",
+    "max_slice_drop",
+    "max_size",
+    "min_compression",
+    "baseline",
     "out",
     "weights",
 )
@@ -46,7 +52,7 @@ TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomme
 # inconclusive = "fail"          # fail, warn or pass when the samples are too few
 # target = "auto"                # auto, portable, vnni, amx, avx2
 # objective = "latency"          # latency refuses what is slower than FP32, size does not
-# runtime = "onnxruntime,openvino"  # gate judges in the first
+# runtime = "onnxruntime,openvino"  # where it may be served; gate judges in each
 # engine = "native"              # or "nncf", or "native,nncf" for the better of the two
 # threads = 0                    # 0: all that this process may use
 # calibration_samples = 256
@@ -80,14 +86,11 @@ class Config:
     def defaults(self, command: str | None) -> dict[str, Any]:
         """What the options of a command are where the command line does not give them.
 
-        `out` is the folder of `quantize`, and `gate` judges in one runtime only.
+        `out` is the folder of `quantize`, and a file of `gate`.
         """
         if command != "gate":
             return dict(self.options)
-        options = {k: v for k, v in self.options.items() if k != "out"}
-        if isinstance(options.get("runtime"), str):
-            options["runtime"] = options["runtime"].partition(",")[0].strip()
-        return options
+        return {k: v for k, v in self.options.items() if k != "out"}
 
 
 def read_config(folder: Path) -> Config:

@@ -62,6 +62,7 @@ class Samples:
     _load: Callable[[int], Feeds]
     _label: Callable[[int], object] | None
     _indices: tuple[int, ...]
+    _where: Callable[[int], str]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -80,6 +81,14 @@ class Samples:
     def label(self, index: int) -> object | None:
         """Label of one sample, without reading its feeds."""
         return self._label(self._indices[index]) if self._label is not None else None
+
+    def number(self, index: int) -> int:
+        """Place of one sample among all of the source, from 0."""
+        return self._indices[index]
+
+    def place(self, index: int) -> str:
+        """File or place that one sample came from."""
+        return self._where(self._indices[index])
 
     @property
     def digest(self) -> str:
@@ -237,6 +246,7 @@ def _examine(source: str, rows: Rows, request: Request) -> Samples:
         _load=load,
         _label=rows.label,
         _indices=tuple(range(count)),
+        _where=rows.where,
     )
 
 

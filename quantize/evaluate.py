@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.errors import InputError, UsageError
 from bench.models import Feeds, Model
@@ -74,6 +75,8 @@ class Evaluation:
         corpus_value: Of a corpus metric: its value over all samples with finite outputs.
         corpus_count: Of a corpus metric: samples run.
         decibels: Whether the score is a ratio of signal to noise.
+        answers: What the model said of each sample, as short texts; empty where the metric tells
+            none.
         evidence: Of a corpus metric: what resampling needs. Not stored in files; None too where
             outputs are not finite, since nothing is resampled then.
     """
@@ -97,6 +100,7 @@ class Evaluation:
     corpus_value: float | None = None
     corpus_count: int = 0
     decibels: bool = False
+    answers: tuple[str, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
 
     @property
@@ -158,12 +162,17 @@ def evaluate(
     return _evaluation(model, samples, tally, execution, seconds)
 
 
+def at(evaluation: Evaluation, picks: NDArray[np.intp]) -> Evaluation:
+    """The evaluation of the samples at `picks` alone."""
+    if evaluation.evidence is None:
+        return replace(evaluation, scores=tuple(evaluation.scores[i] for i in picks), answers=())
+    some = evaluation.evidence.at(picks)
+    return replace(evaluation, evidence=some, corpus_value=some.value(), corpus_count=len(some))
+
+
 def first_scores(evaluation: Evaluation, count: int) -> Evaluation:
     """The evaluation as if it had stopped after `count` scores, to pair with one that did."""
-    if evaluation.evidence is None:
-        return replace(evaluation, scores=evaluation.scores[:count])
-    first = evaluation.evidence.first(count)
-    return replace(evaluation, evidence=first, corpus_value=first.value(), corpus_count=count)
+    return at(evaluation, np.arange(count))
 
 
 def is_deterministic(model: Model, sample: Sample, execution: Execution) -> bool:
@@ -183,6 +192,7 @@ class _Tally:
     keep: OutputStore | None
     gathering: Gathering
     scores: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)
     chance: float | None = None
     nonfinite: int = 0
@@ -217,6 +227,7 @@ class _Tally:
                 f"{sample.label!r:.80}. Every score has to be a finite number."
             )
         self.scores += scores
+        self.answers += self.metric.answer(outputs, len(scores))
 
     def finish(self) -> Evidence | None:
         """Turn gathered rows into scores, or into evidence where the metric is of the whole."""
@@ -235,6 +246,7 @@ class _Tally:
             self.broken += range(place, place + count)
         else:
             self.scores += [self.worst()] * count
+            self.answers += ["not finite"] * count
 
     def _count(self, labels: Labels, reference: Feeds | None) -> int:
         if self.metric.needs != "reference":
@@ -278,6 +290,7 @@ def _evaluation(
         corpus_value=whole,
         corpus_count=len(tally.gathering.rows) + len(tally.broken) if corpus else 0,
         decibels=metric.decibels,
+        answers=tuple(tally.answers) if metric.answering is not None else (),
         evidence=None if tally.nonfinite else evidence,
     )
 

@@ -63,9 +63,9 @@ class Evidence:
             )
         return float(found)
 
-    def first(self, count: int) -> "Evidence":
-        """The same of the first `count` samples."""
-        return Evidence(self.rows[:count], self.function, self.name)
+    def at(self, picks: NDArray[np.intp]) -> "Evidence":
+        """The same of some samples."""
+        return Evidence(take(self.rows, picks), self.function, self.name)
 
 
 class Gathering:

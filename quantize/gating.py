@@ -1,74 +1,53 @@
-"""`vnnify gate`: two existing models, one verdict. Nothing is quantized."""
+"""`vnnify gate`: two existing models, one verdict per runtime. Nothing is quantized."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.compare import Comparison, compare
-from bench.errors import ExitCode, UsageError
+from bench.errors import ExitCode, UnsupportedError, UsageError
 from bench.latency import Latency, Variant, measure
-from bench.machine import Machine, available_threads, canary, describe
+from bench.machine import available_threads, canary, describe
 from bench.models import Model, read_model
-from bench.render import (
-    Banner,
-    Check,
-    Column,
-    Document,
-    Forest,
-    ForestRow,
-    KeyFigure,
-    Paragraph,
-    Section,
-    Table,
-)
-from bench.render.document import CheckOutcome
+from bench.render import Check
 from bench.runtimes import Settings, find_runtime
-from quantize.data import read_samples
-from quantize.evaluate import Evaluation, Execution, Watch, evaluate
-from quantize.gate import Verdict, judge
-from quantize.job import GateJob, Progress
-from quantize.metrics import resolve_metric
+from quantize.checks import (
+    accuracy_check,
+    compression_check,
+    finite_check,
+    plausible_check,
+    size_check,
+    slices_check,
+    speed_check,
+)
+from quantize.coverage import coverage_of
+from quantize.data import Samples, read_samples, refuse_overlap
+from quantize.evaluate import Evaluation, Execution, Watch, evaluate, is_deterministic
+from quantize.gate import judge
+from quantize.gate_report import GateReport, Judgement
+from quantize.job import GateJob, Limits, Progress
+from quantize.lock import Entry, Lock, lock_checks, read_lock
+from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
-from quantize.tolerance import parse_tolerance
+from quantize.slices import class_column, find_flips, judge_slices, read_columns, units_of
+from quantize.tolerance import Tolerance, parse_tolerance
 
-if TYPE_CHECKING:
-    from quantize.data import Samples
+_ROUNDS = 6
+_ROUND_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class GateReport:
-    """What it found.
+class _Gate:
+    """What every runtime's verdict of one run shares."""
 
-    Attributes:
-        command: As typed.
-        verdict: On accuracy.
-        exit_code: Of the command.
-        max_drop: The tolerance.
-        min_speedup: The least speed-up asked for, or None.
-        evaluations: FP32, then INT8.
-        latencies: FP32, INT8; empty where speed was not asked.
-        speed: Their comparison, or None.
-        machine: Where.
-    """
-
-    command: str
-    verdict: Verdict
-    exit_code: int
-    max_drop: str
-    min_speedup: float | None
-    evaluations: tuple[Evaluation, Evaluation]
-    latencies: tuple[Latency, ...]
-    speed: Comparison | None
-    machine: Machine
-
-    @property
-    def too_slow(self) -> bool:
-        """Whether the least speed-up is not certain: the interval's lower end decides."""
-        if self.min_speedup is None or self.speed is None:
-            return False
-        return (self.speed.low or 0.0) < self.min_speedup
+    job: GateJob
+    fp32: Model
+    int8: Model
+    samples: Samples
+    metric: Metric
+    tolerance: Tolerance
+    threads: int
+    progress: Progress
 
 
 def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
@@ -76,61 +55,17 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
 
     Raises:
         UsageError: The two do not take and return the same tensors.
+        InputError: Samples that calibrated are among those that judge, or FP32 is broken.
+        UnsupportedError: A model is not deterministic.
     """
     tolerance = parse_tolerance(job.limits.max_drop or "")
+    old = read_lock(job.lock) if job.lock is not None else None
     fp32, int8 = read_model(job.fp32), read_model(job.int8)
     _refuse_unlike(fp32, int8)
-    threads = job.threads or available_threads()
-    with _samples(job, fp32, scratch, progress) as samples:
-        evaluations = _evaluate(job, (fp32, int8), samples, threads, progress)
-        verdict = judge(*evaluations, tolerance, confidence=job.limits.confidence)
-        latencies: tuple[Latency, ...] = ()
-        speed = None
-        if job.min_speedup is not None:
-            progress.begin("benchmark")
-            latencies, speed = _time(job, (fp32, int8), samples, threads, progress)
-    report = GateReport(
-        job.command,
-        verdict,
-        0,
-        str(tolerance),
-        job.min_speedup,
-        evaluations,
-        latencies,
-        speed,
-        describe(),
-    )
-    return _with_exit_code(report, job)
-
-
-def _with_exit_code(report: GateReport, job: GateJob) -> GateReport:
-    from dataclasses import replace
-
-    code = ExitCode.OK
-    if report.verdict.outcome == "refuse" or report.too_slow:
-        code = ExitCode.REFUSED
-    elif report.verdict.outcome == "inconclusive" and job.limits.inconclusive == "fail":
-        code = ExitCode.INCONCLUSIVE
-    return replace(report, exit_code=int(code))
-
-
-@contextmanager
-def _samples(job: GateJob, model: Model, scratch: Path, progress: Progress) -> Iterator["Samples"]:
     progress.begin("read")
-    data = job.data
-    yield read_samples(
-        data.source,
-        model.inputs,
-        scratch=scratch,
-        preprocessing=data.preprocessing,
-        states={i: o for o, i in data.states.items()},
-        limit=data.limit,
-    )
-
-
-def _evaluate(
-    job: GateJob, models: tuple[Model, Model], samples: "Samples", threads: int, progress: Progress
-) -> tuple[Evaluation, Evaluation]:
+    samples = _samples(job, fp32, job.data.source, scratch)
+    if job.data.calibration is not None:
+        refuse_overlap(_samples(job, fp32, job.data.calibration, scratch), samples)
     label = samples.label(0) if samples.labelled else None
     metric = resolve_metric(
         job.limits.metric,
@@ -139,22 +74,164 @@ def _evaluate(
         output=job.limits.output,
         decode=job.limits.decode,
     )
-    runtime = find_runtime(job.runtime)
-    exact = not job.native and (job.runtime == "onnxruntime" or canary(job.runtime) == "exact")
-    found = []
+    threads = job.threads or available_threads()
+    gate = _Gate(job, fp32, int8, samples, metric, tolerance, threads, progress)
+    judged = tuple(_judged(gate, runtime) for runtime in job.runtimes)
+    latencies: tuple[Latency, ...] = ()
+    if job.timed or job.bounds.min_speedup is not None:
+        progress.begin("benchmark")
+        latencies, judged = _timed(gate, judged)
+    report = GateReport(
+        command=job.command,
+        exit_code=0,
+        metric=metric.name,
+        max_drop=str(tolerance),
+        judged=judged,
+        latencies=latencies,
+        fp32=fp32,
+        int8=int8,
+        coverage=coverage_of(int8.path),
+        data_sha256=samples.digest,
+        calibration_apart=job.data.calibration is not None,
+        inconclusive=job.limits.inconclusive,
+        checks=(),
+        machine=describe(),
+    )
+    checks = _checks(report, job)
+    if old is not None:
+        checks += lock_checks(old, lock_of(report))
+    return replace(report, checks=checks, exit_code=int(_exit_code(checks, job.limits)))
+
+
+def lock_of(report: GateReport) -> Lock:
+    """What a baseline keeps of a report."""
+    verdict = report.verdict
+    return Lock(
+        data_sha256=report.data_sha256,
+        metric=report.metric,
+        samples=verdict.n,
+        scale=verdict.scale,
+        size_bytes=report.int8.size_bytes,
+        int8_layers=report.coverage.int8,
+        layers=report.coverage.layers,
+        entries=tuple(
+            Entry(
+                runtime=j.runtime,
+                fp32=j.verdict.baseline_value,
+                int8=j.verdict.candidate_value,
+                drop=j.verdict.drop,
+                drop_high=j.verdict.high,
+                speedup=j.speed.ratio if j.speed is not None else None,
+                speedup_low=j.speed.low if j.speed is not None else None,
+                speedup_high=j.speed.high if j.speed is not None else None,
+                cpu=report.machine.cpu,
+            )
+            for j in report.judged
+        ),
+    )
+
+
+def _checks(report: GateReport, job: GateJob) -> tuple[Check, ...]:
+    several = len(report.judged) > 1
+    checks: list[Check] = []
+    for j in report.judged:
+        where = j.runtime if several else ""
+        checks.append(accuracy_check(j.verdict, where))
+        if j.slice_limit is not None:
+            checks.append(slices_check(j.slices, j.slice_limit, j.evaluations[0], where))
+        if j.speed is not None and job.bounds.min_speedup is not None:
+            checks.append(speed_check(j.speed, job.bounds.min_speedup, where))
+    checks.append(finite_check([e for j in report.judged for e in j.evaluations]))
+    checks.append(Check("deterministic", "pass", "Two runs on one sample give the same outputs."))
+    checks.append(plausible_check([s for j in report.judged for s in j.verdict.suspicious]))
+    if report.calibration_apart:
+        text = "No sample that calibrated is among those that judge."
+        checks.append(Check("calibration apart", "pass", text))
+    fp32_bytes, int8_bytes = report.fp32.size_bytes, report.int8.size_bytes
+    if job.bounds.max_bytes is not None:
+        checks.append(size_check(int8_bytes, job.bounds.max_bytes))
+    if job.bounds.min_compression is not None:
+        checks.append(compression_check(fp32_bytes, int8_bytes, job.bounds.min_compression))
+    return tuple(checks)
+
+
+def _exit_code(checks: Sequence[Check], limits: Limits) -> ExitCode:
+    outcomes = {c.outcome for c in checks}
+    if "fail" in outcomes:
+        return ExitCode.REFUSED
+    if "inconclusive" in outcomes and limits.inconclusive == "fail":
+        return ExitCode.INCONCLUSIVE
+    return ExitCode.OK
+
+
+def _samples(job: GateJob, model: Model, source: str, scratch: Path) -> Samples:
+    data = job.data
+    return read_samples(
+        source,
+        model.inputs,
+        scratch=scratch,
+        preprocessing=data.preprocessing,
+        states={i: o for o, i in data.states.items()},
+        limit=data.limit,
+    )
+
+
+def _judged(gate: _Gate, runtime: str) -> Judgement:
+    baseline, candidate = _evaluate(gate, runtime)
+    limits = gate.job.limits
+    columns: Mapping[str, Sequence[str]] = {}
+    if limits.slices is not None:
+        columns = read_columns(limits.slices, gate.samples, baseline.count)
+    units = units_of(columns, limits.unit) if limits.unit is not None else None
+    verdict = judge(baseline, candidate, gate.tolerance, confidence=limits.confidence, units=units)
+    slice_limit = None
+    if limits.max_slice_drop is not None:
+        allowed = parse_tolerance(limits.max_slice_drop)
+        slice_limit = allowed.absolute(
+            baseline.value, bounded=baseline.bounded, decibels=baseline.decibels
+        )
+    divided = {k: v for k, v in columns.items() if k != limits.unit}
+    divided |= class_column(gate.samples, baseline)
+    return Judgement(
+        runtime=runtime,
+        evaluations=(baseline, candidate),
+        verdict=verdict,
+        slices=judge_slices(
+            baseline,
+            candidate,
+            divided,
+            verdict.limit if slice_limit is None else slice_limit,
+            limits.confidence,
+            units,
+        ),
+        slice_limit=slice_limit,
+        flips=find_flips(baseline, candidate, gate.samples) if baseline.scores else (),
+        speed=None,
+    )
+
+
+def _evaluate(gate: _Gate, runtime: str) -> tuple[Evaluation, Evaluation]:
+    job, found = gate.job, []
+    exact = not job.native and (runtime == "onnxruntime" or canary(runtime) == "exact")
     with OutputStore() as kept:
-        for i, model in enumerate(models):
-            progress.begin("baseline" if i == 0 else "verify")
-            settings = Settings(threads=threads, exact=exact and i == 1)
+        for i, model in enumerate((gate.fp32, gate.int8)):
+            gate.progress.begin("baseline" if i == 0 else "verify")
+            settings = Settings(threads=gate.threads, exact=exact and i == 1)
+            execution = Execution(find_runtime(runtime), settings, job.data.states)
+            if not is_deterministic(model, gate.samples[0], execution):
+                raise UnsupportedError(
+                    f"{model.path}: two runs on one sample give different outputs in {runtime}, so "
+                    "nothing can be compared. Export it in evaluation mode (dropout and noise off)."
+                )
             found.append(
                 evaluate(
                     model,
-                    samples,
-                    metric,
-                    Execution(runtime, settings, job.data.states),
+                    gate.samples,
+                    gate.metric,
+                    execution,
                     keep=kept if i == 0 else None,
                     reference=kept if i == 1 else None,
-                    watch=_watch(progress),
+                    watch=_watch(gate.progress),
                 )
             )
     return found[0], found[1]
@@ -168,24 +245,33 @@ def _watch(progress: Progress) -> Watch:
     return watch
 
 
-def _time(
-    job: GateJob, models: tuple[Model, Model], samples: "Samples", threads: int, progress: Progress
-) -> tuple[tuple[Latency, ...], Comparison]:
+def _timed(
+    gate: _Gate, judged: tuple[Judgement, ...]
+) -> tuple[tuple[Latency, ...], tuple[Judgement, ...]]:
+    """Time both models in every runtime, taking turns; each INT8 against FP32 where it runs."""
     variants = [
-        Variant(name, model, job.runtime, "cpu", threads, 1)
-        for name, model in zip(("FP32", "INT8"), models, strict=True)
+        Variant(_variant(kind, j.runtime, judged), model, j.runtime, "cpu", gate.threads, 1)
+        for j in judged
+        for kind, model in (("FP32", gate.fp32), ("INT8", gate.int8))
     ]
-    feeds = [samples[i].feeds for i in range(min(4, len(samples)))]
+    feeds = [gate.samples[i].feeds for i in range(min(4, len(gate.samples)))]
     *timed, control = measure(
         variants,
         feeds,
-        rounds=6,
-        seconds_per_round=0.5,
+        rounds=_ROUNDS,
+        seconds_per_round=_ROUND_SECONDS,
         control=True,
-        progress=lambda done, total, _name: progress.step(done, total),
+        progress=lambda done, total, _name: gate.progress.step(done, total),
     )
     noise = compare(timed[0], control)
-    return tuple(timed), compare(timed[0], timed[1], control=noise)
+    speeds: list[Comparison] = [
+        compare(timed[2 * i], timed[2 * i + 1], control=noise) for i in range(len(judged))
+    ]
+    return tuple(timed), tuple(replace(j, speed=s) for j, s in zip(judged, speeds, strict=True))
+
+
+def _variant(kind: str, runtime: str, judged: Sequence[Judgement]) -> str:
+    return f"{kind} {runtime}" if len(judged) > 1 else kind
 
 
 def _refuse_unlike(fp32: Model, int8: Model) -> None:
@@ -201,86 +287,3 @@ def _refuse_unlike(fp32: Model, int8: Model) -> None:
             f"{fp32.path} returns {sorted(ours)}, {int8.path} returns {sorted(theirs)}. "
             "Give two forms of one model."
         )
-
-
-def gate_document(report: GateReport) -> Document:
-    """The report as a reader sees it."""
-    v = report.verdict
-    outcome = "refuse" if report.too_slow else v.outcome
-    checks = [Check("accuracy", _CHECKS[v.outcome], v.reason)]
-    lines, headline = list(v.suspicious), v.reason
-    if report.speed is not None and report.min_speedup is not None:
-        low, high = report.speed.low or 0.0, report.speed.high or 0.0
-        text = (
-            f"INT8 is {report.speed.ratio:.2f} times as fast ({low:.2f} to {high:.2f}), "
-            f"at least {report.min_speedup:g} asked."
-        )
-        checks.append(Check("speed", "fail" if report.too_slow else "pass", text))
-        lines += [text, *report.speed.doubts]
-        if report.too_slow and v.outcome != "refuse":
-            headline = f"Too slow: {text} {v.reason}"
-    percent = report.evaluations[0].bounded or report.evaluations[0].binary
-    factor, unit = (100.0, "%") if percent else (1.0, "")
-    rows = tuple(
-        (name, e.runtime, e.arithmetic, f"{e.value * factor:.4g} {unit}".strip(), str(e.nonfinite))
-        for name, e in zip(("FP32", "INT8"), report.evaluations, strict=True)
-    )
-    return Document(
-        title="INT8 against FP32",
-        verdict=Banner(
-            outcome,
-            headline,
-            tuple(lines),
-            (
-                KeyFigure(
-                    "Drop", f"{v.drop * factor:.3g} {unit}".strip(), f"limit {report.max_drop}"
-                ),
-                KeyFigure(
-                    "At most", f"{v.high * factor:.3g} {unit}".strip(), f"{v.confidence:.0%} sure"
-                ),
-            ),
-        ),
-        sections=(
-            Section(
-                "Accuracy",
-                (
-                    Paragraph(
-                        f"{v.method} on {v.n:,} paired samples: INT8 is worse on {v.losses:,} and "
-                        f"better on {v.gains:,}."
-                    ),
-                    Forest(
-                        "Drop against the limit",
-                        "Right of the line is too much.",
-                        unit,
-                        (
-                            ForestRow(
-                                "INT8", v.drop * factor, v.low * factor, v.high * factor, v.outcome
-                            ),
-                        ),
-                        v.limit * factor,
-                        f"limit {report.max_drop}",
-                    ),
-                    Table(
-                        "Scores",
-                        (
-                            Column("Model"),
-                            Column("Runtime"),
-                            Column("Arithmetic"),
-                            Column(report.evaluations[0].metric, "right"),
-                            Column("Non-finite", "right"),
-                        ),
-                        rows,
-                    ),
-                ),
-            ),
-        ),
-        checks=tuple(checks),
-        footer=(report.command, f"{report.machine.cpu}, {report.machine.isa_class}"),
-    )
-
-
-_CHECKS: dict[str, CheckOutcome] = {
-    "pass": "pass",
-    "refuse": "fail",
-    "inconclusive": "inconclusive",
-}

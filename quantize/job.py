@@ -43,6 +43,9 @@ class Limits:
         confidence: One-sided, of the verdict.
         inconclusive: What becomes of a model when the samples cannot tell.
         objective: "latency" refuses a model that is not faster than FP32, "size" does not.
+        slices: CSV file with columns that divide the samples.
+        unit: Column that names the independent unit of each sample.
+        max_slice_drop: Tolerance of each slice; None to only report them.
     """
 
     metric: str | None = None
@@ -52,6 +55,9 @@ class Limits:
     confidence: float = 0.95
     inconclusive: Literal["fail", "warn", "pass"] = "fail"
     objective: Literal["latency", "size"] = "latency"
+    slices: Path | None = None
+    unit: str | None = None
+    max_slice_drop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +99,48 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class GateBounds:
+    """What INT8 has to meet besides accuracy; None where nothing was asked.
+
+    Attributes:
+        min_speedup: Against FP32 in the same runtime.
+        max_bytes: Of the file and its external data.
+        min_compression: FP32's size over INT8's.
+    """
+
+    min_speedup: float | None = None
+    max_bytes: int | None = None
+    min_compression: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GateJob:
-    """What `vnnify gate` was asked."""
+    """What `vnnify gate` was asked.
+
+    Attributes:
+        fp32: The baseline.
+        int8: The candidate.
+        data: Samples; its `calibration` is only kept apart from them.
+        limits: On accuracy.
+        bounds: On everything else.
+        runtimes: Where both run, one verdict each.
+        native: Judge this CPU's own arithmetic.
+        threads: 0 for all that this process may use.
+        timed: Whether to time both, also where nothing asks for speed.
+        lock: The committed baseline to compare with.
+        command: As typed.
+    """
 
     fp32: Path
     int8: Path
     data: DataSpec
     limits: Limits
-    min_speedup: float | None
-    runtime: str
+    bounds: GateBounds
+    runtimes: tuple[str, ...]
     native: bool
     threads: int
+    timed: bool
+    lock: Path | None
     command: str
 
 

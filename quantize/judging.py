@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.machine import canary
 from bench.runtimes import Settings, find_runtime
+from quantize.amounts import drop_text
 from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
 from quantize.gate import Verdict, judge
@@ -17,7 +18,7 @@ from quantize.quantizers import QuantizedModel
 from quantize.sequential import Looks
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
-from quantize.tolerance import Tolerance
+from quantize.tolerance import Tolerance, exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,12 @@ class Judging:
         assert self.looks is not None
         # Not of the first samples alone whether FP32 is any good, nor what share of it is allowed.
         before = replace(first_scores(self.baseline, found.count), chance=None)
-        limit = Tolerance(self.looks.limit, "abs")
+        limit = exactly(self.looks.limit, before)
         verdict = judge(before, found, limit, confidence=self.confidence)
         reason = (
             f"Lost after {found.count:,} of {self.baseline.count:,} samples: a drop of "
-            f"{verdict.drop:.4g} so far, and the limit is {self.looks.limit:.4g}."
+            f"{drop_text(verdict.drop, verdict.scale)} so far, and the limit is "
+            f"{drop_text(self.looks.limit, verdict.scale)}."
         )
         return replace(verdict, outcome="refuse", samples_needed=None, reason=reason)
 

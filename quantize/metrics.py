@@ -41,7 +41,9 @@ from quantize.scores import (
     chance_of_yes,
     error,
     likeness,
+    named_class,
     named_output,
+    named_value,
     top,
 )
 from quantize.tasks.classes import count_classes, macro_f1, mean_iou
@@ -71,6 +73,8 @@ class Metric:
         corpus: `function` gives rows, and this is the metric of any selection of them.
         finish: `function` gives rows, and this one score per sample, of all of them.
         decibels: Whether scores are ratios of signal to noise, whose limit is a floor.
+        answering: (outputs, output, samples) -> what the model says of each sample, in short; call
+            `answer`.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Metric:
     corpus: Callable[[Rows], float] | None = None
     finish: Callable[[Rows], Sequence[float]] | None = None
     decibels: bool = False
+    answering: Callable[[Feeds, str | None, int], list[str]] | None = None
 
     @property
     def gathers(self) -> bool:
@@ -103,6 +108,15 @@ class Metric:
             UsageError: There is no such output, or no reference where one is needed.
         """
         return self.function(outputs, labels, reference, self.output)
+
+    def answer(self, outputs: Feeds, count: int) -> list[str]:
+        """What the model says of each of `count` samples of one run; empty where that is unknown.
+
+        Args:
+            outputs: Of a run that `score` has accepted.
+            count: How many scores it had.
+        """
+        return self.answering(outputs, self.output, count) if self.answering is not None else []
 
     def chance(self, outputs: Feeds) -> float | None:
         """The score that guessing would get; None where guessing has no meaning.
@@ -190,7 +204,7 @@ def _decoding(metric: Metric, text: str | None) -> Metric:
     if text is None:
         return metric
     decode = partial(_decoded, load_function(text, what="decoder"), text)
-    score, guess = metric.function, metric.guessing
+    score, guess, say = metric.function, metric.guessing, metric.answering
 
     def decoded_score(
         outputs: Feeds, labels: Labels, reference: Feeds | None, output: str | None
@@ -201,7 +215,11 @@ def _decoding(metric: Metric, text: str | None) -> Metric:
     def decoded_guess(outputs: Feeds, output: str | None) -> float | None:
         return guess(decode(outputs), output) if guess is not None else None
 
-    return replace(metric, function=decoded_score, guessing=decoded_guess)
+    def decoded_answer(outputs: Feeds, output: str | None, count: int) -> list[str]:
+        return say(decode(outputs), output, count) if say is not None else []
+
+    answering = decoded_answer if say is not None else None
+    return replace(metric, function=decoded_score, guessing=decoded_guess, answering=answering)
 
 
 def _decoded(function: Callable[..., Any], text: str, outputs: Feeds) -> Any:
@@ -363,14 +381,20 @@ _RATE = Metric(
 _CHARACTERS, _WORDS = (partial(count_errors, unit) for unit in ("characters", "words"))
 
 METRICS: dict[str, Metric] = {
-    "top1": Metric("top1", partial(top, 1), guessing=partial(chance_of_top, 1)),
-    "top5": Metric("top5", partial(top, 5), guessing=partial(chance_of_top, 5)),
-    "logit": Metric("logit", partial(above, 0.0), guessing=chance_of_yes),
-    "probability": Metric("probability", partial(above, 0.5), guessing=chance_of_yes),
+    "top1": Metric(
+        "top1", partial(top, 1), guessing=partial(chance_of_top, 1), answering=named_class
+    ),
+    "top5": Metric(
+        "top5", partial(top, 5), guessing=partial(chance_of_top, 5), answering=named_class
+    ),
+    "logit": Metric("logit", partial(above, 0.0), guessing=chance_of_yes, answering=named_value),
+    "probability": Metric(
+        "probability", partial(above, 0.5), guessing=chance_of_yes, answering=named_value
+    ),
     "mae": Metric("mae", partial(error, 1), higher_is_better=False, binary=False, bounded=False),
     "mse": Metric("mse", partial(error, 2), higher_is_better=False, binary=False, bounded=False),
     "cosine": Metric("cosine", likeness, binary=False, needs="reference"),
-    "agreement": Metric("agreement", agreement, needs="reference"),
+    "agreement": Metric("agreement", agreement, needs="reference", answering=named_class),
     "f1": Metric("f1", count_classes, binary=False, corpus=macro_f1),
     "miou": Metric("miou", count_classes, binary=False, corpus=mean_iou),
     "map": Metric("map", match, binary=False, corpus=average_precision),

@@ -86,7 +86,7 @@ def parse_budget(text: str) -> float:
     return value * unit
 
 
-def parse_speedup(text: str | None) -> float | None:
+def parse_factor(option: str, text: str | None) -> float | None:
     """Read `1.2x`.
 
     Raises:
@@ -99,5 +99,74 @@ def parse_speedup(text: str | None) -> float | None:
     except ValueError:
         value = 0.0
     if not text.endswith("x") or value <= 0 or not math.isfinite(value):
-        raise UsageError(f"--min-speedup {text!r}: expected a factor with its unit, as in 1.2x.")
+        raise UsageError(f"{option} {text!r}: expected a factor with its unit, as in 1.2x.")
     return value
+
+
+_SIZES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_size(option: str, text: str | None) -> int | None:
+    """Read `10MB` or `9.5MiB`, in bytes.
+
+    Raises:
+        UsageError: The number or its unit is missing, or it is not above 0.
+    """
+    if text is None:
+        return None
+    unit = next((u for u in _SIZES if text.endswith(u)), None)
+    try:
+        value = float(text.removesuffix(unit or ""))
+    except ValueError:
+        value = 0.0
+    if unit is None or not 0 < value < math.inf:
+        raise UsageError(
+            f"{option} {text!r}: expected a size with its unit ({', '.join(_SIZES)}), as in 10MB."
+        )
+    return int(value * _SIZES[unit])
+
+
+def checked_metric(text: str | None) -> str | None:
+    """The same text, if it names a metric or has the form of a function.
+
+    Raises:
+        UsageError: There is no such metric.
+    """
+    from quantize.metrics import METRICS
+    from quantize.plugins import is_function_text
+
+    if text is not None and text not in METRICS and not is_function_text(text):
+        raise UsageError(
+            f"unknown metric {text!r}.{nearest(text, list(METRICS))} Known: {', '.join(METRICS)}, "
+            "or file.py:function of your own."
+        )
+    return text
+
+
+def checked_runtimes(text: str) -> tuple[str, ...]:
+    """Comma-separated runtimes, each once.
+
+    Raises:
+        UsageError: There is no such runtime.
+    """
+    from bench.runtimes import RUNTIMES
+
+    found = tuple(dict.fromkeys(names(text)))
+    for name in found:
+        if name not in RUNTIMES:
+            raise UsageError(
+                f"unknown runtime {name!r}.{nearest(name, list(RUNTIMES))} Known: "
+                f"{', '.join(RUNTIMES)}."
+            )
+    return found
+
+
+def checked_target(text: str) -> str:
+    """The same text, if it names a target.
+
+    Raises:
+        UsageError: There is no such target.
+    """
+    from quantize.targets import TARGETS
+
+    return str(one_of("--target", text, ("auto", *TARGETS)))

@@ -91,6 +91,20 @@ def agreement(
     return _per_sample(found == wanted)
 
 
+def named_class(outputs: Feeds, output: str | None, count: int) -> list[str]:
+    """The class that each sample is given; of maps, nothing."""
+    _, found = _pick_classes(outputs, output, count=count)
+    if found.dtype.kind == "f":
+        found = found.argmax(axis=1)
+    return [str(c) for c in found] if found.ndim == 1 else [""] * count
+
+
+def named_value(outputs: Feeds, output: str | None, count: int) -> list[str]:
+    """The value of each sample whose sign or half tells yes from no."""
+    found = _squeeze(pick_float(outputs, output)[1])
+    return [f"{v:.6g}" for v in found] if found.ndim == 1 else [""] * count
+
+
 def above(
     threshold: float, outputs: Feeds, labels: Labels, _: Feeds | None, output: str | None
 ) -> list[float]:

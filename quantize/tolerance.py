@@ -100,6 +100,18 @@ def parse_tolerance(text: str) -> Tolerance:
     return Tolerance(value, units[unit.lower()])
 
 
+def exactly(limit: float, baseline: Evaluation) -> Tolerance:
+    """The tolerance of a drop that is known in the metric's own unit.
+
+    Args:
+        limit: As `Tolerance.absolute` gave it.
+        baseline: FP32's, or a part of it.
+    """
+    if baseline.decibels:
+        return Tolerance(baseline.value - limit, "dB")
+    return Tolerance(limit, "abs")
+
+
 def default_tolerance(baseline: Evaluation) -> Tolerance:
     """1pt of what lies in 0..1, a noise floor of 30dB, 1% of anything else."""
     if baseline.decibels:

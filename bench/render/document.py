@@ -55,12 +55,16 @@ class Check:
         outcome: "inconclusive" counts as a failure wherever a format knows only two outcomes.
         message: One sentence with the numbers in it.
         details: More lines, for whoever has to act.
+        found: What was measured, with its unit.
+        limit: What it was held against, with its unit.
     """
 
     name: str
     outcome: CheckOutcome
     message: str
     details: str = ""
+    found: str = ""
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

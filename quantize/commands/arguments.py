@@ -27,9 +27,11 @@ METRIC = (
     "file.py:function, called as "
     "function(outputs, labels). Chosen by the labels where it is left out."
 )
+SLICES = "CSV file: a column `sample` (number or file name), and columns that divide the samples."
+UNIT = "Column of --slices that names what is independent: person, document, video."
 GITHUB = "Annotations and job summary for GitHub Actions."
 DECODE = "file.py:function: turns the outputs of one run into what the metric takes."
-DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: the metric's unit."
+DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: its own unit."
 
 
 class Configured(TyperCommand):

@@ -3,11 +3,12 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import emit, refuse_existing
+from bench.cli import emit, refuse_existing, say
+from bench.errors import ExitCode, UsageError
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load
@@ -17,11 +18,16 @@ from quantize.commands.arguments import (
     DROP,
     GITHUB,
     METRIC,
+    SLICES,
+    UNIT,
     end,
     preprocessing,
     tell_github,
     typed,
 )
+
+if TYPE_CHECKING:
+    from quantize.gate_report import GateReport
 
 
 def gate(
@@ -33,13 +39,43 @@ def gate(
     output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
     decode: Annotated[str | None, typer.Option(help=DECODE)] = None,
     confidence: Annotated[float, typer.Option(help="One-sided, of the verdict.")] = 0.95,
-    inconclusive: Annotated[str, typer.Option(help="fail, warn or pass.")] = "fail",
+    inconclusive: Annotated[
+        str, typer.Option(help="fail, warn or pass: what too few samples count as.")
+    ] = "fail",
+    slices: Annotated[Path | None, typer.Option(help=SLICES)] = None,
+    max_slice_drop: Annotated[
+        str | None, typer.Option(help="As --max-drop, for every class and every slice.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help=UNIT)] = None,
+    flips: Annotated[
+        Path | None, typer.Option(help="Write the samples that changed, as CSV.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="What INT8 was calibrated with: must be other samples.")
+    ] = None,
     min_speedup: Annotated[
         str | None, typer.Option(help="As in 1.2x: refuse unless INT8 is surely that much faster.")
     ] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Time both models, also without --min-speedup.")
+    ] = False,
+    max_size: Annotated[
+        str | None, typer.Option(help="As in 10MB: refuse a larger INT8 model.")
+    ] = None,
+    min_compression: Annotated[
+        str | None, typer.Option(help="As in 3x: refuse unless INT8 is so much smaller.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Refuse what is worse than this vnnify.lock.json.")
+    ] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write --baseline, if the gate passes.")
+    ] = False,
     state: Annotated[list[str] | None, typer.Option(help="OUTPUT:INPUT")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read at most so many samples.")] = None,
-    runtime: Annotated[str, typer.Option(help="Where both run.")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(help="Where both run; comma-separated for a verdict in each.")
+    ] = "onnxruntime",
     native: Annotated[
         bool, typer.Option("--native", help="Judge this CPU's own arithmetic instead of VNNI's.")
     ] = False,
@@ -53,38 +89,54 @@ def gate(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
-    from quantize.gating import GateReport, gate_document
-    from quantize.job import DataSpec, GateJob, Limits
+    from quantize.gate_report import GateReport, gate_document
+    from quantize.job import DataSpec, GateBounds, GateJob, Limits
     from quantize.options import (
         between,
+        checked_metric,
+        checked_runtimes,
         checked_tolerance,
         one_of,
-        parse_speedup,
+        parse_factor,
+        parse_size,
         parse_states,
     )
+    from quantize.slices import flips_csv
 
-    refuse_existing([out, junit, markdown, html], force=force)
+    refuse_existing([out, junit, markdown, html, flips], force=force)
+    if update_baseline and baseline is None:
+        raise UsageError("--update-baseline: say which file, as in --baseline vnnify.lock.json.")
     job = GateJob(
         fp32=fp32,
         int8=int8,
         data=DataSpec(
             source=data,
+            calibration=calibration,
             limit=limit,
             preprocessing=preprocessing(),
             states=parse_states(state or []),
         ),
         limits=Limits(
-            metric=metric,
+            metric=checked_metric(metric),
             output=output,
             decode=decode,
             max_drop=checked_tolerance(max_drop),
             confidence=between("--confidence", confidence, 0.5, 1),
             inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
+            slices=slices,
+            unit=unit,
+            max_slice_drop=checked_tolerance(max_slice_drop),
         ),
-        min_speedup=parse_speedup(min_speedup),
-        runtime=runtime,
+        bounds=GateBounds(
+            min_speedup=parse_factor("--min-speedup", min_speedup),
+            max_bytes=parse_size("--max-size", max_size),
+            min_compression=parse_factor("--min-compression", min_compression),
+        ),
+        runtimes=checked_runtimes(runtime) or ("onnxruntime",),
         native=native,
         threads=threads,
+        timed=time,
+        lock=None if update_baseline else baseline,
         command=typed(),
     )
     with tempfile.TemporaryDirectory(prefix="vnnify-gate-") as folder:
@@ -96,6 +148,10 @@ def gate(
         )
     report = load(GateReport, raw.encode(), "the gate's answer")
     shown = gate_document(report)
+    if flips is not None:
+        atomic_write(flips, flips_csv(report.worst.flips).encode())
+    if update_baseline and baseline is not None:
+        _update(baseline, report)
     for file, form in ((junit, "junit"), (markdown, "markdown"), (html, "html")):
         if file is not None:
             atomic_write(file, render(shown, form).encode())
@@ -105,6 +161,18 @@ def gate(
     if github:
         tell_github(shown)
     end(report.exit_code, "")
+
+
+def _update(baseline: Path, report: "GateReport") -> None:
+    """Write the baseline of a model that passes; a worse one must not become the measure."""
+    from quantize.gating import lock_of
+    from quantize.lock import write_lock
+
+    if report.exit_code != ExitCode.OK:
+        say(f"{baseline}: not updated, because the gate did not pass")
+        return
+    write_lock(baseline, lock_of(report))
+    say(f"{baseline}: updated; commit it")
 
 
 def work(job: dict[str, Any]) -> str:

@@ -106,6 +106,9 @@ def quantize(
     from quantize.job import DataSpec, Effort, Job, Limits
     from quantize.options import (
         between,
+        checked_metric,
+        checked_runtimes,
+        checked_target,
         checked_tolerance,
         names,
         one_of,
@@ -126,7 +129,7 @@ def quantize(
             seed=seed,
         ),
         limits=Limits(
-            metric=metric,
+            metric=checked_metric(metric),
             output=output,
             decode=decode,
             max_drop=checked_tolerance(max_drop),
@@ -135,8 +138,8 @@ def quantize(
             objective=one_of("--objective", objective, ("latency", "size")),
         ),
         effort=Effort(
-            target=target,
-            runtimes=names(runtime),
+            target=checked_target(target),
+            runtimes=checked_runtimes(runtime),
             threads=threads,
             rounds=rounds,
             seconds=between("--seconds", seconds, 0, 3600),

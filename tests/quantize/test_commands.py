@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from bench.errors import ExitCode
 from bench.store import load, read_manifest
 from quantize import cli, commands, gating, timing, trials
-from quantize.gating import GateReport
+from quantize.gate_report import GateReport
 from quantize.report import Report
 from tests import classifier, tiny
 from tests.timing import Stopwatch
@@ -287,6 +287,7 @@ def test_too_few_samples_are_inconclusive(run: Cli, shelf: Path, policy: str, st
     assert report.verdict.outcome == "inconclusive"
     assert report.verdict.samples_needed is not None
     assert "INCONCLUSIVE" in out
+    assert (f"--inconclusive {policy}" in out) == (policy != "fail")
     # FP32 itself could not pass on so few: the first within the limit is taken.
     assert sum(t.outcome != "not evaluated" for t in report.trials) == 1
 
@@ -592,10 +593,15 @@ def test_a_gate_that_passes_writes_every_format(run: Cli, pair: tuple[object, ..
     report = load(GateReport, files["out"].read_bytes(), "gate.out")
     assert (report.exit_code, report.verdict.outcome, report.max_drop) == (0, "pass", "1pt")
     assert report.verdict.n == 400
-    assert (report.latencies, report.speed) == ((), None)
+    assert (report.latencies, report.judged[0].speed) == ((), None)
     assert run.stopwatch.measured == []
     cases = list(ET.parse(files["junit"]).getroot().iter("testcase"))
-    assert [(c.get("name"), c.find("failure")) for c in cases] == [("accuracy", None)]
+    assert [(c.get("name"), c.find("failure")) for c in cases] == [
+        ("accuracy", None),
+        ("finite", None),
+        ("deterministic", None),
+        ("plausible", None),
+    ]
     assert "<script" not in files["html"].read_text()
     assert "INT8 against FP32" in files["markdown"].read_text()
     status, _, err = run(*pair, "--max-drop", "1pt", "--junit", files["junit"])
@@ -625,6 +631,7 @@ def test_a_gate_with_too_few_samples_is_inconclusive(
     found, out, _ = run(*pair, *options)
     assert found == status
     assert "INCONCLUSIVE" in out
+    assert (f"--inconclusive {policy}" in out) == (policy != "fail")
 
 
 @pytest.mark.parametrize(("speedup", "status"), [("1.9x", 0), ("2.1x", 3)])
@@ -635,9 +642,9 @@ def test_a_gate_can_ask_for_speed(
     found, out, _ = run(*pair, "--max-drop", "1pt", "--min-speedup", speedup, *files)
     assert found == status
     report = load(GateReport, Path("gate.json").read_bytes(), "gate.json")
-    assert report.too_slow == (status == 3)
-    assert report.speed is not None
-    assert report.speed.ratio == pytest.approx(2.0, rel=1e-3)
+    speed_found = report.judged[0].speed
+    assert speed_found is not None
+    assert speed_found.ratio == pytest.approx(2.0, rel=1e-3)
     cases = {
         c.get("name"): c.find("failure") for c in ET.parse("gate.xml").getroot().iter("testcase")
     }

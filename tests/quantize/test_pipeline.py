@@ -17,7 +17,7 @@ from bench.runtimes import RUNTIMES
 from bench.store import dump, load
 from quantize import debian, finishing, judging, pipeline, timing, trials
 from quantize.data import Samples
-from quantize.gate import Outcome, Tolerance, Verdict
+from quantize.gate import Outcome, Verdict
 from quantize.guest import VNNI_CPU
 from quantize.job import DataSpec, Effort, Job, Limits
 from quantize.journal import Journal

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantize.evaluate import Evaluation
-from quantize.gate import Tolerance, judge
+from quantize.gate import judge
 from quantize.sequential import ERROR, SHARES, Looks
+from quantize.tolerance import Tolerance
 from tests.quantize.test_gate import evaluation
 
 TOTAL = 800

@@ -1,0 +1,144 @@
+"""Named checks: everything that one run judged, as one list that every format shows.
+
+Each has a name, an outcome, what was found, the limit that it was held against, and a sentence.
+JUnit makes a test case of each, GitHub an annotation of each that failed.
+"""
+
+from collections.abc import Sequence
+
+from bench.compare import Comparison
+from bench.render import Check, CheckOutcome
+from quantize.amounts import drop_text, size_text
+from quantize.coverage import Coverage
+from quantize.evaluate import Evaluation
+from quantize.gate import Verdict, scale_of
+from quantize.slices import SliceVerdict
+
+_OUTCOMES: dict[str, CheckOutcome] = {
+    "pass": "pass",
+    "refuse": "fail",
+    "inconclusive": "inconclusive",
+}
+
+
+def accuracy_check(verdict: Verdict, where: str = "") -> Check:
+    """The verdict on the mean.
+
+    Args:
+        verdict: Of one pair of evaluations.
+        where: The runtime, if there are several.
+    """
+    name = f"accuracy in {where}" if where else "accuracy"
+    found = drop_text(verdict.drop, verdict.scale)
+    if verdict.scale == "decibels":
+        found = drop_text(verdict.candidate_value, verdict.scale)
+    limit = verdict.limit
+    if verdict.scale == "decibels":
+        limit = verdict.baseline_value - limit
+    return Check(
+        name,
+        _OUTCOMES[verdict.outcome],
+        verdict.reason,
+        "\n".join(verdict.suspicious),
+        found,
+        drop_text(limit, verdict.scale),
+    )
+
+
+def slices_check(
+    slices: Sequence[SliceVerdict], limit: float, evaluation: Evaluation, where: str = ""
+) -> Check:
+    """Whether every slice is within the limit of slices."""
+    name = f"slices in {where}" if where else "slices"
+    scale = scale_of(evaluation)
+    allowed = drop_text(limit, scale)
+    if not slices:
+        text = "There is no slice of at least five samples to judge."
+        return Check(name, "inconclusive", text, limit=allowed)
+    worst = slices[0]
+    found = f"{worst.name}: {drop_text(worst.drop, scale)}"
+    lost = [s for s in slices if s.outcome == "refuse"]
+    open_ = [s for s in slices if s.outcome == "inconclusive"]
+    about = f"{len(slices)} slices, the worst is {worst.name}"
+    if lost:
+        text = (
+            f"{len(lost)} of {about}: it lost {drop_text(worst.drop, scale)} on {worst.n:,} "
+            f"samples, surely more than {drop_text(worst.low, scale)}; the limit is {allowed}."
+        )
+        return Check(name, "fail", text, _listed(lost), found, allowed)
+    if open_:
+        most = max((s.samples_needed or 0 for s in open_), default=0)
+        asked = f" About {most:,} samples of each would settle it." if most else ""
+        text = (
+            f"{len(open_)} of {len(slices)} slices have too few samples to be sure that they lost "
+            f"no more than {allowed}; the first is {open_[0].name} with {open_[0].n:,}.{asked}"
+        )
+        return Check(name, "inconclusive", text, _listed(open_), found, allowed)
+    text = f"None of {about}, which lost {drop_text(worst.drop, scale)}; the limit is {allowed}."
+    return Check(name, "pass", text, "", found, allowed)
+
+
+def _listed(slices: Sequence[SliceVerdict]) -> str:
+    names = [s.name for s in slices[:20]]
+    more = len(slices) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
+def finite_check(evaluations: Sequence[Evaluation]) -> Check:
+    """Whether all outputs are finite."""
+    broken = next((e for e in evaluations if e.nonfinite), None)
+    if broken is None:
+        return Check("finite", "pass", "All outputs are finite.", found="0", limit="0")
+    text = (
+        f"{broken.nonfinite} of {broken.count} runs in {broken.runtime} returned NaN or infinity, "
+        f"first in {broken.first_nonfinite}."
+    )
+    return Check("finite", "fail", text, "", str(broken.nonfinite), "0")
+
+
+def speed_check(speed: Comparison, least: float, where: str = "") -> Check:
+    """Whether INT8 is surely so much faster: the lower end of the interval decides."""
+    name = f"speed in {where}" if where else "speed"
+    interval = "no interval"
+    if speed.low is not None and speed.high is not None:
+        interval = f"{speed.low:.2f} to {speed.high:.2f}"
+    text = f"INT8 is {speed.ratio:.2f} times as fast ({interval}), at least {least:g} asked."
+    slow = (speed.low or 0.0) < least
+    return Check(
+        name,
+        "fail" if slow else "pass",
+        text,
+        "\n".join(speed.doubts),
+        f"{speed.ratio:.2f}x",
+        f"{least:g}x",
+    )
+
+
+def size_check(size_bytes: int, most_bytes: int) -> Check:
+    """Whether INT8 is small enough, external data included."""
+    fits = size_bytes <= most_bytes
+    text = f"INT8 takes {size_text(size_bytes)}, at most {size_text(most_bytes)} allowed."
+    found, limit = size_text(size_bytes), size_text(most_bytes)
+    return Check("size", "pass" if fits else "fail", text, "", found, limit)
+
+
+def compression_check(fp32_bytes: int, int8_bytes: int, least: float) -> Check:
+    """Whether INT8 is so many times smaller."""
+    ratio = fp32_bytes / max(int8_bytes, 1)
+    text = (
+        f"INT8 is {ratio:.2f} times smaller ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
+        f"at least {least:g} asked."
+    )
+    outcome: CheckOutcome = "pass" if ratio >= least else "fail"
+    return Check("compression", outcome, text, "", f"{ratio:.2f}x", f"{least:g}x")
+
+
+def plausible_check(suspicious: Sequence[str]) -> Check:
+    """Never fails: it flags an INT8 that is better than its FP32."""
+    text = " ".join(suspicious) or "INT8 is not suspiciously better than FP32."
+    return Check("plausible", "pass", text)
+
+
+def coverage_text(coverage: Coverage) -> str:
+    """`23 of 24 layers`."""
+    return f"{coverage} layers"

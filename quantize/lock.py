@@ -1,0 +1,168 @@
+"""The committed baseline: what the last accepted model reached, so that the next is no worse.
+
+`vnnify.lock.json` lies in the repository. `--baseline` compares with it, `--update-baseline` writes
+it, and the diff of it is what a reviewer sees.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import InputError, UsageError
+from bench.render import Check
+from bench.store import atomic_write, dump, load
+from quantize.amounts import Scale, drop_text, score_text, size_text
+
+# A file may grow by so much without being another model: names, metadata.
+_GROWTH = 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One runtime's part of a baseline.
+
+    Attributes:
+        runtime: Its name.
+        fp32: FP32's score.
+        int8: INT8's.
+        drop: Observed.
+        drop_high: The drop was below this, at the gate's confidence.
+        speedup: INT8 against FP32 in this runtime; None where it was not timed.
+        speedup_low: Lower end of its interval.
+        speedup_high: Upper end.
+        cpu: Where it was timed.
+    """
+
+    runtime: str
+    fp32: float
+    int8: float
+    drop: float
+    drop_high: float
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    cpu: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What a model reached.
+
+    Attributes:
+        data_sha256: Of the samples it was judged on.
+        metric: Name.
+        samples: How many.
+        scale: How its scores are written.
+        size_bytes: Of the INT8 model.
+        int8_layers: Of them in INT8.
+        layers: In all.
+        entries: By runtime.
+    """
+
+    data_sha256: str
+    metric: str
+    samples: int
+    scale: Scale
+    size_bytes: int
+    int8_layers: int
+    layers: int
+    entries: tuple[Entry, ...]
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a committed baseline.
+
+    Raises:
+        InputError: It cannot be read, or is none.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(
+            f"{path}: the baseline cannot be read: {e.strerror}. Make it with --update-baseline."
+        ) from e
+    return load(Lock, data, path)
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Write it with one value per line, so that a diff of it can be read.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    text = json.dumps(json.loads(dump(lock)), indent=2, sort_keys=True, ensure_ascii=False)
+    atomic_write(path, text.encode() + b"\n")
+
+
+def lock_checks(old: Lock, new: Lock) -> tuple[Check, ...]:
+    """Whether the new model is no worse than the committed one.
+
+    Accuracy fails where the new drop is beyond the bound that the old one had. Speed fails where
+    the new ratio's interval lies wholly below the old ratio's, and is skipped on another CPU.
+
+    Raises:
+        UsageError: They were not judged alike.
+    """
+    pairs = (
+        ("data (SHA-256)", old.data_sha256[:12], new.data_sha256[:12]),
+        ("metric", old.metric, new.metric),
+    )
+    for field, before, now in pairs:
+        if before != now:
+            raise UsageError(
+                f"the baseline cannot be compared with: its {field} is {before}, and now it is "
+                f"{now}. If that is meant, make it anew with --update-baseline."
+            )
+    known = {e.runtime: e for e in old.entries}
+    checks = [_size(old, new), _coverage(old, new)]
+    for entry in new.entries:
+        before_entry = known.get(entry.runtime)
+        if before_entry is None:
+            text = f"The baseline says nothing of {entry.runtime}; update it."
+            checks.append(Check(f"baseline: accuracy in {entry.runtime}", "skipped", text))
+        else:
+            checks += [_accuracy(before_entry, entry, new.scale), _speed(before_entry, entry)]
+    return tuple(checks)
+
+
+def _accuracy(old: Entry, new: Entry, scale: Scale) -> Check:
+    worse = new.drop > old.drop_high
+    found, limit = drop_text(new.drop, scale), drop_text(old.drop_high, scale)
+    text = (
+        f"INT8 scores {score_text(new.int8, scale)}, {score_text(old.int8, scale)} before; the "
+        f"drop is {found}, and that of the baseline was surely below {limit}."
+    )
+    name = f"baseline: accuracy in {new.runtime}"
+    return Check(name, "fail" if worse else "pass", text, "", found, limit)
+
+
+def _speed(old: Entry, new: Entry) -> Check:
+    name = f"baseline: speed in {new.runtime}"
+    if old.speedup is None or new.speedup is None:
+        text = "Not timed in both; add --time to both."
+        return Check(name, "skipped", text)
+    if old.cpu != new.cpu:
+        text = f"The baseline was timed on {old.cpu}, this is {new.cpu}."
+        return Check(name, "skipped", text)
+    floor = old.speedup_low or old.speedup
+    slower = (new.speedup_high or new.speedup) < floor
+    found, limit = f"{new.speedup:.2f}x", f"{floor:.2f}x"
+    text = (
+        f"INT8 is {found} as fast as FP32, {old.speedup:.2f}x before and then surely above {limit}."
+    )
+    return Check(name, "fail" if slower else "pass", text, "", found, limit)
+
+
+def _size(old: Lock, new: Lock) -> Check:
+    grown = new.size_bytes > old.size_bytes * _GROWTH
+    found, limit = size_text(new.size_bytes), size_text(old.size_bytes)
+    text = f"INT8 takes {found}, {limit} before."
+    return Check("baseline: size", "fail" if grown else "pass", text, "", found, limit)
+
+
+def _coverage(old: Lock, new: Lock) -> Check:
+    fewer = new.int8_layers * old.layers < old.int8_layers * new.layers
+    found = f"{new.int8_layers} of {new.layers}"
+    limit = f"{old.int8_layers} of {old.layers}"
+    text = f"{found} layers are in INT8, {limit} before."
+    return Check("baseline: coverage", "fail" if fewer else "pass", text, "", found, limit)
