@@ -27,11 +27,8 @@ from quantize.report import Report
 from quantize.search import Judged
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt
-<<<<<<< HEAD
 from quantize.targets import TARGETS
-=======
 from quantize.tolerance import Tolerance
->>>>>>> c476301 (Follow the move of Tolerance)
 from tests import classifier, tiny
 from tests.quantize.test_gate import evaluation
 from tests.timing import Stopwatch
