@@ -2,24 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-# Kinds whose float form has an INT8 kernel worth having, and the operators that are one.
-_FLOAT = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention"}
-_INTEGER = {
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "DynamicQuantizeLSTM",
-    "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat",
-    "QGemm",
-    "QAttention",
-    "QLinearConvTranspose",
-}
-# These hand on what a DequantizeLinear made.
-_SEE_THROUGH = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +9,7 @@ class Coverage:
     """Layers of a file.
 
     Attributes:
-        int8: Layers that runtimes may compute in integers.
+        int8: Layers whose products are of integers, with scales stored or found at run time.
         layers: All convolutions, matrix products and recurrent layers.
     """
 
@@ -40,23 +22,14 @@ class Coverage:
 
 
 def coverage_of(path: Path) -> Coverage:
-    """Count the layers of a file, and those between Q/DQ pairs or in integer operators.
+    """Count the layers of a file as `vnnify inspect` does.
 
     Args:
-        path: Of a model that `bench.models.read_model` accepts; its weights are not read.
+        path: Of a model that `bench.models.read_model` accepts.
     """
-    import onnx
+    import onnx_ir as ir
 
-    graph = onnx.load(path, load_external_data=False).graph
-    makers = {name: node for node in graph.node for name in node.output}
-    integer = sum(n.op_type in _INTEGER for n in graph.node)
-    floats = [n for n in graph.node if n.op_type in _FLOAT]
-    between = sum(all(_dequantized(n.input[i], makers) for i in (0, 1)) for n in floats)
-    return Coverage(integer + between, integer + len(floats))
+    from quantize.inspection.products import lifted, products
 
-
-def _dequantized(name: str, makers: dict[str, Any]) -> bool:
-    node = makers.get(name)
-    while node is not None and node.op_type in _SEE_THROUGH:
-        node = makers.get(node.input[0])
-    return node is not None and node.op_type == "DequantizeLinear"
+    found = products(lifted(ir.load(path)))
+    return Coverage(sum(p.mode in ("static", "dynamic") for p in found), len(found))

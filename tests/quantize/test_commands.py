@@ -287,7 +287,6 @@ def test_too_few_samples_are_inconclusive(run: Cli, shelf: Path, policy: str, st
     assert report.verdict.outcome == "inconclusive"
     assert report.verdict.samples_needed is not None
     assert "INCONCLUSIVE" in out
-    assert (f"--inconclusive {policy}" in out) == (policy != "fail")
     # FP32 itself could not pass on so few: the first within the limit is taken.
     assert sum(t.outcome != "not evaluated" for t in report.trials) == 1
 
