@@ -16,6 +16,7 @@ from bench.machine import describe
 from bench.models import Model, read_model
 from bench.store import dump
 from quantize.anchors import find_anchors
+from quantize.drift import Drift, seen_ranges
 from quantize.evaluate import Evaluation
 from quantize.job import Job
 from quantize.prepare import save
@@ -45,6 +46,7 @@ class Results:
         evaluations: FP32 first, then INT8 where it is served, then elsewhere.
         timing: The benchmark.
         proofs: On emulated CPUs, if they were asked for.
+        drift: Of a replayed recipe.
     """
 
     source: Model
@@ -58,6 +60,7 @@ class Results:
     evaluations: tuple[Evaluation, ...]
     timing: Timing
     proofs: tuple[Proof, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
 
 def finish(
@@ -78,7 +81,7 @@ def finish(
         best.runtime,
         results.timing.comparisons,
         job.limits.inconclusive,
-        need_speed=job.limits.objective == "latency",
+        need_speed=job.limits.need_speed,
         proofs=results.proofs,
     )
     made = best.trial.quantized
@@ -113,6 +116,7 @@ def finish(
         machine=describe(),
         notes=tuple(dict.fromkeys(notes)),
         proofs=results.proofs,
+        drift=results.drift,
     )
 
 
@@ -153,7 +157,8 @@ def keep_best(best: Judged, bench: Workbench, folder: Path) -> None:
 def _recipe(best: Judged, bench: Workbench, calibration_sha256: str) -> str:
     facts = {"fp32_sha256": bench.fp32.sha256, "calibration_sha256": calibration_sha256}
     marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
-    return to_toml(best.trial.quantized.recipe, marks, facts)
+    seen = seen_ranges(bench.calibration, bench.anchors)
+    return to_toml(best.trial.quantized.recipe, marks, facts, seen)
 
 
 def _place_model(quantized: QuantizedModel, folder: Path) -> Model:

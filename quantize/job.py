@@ -42,7 +42,9 @@ class Limits:
         max_drop: Tolerance with its unit; None for 1pt, or 1% where the metric is not in 0..1.
         confidence: One-sided, of the verdict.
         inconclusive: What becomes of a model when the samples cannot tell.
-        objective: "latency" refuses a model that is not faster than FP32, "size" does not.
+        objective: What counts among models that pass: "latency" (of one inference at a time),
+            "throughput" (one thread each, as where every core serves its own stream), or "size",
+            which does not refuse a model that is slower than FP32.
         slices: CSV file with columns that divide the samples.
         unit: Column that names the independent unit of each sample.
         max_slice_drop: Tolerance of each slice; None to only report them.
@@ -54,10 +56,15 @@ class Limits:
     max_drop: str | None = None
     confidence: float = 0.95
     inconclusive: Literal["fail", "warn", "pass"] = "fail"
-    objective: Literal["latency", "size"] = "latency"
+    objective: Literal["latency", "throughput", "size"] = "latency"
     slices: Path | None = None
     unit: str | None = None
     max_slice_drop: str | None = None
+
+    @property
+    def need_speed(self) -> bool:
+        """Whether a model that is no faster than FP32 is of no use."""
+        return self.objective != "size"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from quantize.anchors import find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.debian import require_packages
+from quantize.drift import Drift, drift, drift_note, read_seen, seen_ranges
 from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
 from quantize.finishing import Results, fastest, finish, keep_best
 from quantize.gate import judge
@@ -49,7 +50,7 @@ from quantize.prepare import prepare
 from quantize.proofs import Proof
 from quantize.proving import prove_model
 from quantize.quantizers import find_engines
-from quantize.recipe import fingerprints, from_toml
+from quantize.recipe import Recipe, fingerprints, from_toml
 from quantize.report import Data, Report
 from quantize.search import Aim, Found, Judged, search
 from quantize.sequential import Looks
@@ -109,6 +110,8 @@ class _Run:
         self.job, self.staging, self.progress = job, staging, progress
         self.scratch, self.journal, self.interrupt = staging / "scratch", journal, interrupt
         self.stages: list[Stage] = []
+        self.replayed: Recipe | None = None
+        self.drift: tuple[Drift, ...] = ()
         self.notes: list[str] = []
         self.threads = job.effort.threads or available_threads()
         self.runtimes = _runtimes(job.effort.runtimes)
@@ -197,6 +200,7 @@ class _Run:
             evaluations=(baseline, best.evaluation, *others, *elsewhere),
             timing=timing,
             proofs=proofs,
+            drift=self.drift,
         )
         return finish(self.job, self.staging, results, self.stages, self.notes)
 
@@ -327,6 +331,8 @@ class _Run:
         if not anchors:
             why = "; ".join(sorted(set(left.values()))) or "it has no Conv, Gemm, MatMul or LSTM"
             raise UnsupportedError(f"nothing to quantize (0 of {len(left)}): {why}.")
+        # Whether it fits is known before anything is calibrated.
+        self.replayed = self._recipe(fingerprints(model, anchors))
         count = min(PROBES, max(len(samples) // 4, 1))
         ordered = bool(self.job.data.states)
         # A state is carried from sample to sample, so a sequence is cut once and not thinned out.
@@ -334,6 +340,7 @@ class _Run:
         rest = [i for i in range(len(samples)) if i not in set(held)] or held
         statistics = self._statistics(fp32, watch_list(model, anchors), samples.subset(rest))
         probes = tuple(samples[i].feeds for i in held)
+        timed_threads = self.job.effort.threads or 1 if self._is_throughput() else self.threads
         return Workbench(
             fp32,
             anchors,
@@ -341,7 +348,7 @@ class _Run:
             probes,
             run_probes(fp32, probes, self.threads),
             self.runtimes,
-            self.threads,
+            timed_threads,
             self.scratch,
             journal=self.journal,
             engines=self.engines,
@@ -392,7 +399,7 @@ class _Run:
         )
         aim = Aim(
             can_pass=itself.outcome == "pass",
-            need_speed=self.job.limits.objective == "latency",
+            need_speed=self.job.limits.need_speed,
             deadline_s=perf_counter() + self.job.effort.budget_s,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
@@ -415,11 +422,24 @@ class _Run:
         hurried = replace(effort, rounds=min(effort.rounds, _HURRIED_ROUNDS))
         return hurried if self.interrupt.asked else effort
 
+    def _is_throughput(self) -> bool:
+        return self.job.limits.objective == "throughput"
+
+    def _recipe(self, marks: dict[str, str]) -> Recipe | None:
+        path = self.job.effort.recipe
+        return None if path is None else from_toml(_text_of(path), marks, str(path))
+
     def _replay(self, bench: Workbench, judging: Judging, path: Path) -> Found:
         from quantize.trials import time_quickly
 
-        model = ir.load(bench.fp32.path)
-        recipe = from_toml(_text_of(path), fingerprints(model, bench.anchors), str(path))
+        recipe = self.replayed
+        assert recipe is not None
+        marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
+        before = read_seen(_text_of(path), str(path))
+        self.drift = drift(before, seen_ranges(bench.calibration, bench.anchors), marks)
+        if (note := drift_note(self.drift)) is not None:
+            self.notes.append(note)
+            self.progress.say(note)
         timed, fp32_ms = time_quickly(bench, [attempt(bench, recipe, "recipe")])
         runtime = timed[0].fastest
         if runtime is None:

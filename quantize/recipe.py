@@ -31,8 +31,11 @@ _KEYS = {
     "correct_bias": bool,
     "modes": dict,
     "ranges_by_tensor": dict,
+    "seen": dict,
     "made": dict,
 }
+# Tables that a recipe may lack, and whose values are not all text.
+_ASIDE = ("seen", "made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +126,19 @@ def _describe(node: ir.Node, depth: int) -> list[Any]:
     return [node.op_type, attributes, shapes, before]
 
 
-def to_toml(recipe: Recipe, marks: Mapping[str, str], facts: Mapping[str, str]) -> str:
+def to_toml(
+    recipe: Recipe,
+    marks: Mapping[str, str],
+    facts: Mapping[str, str],
+    seen: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
     """A recipe as TOML, with comments for the reader.
 
     Args:
         recipe: What was decided.
         marks: Fingerprint by anchor name.
         facts: Where it came from (digests, versions); kept under `[made]`.
+        seen: Lowest and highest value at the input of each anchor, by its name.
     """
     lines = [
         "# How the INT8 model beside this file was made.",
@@ -146,6 +155,13 @@ def to_toml(recipe: Recipe, marks: Mapping[str, str], facts: Mapping[str, str]) 
     lines += [f"{_quote(marks[n])} = {_quote(m)}  # {_comment(n)}" for n, m in recipe.modes.items()]
     lines += ["", "[ranges_by_tensor]"]
     lines += [f"{_quote(t)} = {_quote(m)}" for t, m in sorted(recipe.ranges_by_tensor.items())]
+    if seen:
+        lines += [
+            "",
+            "# Lowest and highest value that calibration saw at a layer's input.",
+            "[seen]",
+        ]
+        lines += [f"{_quote(marks[n])} = [{low!r}, {high!r}]" for n, (low, high) in seen.items()]
     lines += ["", "[made]"]
     lines += [f"{_quote(k)} = {_quote(v)}" for k, v in sorted(facts.items())]
     return "\n".join(lines) + "\n"
@@ -195,11 +211,11 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
 
 def _check_types(raw: Mapping[str, Any], where: str) -> None:
     for key, kind in _KEYS.items():
-        if key not in raw and key != "made":
+        if key not in raw and key not in _ASIDE:
             raise UsageError(f"{where}: the key {key!r} is missing.")
         value = raw.get(key, {})
         fits = isinstance(value, kind)
-        if fits and kind is dict and key != "made":
+        if fits and kind is dict and key not in _ASIDE:
             fits = all(isinstance(v, str) for v in value.values())
         if not fits:
             wanted = "a table of text" if kind is dict else kind.__name__

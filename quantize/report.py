@@ -9,6 +9,7 @@ from bench.isolate import Stage
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.models import Model
+from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
 from quantize.proofs import Proof
@@ -115,6 +116,7 @@ class Report:
         machine: Where.
         notes: What a user may want to know.
         proofs: On emulated CPUs; none where none was asked for.
+        drift: Of a replayed recipe: ranges then and now, the farthest apart first.
     """
 
     command: str
@@ -142,6 +144,7 @@ class Report:
     machine: Machine
     notes: tuple[str, ...]
     proofs: tuple[Proof, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
 
 def conclude(

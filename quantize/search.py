@@ -12,8 +12,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import log
 from time import perf_counter
 
+from bench.kernels import TELLING
 from quantize.anchors import Anchor, Mode
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
@@ -46,6 +48,10 @@ _WORTH = 1.03
 _MUCH_FASTER = 0.8
 # What a candidate that is fast in both runtimes may cost more than one that is fast in one.
 _ONE_RUNTIME = 1.05
+# Candidates within this factor of the fastest are timed again, longer.
+_NEAR = 1.1
+# Sizes within this factor count as the same.
+_SAME_SIZE = 1.02
 # Below this the outputs have nothing to do with FP32's any more, whatever the metric.
 _HOPELESS_DB = 0.0
 
@@ -62,17 +68,20 @@ class Judged:
         runtime: Where it was judged and would be served.
         evaluation: Its scores.
         verdict: Against FP32.
+        cost: What counts among candidates of the same verdict; None: time.
     """
 
     trial: Trial
     runtime: str
     evaluation: Evaluation
     verdict: Verdict
+    cost: float | None = None
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Sorts the best first: a pass, then within the limit, then by drop; then by speed."""
+        """Sorts the best first: a pass, then within the limit, then by drop; then by cost."""
         verdict, ms = self.verdict, self.trial.latency_ms.get(self.runtime, float("inf"))
+        ms = ms if self.cost is None else self.cost
         if verdict.outcome == "pass":
             return (0, ms)
         if verdict.outcome == "inconclusive" and verdict.drop <= verdict.limit:
@@ -183,7 +192,7 @@ class _Search:
             trials = [] if self._spent() else self._make(target)
             if not trials:
                 continue
-            ready = self._timed(trials) or self._timed_again(trials)
+            ready = self._look_closer(self._timed(trials)) or self._timed_again(trials)
             if not ready:
                 # Another target rounds differently; it is no faster.
                 slower = True
@@ -221,20 +230,27 @@ class _Search:
         return [*trials, *self._where_it_pays(trials, target)]
 
     def _where_it_pays(self, trials: Sequence[Trial], target: str) -> list[Trial]:
-        """The first static candidate without the layers whose INT8 kernel gains nothing here."""
-        if "onnxruntime" not in self.bench.runtimes or not self.need_speed:
-            return []
-        for trial in trials:
-            recipe = trial.quantized.recipe
-            if recipe.fused_for == "onnxruntime" and "static" in recipe.modes.values():
-                modes = paying(self.bench, trial)
-                if modes == recipe.modes or all(m == "float" for m in modes.values()):
-                    return []
-                name = f"static where it pays, {target}"
-                found = attempt_or_none(self.bench, replace(recipe, modes=modes), name)
-                slow = dict.fromkeys(modes, "its INT8 kernel gains nothing on this CPU")
-                return [explained(found, slow)] if found is not None else []
-        return []
+        """Per runtime: its first static candidate without the layers that gain nothing in it."""
+        made: list[Trial] = []
+        for runtime in self.bench.runtimes if self.need_speed else ():
+            fitting = [
+                t
+                for t in trials
+                if t.quantized.recipe.fused_for == runtime
+                and t.quantized.recipe.engine == "native"
+                and "static" in t.quantized.recipe.modes.values()
+            ]
+            if not fitting or runtime not in TELLING:
+                continue
+            recipe = fitting[0].quantized.recipe
+            modes = paying(self.bench, fitting[0], runtime)
+            if modes == recipe.modes or all(m == "float" for m in modes.values()):
+                continue
+            name = f"static where it pays in {runtime}, {target}"
+            found = attempt_or_none(self.bench, replace(recipe, modes=modes), name)
+            slow = dict.fromkeys(modes, f"its INT8 kernel in {runtime} gains nothing on this CPU")
+            made += [explained(found, slow)] if found is not None else []
+        return made
 
     def _timed(self, trials: list[Trial], rounds: int = 1) -> list[Trial]:
         """Candidates that gain, fastest first."""
@@ -251,6 +267,15 @@ class _Search:
             self.say(f"{t.name}: {t.noise_db:.1f} dB, {quick} (to beat: {floor:.3g} ms)")
         return sorted(gains, key=self._cost)
 
+    def _look_closer(self, ready: list[Trial]) -> list[Trial]:
+        """The same, the fastest first, after a longer look at those that one look cannot tell."""
+        near = [t for t in ready if self._ms(t) < _NEAR * self._ms(ready[0])]
+        if not self.need_speed or len(near) < 2 or self._spent():
+            return ready
+        self.trials = [t for t in self.trials if t not in near]
+        again = self._timed(near, rounds=3)
+        return sorted([*again, *(t for t in ready if t not in near)], key=self._cost)
+
     def _timed_again(self, trials: list[Trial]) -> list[Trial]:
         """A second, longer look at the two fastest before INT8 is given up for being slow."""
         if not self.need_speed:
@@ -261,7 +286,10 @@ class _Search:
         return self._timed(close, rounds=3) if close else []
 
     def _cost(self, trial: Trial) -> float:
-        """Its time, and a little more where only one runtime turns it into integers."""
+        """What is to be small: its size, or its time, a little more where one runtime fuses it."""
+        if not self.need_speed:
+            # Some bytes of names and scales are no reason to prefer one.
+            return float(round(log(trial.quantized.model.size_bytes, _SAME_SIZE)))
         only = trial.quantized.recipe.fused_for == "openvino"
         return self._ms(trial) * (_ONE_RUNTIME if only else 1.0)
 
@@ -300,7 +328,8 @@ class _Search:
             self.say("interrupted: the best so far is kept; once more ends the run without it")
             return False
         evaluation, verdict = found
-        self.judged.append(Judged(trial, trial.fastest, evaluation, verdict))
+        cost = None if self.need_speed else self._cost(trial)
+        self.judged.append(Judged(trial, trial.fastest, evaluation, verdict, cost))
         self.say(
             f"{trial.name} in {trial.fastest}: {verdict.outcome}, drop {verdict.drop:.4g} "
             f"(limit {verdict.limit:.4g}){self._left()}"

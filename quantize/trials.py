@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bench.errors import InputError, UnsupportedError
+from bench.kernels import find_kernels
 from bench.latency import Variant, measure
 from bench.models import Feeds, Model, read_model
 from bench.profile import node_times
@@ -240,35 +241,68 @@ def _quieter(one: Trial | None, other: Trial | None) -> Trial | None:
     return better
 
 
-def paying(bench: Workbench, trial: Trial) -> dict[str, Mode]:
+def paying(bench: Workbench, trial: Trial, runtime: str) -> dict[str, Mode]:
     """The trial's modes, with anchors back in float whose INT8 kernel gains nothing here.
 
-    Read from one profile of each model in ONNX Runtime; an anchor that cannot be found in both
-    keeps its mode.
+    Read from one profile of each model; an anchor that cannot be found in both keeps its mode, and
+    anchors of one fusion group stay together.
+
+    Args:
+        bench: What all candidates share.
+        trial: Whose anchors are looked at.
+        runtime: Whose kernels are looked at.
     """
-    key = bench.key(int8=trial.quantized.model.sha256, threads=bench.threads)
-    found = bench.journal.remember(Modes, "paying", key, lambda: _paying(bench, trial))
+    model = trial.quantized.model
+    key = bench.key(int8=model.sha256, threads=bench.threads, runtime=runtime)
+    found = bench.journal.remember(Modes, "paying", key, lambda: _paying(bench, trial, runtime))
     return dict(found.by_anchor)
 
 
-def _paying(bench: Workbench, trial: Trial) -> Modes:
-    feeds = bench.probes[0]
-    fp32, int8 = (
-        node_times(path, feeds, threads=bench.threads, runs=_PROFILED, scratch=bench.scratch)
-        for path in (bench.fp32.path, trial.quantized.model.path)
-    )
-    modes = dict(trial.quantized.recipe.modes)
-    for anchor in bench.anchors:
-        before = _time_of(anchor, fp32)
-        after = _time_of(anchor, int8)
-        if modes[anchor.name] == "static" and before and after and after > _GAIN * before:
-            modes[anchor.name] = "float"
+def _paying(bench: Workbench, trial: Trial, runtime: str) -> Modes:
+    recipe = trial.quantized.recipe
+    try:
+        fp32 = kernel_times(bench, bench.fp32.path, runtime)
+        int8 = kernel_times(bench, trial.quantized.model.path, runtime)
+    except InputError as e:
+        logger.info("%s", e)
+        return Modes(recipe.modes)
+    modes = dict(recipe.modes)
+    anchors = {a.name: a for a in bench.anchors}
+    for group in fusion_groups(bench, recipe):
+        times = [(_time_of(anchors[n], fp32), _time_of(anchors[n], int8)) for n in group]
+        seen = all(before and after for before, after in times)
+        before, after = (sum(t[i] for t in times) for i in (0, 1))
+        if seen and after > _GAIN * before:
+            modes |= {n: "float" for n in group if modes[n] == "static"}
     return Modes(modes)
 
 
 def _time_of(anchor: Anchor, times: dict[str, float]) -> float:
     prefixes = (f"{anchor.name}_token_", f"{anchor.output}_nchwc", f"{anchor.end}_nchwc")
-    return sum(ms for name, ms in times.items() if name == anchor.name or name.startswith(prefixes))
+    own = {anchor.name, anchor.output}
+    return sum(
+        ms for name, ms in times.items() if own & set(name.split(",")) or name.startswith(prefixes)
+    )
+
+
+def kernel_times(bench: Workbench, path: Path, runtime: str) -> dict[str, float]:
+    """Mean ms of the kernels of one inference, by the names in the file that they compute.
+
+    Raises:
+        InputError: The runtime refuses the file.
+    """
+    feeds, threads = bench.probes[0], bench.threads
+    if runtime == "onnxruntime":
+        return node_times(path, feeds, threads=threads, runs=_PROFILED, scratch=bench.scratch)
+    found = find_kernels(
+        path, runtime, threads=threads, scratch=bench.scratch, feeds=feeds, runs=_PROFILED
+    )
+    # OpenVINO names a convolution apart from its bias before it fuses the two.
+    return {
+        ",".join(n.partition("/WithoutBiases")[0] for n in k.origins or (k.name,)): k.ms
+        for k in found.kernels
+        if k.ms is not None and k.kind == "product"
+    }
 
 
 def attempt_or_none(bench: Workbench, recipe: Recipe, name: str) -> Trial | None:

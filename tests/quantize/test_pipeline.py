@@ -345,6 +345,58 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
         run(job, staging, Silent())
 
 
+# --- recipes ---
+
+
+def test_a_recipe_of_another_graph_is_refused_before_anything_is_calibrated(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job, staging, Silent())
+    text = (staging / "recipe.toml").read_text()
+    (staging / "other.toml").write_text(text.replace('"conv-', '"gone-'))
+    (tmp_path / "again").mkdir()
+    monkeypatch.setattr(pipeline, "calibrate", forbidden)
+    replay = replace(job, effort=replace(job.effort, recipe=staging / "other.toml"))
+    with pytest.raises(UsageError, match="made for another graph: node 'first' is new"):
+        run(replay, tmp_path / "again", Silent())
+
+
+def test_a_replay_evaluates_once_and_says_how_ranges_moved(
+    job: Job, staging: Path, tmp_path: Path, stopwatch: Stopwatch
+) -> None:
+    first = run(job, staging, Silent())
+    assert first.drift == ()
+    classifier.network(tmp_path / "retrained.onnx", seed=5)
+    (tmp_path / "again").mkdir()
+    retrained = replace(
+        job,
+        model=ModelSpec(str(tmp_path / "retrained.onnx")),
+        effort=replace(job.effort, recipe=staging / "recipe.toml"),
+    )
+    report = run(retrained, tmp_path / "again", Silent())
+    assert len(report.trials) == 1
+    assert {d.name for d in report.drift} == {"first", "second", "head"}
+    assert any(n.startswith("ranges against those of the recipe: ") for n in report.notes)
+    # The images are the same ones.
+    (image,) = (d for d in report.drift if d.name == "first")
+    assert image.factor == 1.0
+
+
+# --- objectives ---
+
+
+def test_for_throughput_each_inference_has_one_thread(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    wanted = replace(job, limits=replace(job.limits, objective="throughput"))
+    many = replace(wanted, effort=replace(job.effort, threads=0))
+    report = run(many, staging, Silent())
+    assert {x.variant.threads for x in report.latencies} == {1}
+    (tmp_path / "two").mkdir()
+    report = run(replace(wanted, effort=replace(job.effort, threads=2)), tmp_path / "two", Silent())
+    assert {x.variant.threads for x in report.latencies} == {2}
+
+
 # --- candidates that are lost ---
 
 

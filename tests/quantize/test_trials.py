@@ -356,7 +356,30 @@ def test_a_layer_whose_int8_kernel_gains_nothing_goes_back_to_float(
     fp32 = {f"{end}_nchwc": 1.0, "second": 1.0, "head": 1.0, "other": 9.0}
     int8 = {"first_token_3": 0.5, "second_token_12": 0.95, "head_token_1": 0.89}
     monkeypatch.setattr(trials, "node_times", profiles(fp32, int8))
-    assert paying(bench, trial) == {**STATIC, "second": "float"}
+    assert paying(bench, trial, "onnxruntime") == {**STATIC, "second": "float"}
+
+
+def test_in_openvino_the_kernels_of_openvino_are_looked_at(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    trial = attempt(bench, recipe(fused_for="openvino"), "static for OpenVINO")
+    monkeypatch.setattr(trials, "node_times", None)
+    monkeypatch.setattr(trials, "_GAIN", 1e9)
+    assert paying(bench, trial, "openvino") == STATIC
+    monkeypatch.setattr(trials, "_GAIN", 1e-9)
+    back = {n for n, m in paying(bench, trial, "openvino").items() if m == "float"}
+    assert {"first", "second"} <= back
+
+
+def test_a_runtime_that_refuses_to_tell_changes_nothing(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise InputError("no")
+
+    monkeypatch.setattr(trials, "find_kernels", refuse)
+    assert paying(bench, attempt(bench, recipe(), "static"), "openvino") == STATIC
 
 
 def test_a_layer_that_a_profile_does_not_show_keeps_its_mode(
@@ -367,7 +390,7 @@ def test_a_layer_that_a_profile_does_not_show_keeps_its_mode(
     fp32 = {"first": 1.0, "second": 1.0}
     int8 = {"first2": 9.0, "head_token_1": 9.0}
     monkeypatch.setattr(trials, "node_times", profiles(fp32, int8))
-    assert paying(bench, trial) == STATIC
+    assert paying(bench, trial, "onnxruntime") == STATIC
 
 
 def test_the_real_profiler_finds_every_layer_in_both_models(
@@ -376,7 +399,7 @@ def test_the_real_profiler_finds_every_layer_in_both_models(
     trial = attempt(bench, recipe(), "static")
     # Whatever gains, nothing gains this much: each layer that is found goes back.
     monkeypatch.setattr(trials, "_GAIN", 1e-9)
-    assert set(paying(bench, trial).values()) == {"float"}
+    assert set(paying(bench, trial, "onnxruntime").values()) == {"float"}
     assert list(bench.scratch.glob("profile*")) == []
 
 
