@@ -33,6 +33,7 @@ def samples_of(feeds: Sequence[Feeds], inputs: Sequence[TensorSpec]) -> Samples:
         digests=tuple(hashlib.sha256(str(i).encode()).hexdigest() for i in range(len(feeds))),
         _load=lambda i: dict(feeds[i]),
         _label=None,
+        _where=str,
         _indices=tuple(range(len(feeds))),
     )
 
