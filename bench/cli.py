@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,52 +14,81 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bench.errors import ExitCode, OutputError, ResourceError, UnfitError, UsageError, VnnifyError
-from bench.feeds import read_feeds
-from bench.latency import Progress, Variant, measure
-from bench.machine import Machine, available_threads, describe
-from bench.models import Feeds, Model, read_model, synthetic_feeds
-from bench.render import Banner, Document, Paragraph, Section, render
+from bench.beside import Beside
+from bench.doctor import diagnosis, refuse_unfit, refuse_unknown
+from bench.document import bench_document
+from bench.errors import ExitCode, OutputError, ResourceError, UsageError, VnnifyError
+from bench.latency import Progress
+from bench.load import Demand
+from bench.machine import describe
+from bench.options import parse_counts, parse_names, parse_p99, parse_rates, parse_streams
+from bench.render import render
 from bench.render.escape import clean
-from bench.report import BenchReport, assemble, bench_document, machine_table
-from bench.runtimes import RUNTIMES, find_runtime
+from bench.report import BenchReport
+from bench.running import Exporter, Plan, machine_peaks, run
 from bench.store import atomic_write, dump
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-_EXTRAS = {
-    "openvino": "pip install 'vnnify[openvino]'",
-    "torch": "pip install 'vnnify[torch]'",
-}
-_CLASSES = {
-    "vnni": ("amx", "avx512_vnni", "avx_vnni"),
-    "amx": ("amx",),
-    "avx2": ("amx", "avx512_vnni", "avx_vnni", "avx512", "avx2"),
-}
-_ANY_TARGET = ("auto", "portable")
-_SYNTHETIC = 8
-
 
 @app.command()
 def bench(
+    context: typer.Context,
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL...", help="ONNX files; the first is the baseline."),
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="ONNX files, .pt2 programs, file.py:factory; the first is the baseline.",
+        ),
     ],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of a factory: .safetensors, or a state dict.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="name:f32[N,3,224,224], where a factory's data cannot tell."),
+    ] = None,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Open a .pt2 file that could run code.")
+    ] = False,
     runtime: Annotated[
         str, typer.Option(help="Comma-separated; by default every one that is installed.")
     ] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in one inference.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or both; what cannot run here is left out.")
+    ] = "cpu",
+    batch: Annotated[str, typer.Option(help="Samples in one inference; 1,8,32 sweeps.")] = "1",
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads of one inference; 0: all that are granted.")
-    ] = 0,
+        str, typer.Option(help="Of one inference; 0: all that are granted; 1,2 sweeps.")
+    ] = "0",
+    streams: Annotated[
+        str, typer.Option(help="Inferences at once: 1,2,4, or auto for the best throughput.")
+    ] = "",
+    rate: Annotated[str, typer.Option(help="Requests per second to answer, as in 50,100.")] = "",
+    p99: Annotated[
+        str, typer.Option(help="As in 20ms: look for the highest rate whose p99 stays below.")
+    ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="Fresh processes per variant.")] = 6,
     seconds: Annotated[float, typer.Option(help="Sampling time of one process.")] = 1.0,
     data: Annotated[
-        Path | None, typer.Option(help="Inputs: .npz, one array per input of the model.")
+        Path | None, typer.Option(help="Inputs: .npz, one array per input; `labels` are ignored.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order and of made-up inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of orders, arrivals and made-up inputs.")] = 0,
+    prices: Annotated[
+        Path | None, typer.Option(help="TOML with [[machine]] entries: what an hour costs.")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the time in which there is work, for the cost.")
+    ] = 1.0,
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="JSON of the same models from another machine.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="JSON of an earlier run here: what changed?")
+    ] = None,
+    no_peaks: Annotated[
+        bool, typer.Option("--no-peaks", help="Do not measure what the machine can do at best.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as HTML.")] = None,
@@ -66,23 +97,34 @@ def bench(
 ) -> None:
     """Time models in fresh processes, taking turns, and compare them with the first."""
     refuse_existing([out, html, markdown], force=force)
-    machine = describe()
-    found = [read_model(path) for path in models]
-    variants = _variants(found, _runtimes(runtime), device, threads or available_threads(), batch)
-    feeds = _feeds(found[0], data, batch, seed)
-    if device == "cuda" and machine.no_gpu_reason:
-        raise UnfitError(f"cannot measure on 'cuda': {machine.no_gpu_reason}. Use --device cpu.")
-    with progress_shown("measuring") as progress:
-        *latencies, control = measure(
-            variants,
-            feeds,
-            rounds=rounds,
-            seconds_per_round=seconds,
-            seed=seed,
-            control=True,
-            progress=progress,
-        )
-    report = assemble(machine, latencies, control, _not_measured(machine, device))
+    plan = Plan(
+        models=tuple(models),
+        weights=weights,
+        inputs=tuple(inputs or ()),
+        trust=trust_model,
+        runtimes=parse_names(runtime),
+        devices=parse_names(device) or ("cpu",),
+        batches=parse_counts("--batch", batch),
+        threads=parse_counts("--threads", threads, least=0),
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
+        data=data,
+        demand=Demand(
+            parse_streams(streams), parse_rates(rate), parse_p99(p99), rounds=min(rounds, 3)
+        ),
+        peaks=not no_peaks,
+    )
+    beside = Beside.read(merge or [], compare, prices, utilisation)
+    machine, exporter = describe(), context.obj
+    with (
+        tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder,
+        progress_shown("measuring") as progress,
+    ):
+        report = run(plan, machine, Path(folder), exporter=exporter, progress=progress)
+    report = beside.lay(
+        report, command=shlex.join(["vnnify", *sys.argv[1:]]), p99_ms=plan.demand.p99_ms
+    )
     _write(report, out, html, markdown)
     emit(dump(report).decode() if json else render(bench_document(report), "text"))
 
@@ -91,27 +133,23 @@ def bench(
 def doctor(
     target: Annotated[str, typer.Option(help="auto, portable, avx2, vnni or amx.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the measured limits, which take seconds.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The machine as JSON on stdout.")] = False,
 ) -> None:
     """Say what this machine is, which arithmetic it does, and what is missing."""
-    if target not in (*_CLASSES, *_ANY_TARGET):
-        known = ", ".join((*_ANY_TARGET, *_CLASSES))
-        raise UsageError(f"unknown target {target!r}; known: {known}.")
-    _refuse_unknown_device(device)
+    refuse_unknown(target, device)
     machine = describe()
-    emit(dump(machine).decode() if json else render(_diagnosis(machine), "text"))
-    wanted = _CLASSES.get(target)
-    if wanted is not None and machine.isa_class not in wanted:
-        raise UnfitError(
-            f"target {target!r} needs a CPU of class {' or '.join(wanted)} and a runtime that "
-            f"computes exactly on it; this is {machine.isa_class!r}. Its accuracy can still be "
-            "judged here, its speed cannot."
-        )
-    if device == "cuda" and machine.no_gpu_reason:
-        raise UnfitError(f"device 'cuda' cannot be used here: {machine.no_gpu_reason}.")
+    if json:
+        emit(dump(machine).decode())
+    else:
+        peaks = () if quick else (machine_peaks(machine, machine.threads),)
+        emit(render(diagnosis(machine, peaks), "text"))
+    refuse_unfit(machine, target, device)
 
 
-def guard(app: typer.Typer, *, name: str = "vnnify") -> NoReturn:
+def guard(app: typer.Typer, *, name: str = "vnnify", exporter: Exporter | None = None) -> NoReturn:
     """Run a command line to its exit status; the main function of every entry point.
 
     An error that vnnify raises on purpose becomes one line on stderr and its own status; anything
@@ -124,7 +162,8 @@ def guard(app: typer.Typer, *, name: str = "vnnify") -> NoReturn:
     status: int = ExitCode.OK
     try:
         _refuse_undecodable(arguments)
-        status = command.main(args=arguments, prog_name=name, standalone_mode=True)
+        _refuse_lost_folder()
+        status = command.main(args=arguments, prog_name=name, standalone_mode=True, obj=exporter)
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else ExitCode.OK if e.code is None else 1
     except KeyboardInterrupt:
@@ -186,7 +225,7 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
 def progress_shown(what: str) -> Iterator[Progress]:
     """A progress bar with an estimate on a terminal's stderr, a line per step anywhere else."""
     if not sys.stderr.isatty():
-        yield lambda done, total, name: say(f"{what} {done + 1}/{total}: {name}")
+        yield lambda done, total, name: say(f"{what} {done + 1}/{total or '?'}: {name}")
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -201,12 +240,21 @@ def progress_shown(what: str) -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, step="")
         yield lambda done, total, name: bar.update(
-            task, completed=done, total=total, step=clean(name)
+            task, completed=done, total=total or None, step=clean(name)
         )
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(ExitCode.TERMINATED)
+
+
+def _refuse_lost_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as e:
+        raise UsageError(
+            f"the working folder is gone: {e.strerror}. Change to one that exists."
+        ) from e
 
 
 def _refuse_undecodable(arguments: Sequence[str]) -> None:
@@ -231,84 +279,9 @@ def _explain(error: Exception, *, debug: bool) -> int:
     return ExitCode.BUG
 
 
-def _runtimes(asked: str) -> list[str]:
-    if asked:
-        names = [n.strip() for n in asked.split(",") if n.strip()]
-        for name in names:
-            find_runtime(name).version()
-        return list(dict.fromkeys(names))
-    installed = []
-    for name, runtime in RUNTIMES.items():
-        with contextlib.suppress(UnfitError):
-            runtime.version()
-            installed.append(name)
-    return installed
-
-
-def _variants(
-    models: list[Model], runtimes: list[str], device: str, threads: int, batch: int
-) -> list[Variant]:
-    """Every model in every runtime that serves the device."""
-    _refuse_unknown_device(device)
-    if device == "cuda":
-        runtimes = [r for r in runtimes if r == "onnxruntime"]
-    if not runtimes:
-        raise UnfitError(f"no runtime for device {device!r}: pip install onnxruntime")
-    stems = [m.path.stem for m in models]
-    names = stems if len(set(stems)) == len(stems) else [str(m.path) for m in models]
-    if len(set(names)) < len(names):
-        raise UsageError("the same model is given twice; noise is measured without that.")
-    return [
-        Variant(f"{name}, {runtime}", model, runtime, device, threads, batch)
-        for runtime in runtimes
-        for name, model in zip(names, models, strict=True)
-    ]
-
-
-def _feeds(model: Model, data: Path | None, batch: int, seed: int) -> list[Feeds]:
-    if data is not None:
-        return read_feeds(data, model, batch=batch)
-    return synthetic_feeds(model, batch=batch, seed=seed, count=_SYNTHETIC)
-
-
-def _refuse_unknown_device(device: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}; known: cpu, cuda.")
-
-
-def _not_measured(machine: Machine, device: str) -> list[str]:
-    if device == "cuda":
-        return []
-    return [f"GPU: not measured: {machine.no_gpu_reason or 'not asked for (--device cuda)'}."]
-
-
 def _write(report: BenchReport, out: Path | None, html: Path | None, markdown: Path | None) -> None:
     if out is not None:
         atomic_write(out, dump(report))
     for path, format_ in ((html, "html"), (markdown, "markdown")):
         if path is not None:
             atomic_write(path, render(bench_document(report), format_).encode())
-
-
-def _diagnosis(machine: Machine) -> Document:
-    missing = [f"{n}: {c}" for n, c in _EXTRAS.items() if n not in machine.packages]
-    saturating = [n for n, v in machine.canaries.items() if v == "saturating"]
-    notes = [Paragraph(f"Not installed, optional: {m}") for m in missing]
-    if saturating:
-        notes.append(
-            Paragraph(
-                f"INT8 products saturate here in {', '.join(saturating)}: a model made for VNNI "
-                "gives other answers on this CPU than on its target.",
-                "warning",
-            )
-        )
-    vnni = "has" if machine.isa_class in _CLASSES["vnni"] else "has no"
-    return Document(
-        title="vnnify doctor",
-        verdict=Banner(
-            "info",
-            f"class {machine.isa_class}: {vnni} fast exact INT8; {machine.threads} threads; "
-            f"GPU: {', '.join(machine.gpus) or 'none'}",
-        ),
-        sections=(Section("Found", (machine_table(machine), *notes)),),
-    )

@@ -104,6 +104,20 @@ def _interval(logs: Sequence[float]) -> tuple[float | None, float | None]:
     return math.exp(low), math.exp(high)
 
 
+def student_t(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t, in the table up to 8 degrees of freedom.
+
+    Above, by Cornish and Fisher's expansion from the normal quantile (Abramowitz and Stegun,
+    26.7.5), whose error is below 0.005 from there on.
+    """
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
+
+
 def _refuse_unlike(a: Latency, b: Latency) -> None:
     pairs: list[tuple[str, Any, Any]] = [
         ("batch", a.variant.batch, b.variant.batch),
@@ -141,6 +155,11 @@ def _doubts(a: Latency, b: Latency, control: Comparison | None) -> list[str]:
             found.append(f"{name}: other processes took {latency.others_share:.0%} of the CPU time")
         if latency.throttled_periods:
             found.append(f"{name}: the CPU quota stopped it {latency.throttled_periods} times")
+        unsettled = sum(not r.settled for r in latency.rounds)
+        if 2 * unsettled > len(latency.rounds):
+            found.append(
+                f"{name}: the warm-up did not settle in {unsettled} of {len(latency.rounds)} rounds"
+            )
         if latency.spread > _SPREAD:
             found.append(
                 f"{name}: the middle half of the samples spans {latency.spread:.0%} of the median"

@@ -12,6 +12,7 @@ from bench.errors import InputError
 from bench.models import Array, Feeds, Model, TensorSpec
 
 MAX_FEEDS = 64
+_LABELS = {"label", "labels"}
 
 
 def save_feeds(feeds: Sequence[Feeds], path: Path) -> None:
@@ -84,6 +85,9 @@ def read_feeds(path: Path, model: Model, *, batch: int) -> list[Feeds]:
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as e:
         raise InputError(f"{path}: not an .npz file of plain arrays: {e}.") from e
     names = [s.name for s in model.inputs]
+    for extra in _LABELS - set(names):
+        # Files for `quantize` and `gate` hold them too; time does not depend on them.
+        arrays.pop(extra, None)
     if arrays.keys() != set(names):
         raise InputError(
             f"{path}: holds arrays {sorted(arrays)}, the model takes {sorted(names)}. "

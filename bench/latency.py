@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bench.errors import UsageError
+from bench.errors import UsageError, VnnifyError
 from bench.feeds import feeds_digest, save_feeds
 from bench.isolate import run_isolated
 from bench.models import Feeds, Model
 from bench.runtimes.seam import Precision
-from bench.sampling import is_stable
+from bench.sampling import FEWEST_TO_TELL, is_stable
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what runs next."""
@@ -94,8 +94,8 @@ class Round:
 
     @property
     def settled(self) -> bool:
-        """Whether the warm-up ended because times had become steady, and not its time."""
-        return is_stable(self.warmup_ns)
+        """Whether times were steady when the warm-up ended; also if it was too short to tell."""
+        return len(self.warmup_ns) < FEWEST_TO_TELL or is_stable(self.warmup_ns)
 
     @property
     def median_ns(self) -> float:
@@ -255,13 +255,7 @@ def measure(
             variant = entrants[which]
             if progress is not None:
                 progress(done, rounds * len(entrants), variant.name)
-            answer = run_isolated(
-                "bench.sampling:run_round",
-                _job(variant, scratch / "feeds.npz", seconds_per_round),
-                scratch=scratch,
-                name=f"measuring {variant.name!r} in {variant.runtime}",
-                timeout_s=_TIMEOUT_S + 10 * seconds_per_round,
-            )
+            answer = _isolated(variant, scratch, seconds_per_round)
             versions[which] = answer.pop("runtime_version")
             found[which].append(_round(answer))
     digest = feeds_digest(feeds)
@@ -269,6 +263,30 @@ def measure(
         Latency(v, version, digest, tuple(r))
         for v, version, r in zip(entrants, versions, found, strict=True)
     )
+
+
+def refusal(variant: Variant, feeds: Sequence[Feeds]) -> VnnifyError | None:
+    """Why a variant cannot run here, seen by running it once; None if it can."""
+    _refuse_nonsense([variant], feeds, 1, 1.0)
+    with tempfile.TemporaryDirectory(prefix="vnnify-try-") as folder:
+        save_feeds(feeds[:1], Path(folder) / "feeds.npz")
+        try:
+            _isolated(variant, Path(folder), 1e-3)
+        except VnnifyError as e:
+            return e
+    return None
+
+
+def _isolated(variant: Variant, scratch: Path, seconds: float) -> dict[str, Any]:
+    """One round of a variant, in a fresh process."""
+    answer: dict[str, Any] = run_isolated(
+        "bench.sampling:run_round",
+        _job(variant, scratch / "feeds.npz", seconds),
+        scratch=scratch,
+        name=f"measuring {variant.name!r} in {variant.runtime}",
+        timeout_s=_TIMEOUT_S + 10 * seconds,
+    )
+    return answer
 
 
 def turns(count: int, rounds: int, seed: int) -> list[list[int]]:

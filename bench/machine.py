@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import cgroup
-from bench.errors import UnfitError, VnnifyError
+from bench.errors import UnfitError, UsageError, VnnifyError
 from bench.runtimes import RUNTIMES, Settings, find_runtime
 
 CanaryVerdict: TypeAlias = Literal["exact", "saturating", "other"]
@@ -192,6 +192,21 @@ def installed_packages() -> dict[str, str]:
     return found
 
 
+def granted_threads(asked: int) -> int:
+    """Threads to use where `asked` of them are wanted; 0 is all that are granted.
+
+    Raises:
+        UsageError: The machine has fewer hardware threads than that.
+    """
+    most = os.cpu_count() or 1
+    if asked > most:
+        raise UsageError(
+            f"asked for {asked} threads, and this machine has {most} hardware threads. "
+            f"Use at most that; 0 is what may be used here, {available_threads()}."
+        )
+    return asked or available_threads()
+
+
 def available_threads(root: Path = _ROOT) -> int:
     """Threads that this process can really run at once.
 
@@ -204,33 +219,6 @@ def available_threads(root: Path = _ROOT) -> int:
     if quota is not None:
         threads = min(threads, math.ceil(quota))
     return max(threads, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Disturbance:
-    """What others took from this machine, as counters since boot; subtract two of them.
-
-    Attributes:
-        total_ticks: CPU time of all CPUs, idle included.
-        busy_ticks: Of it, time in which any process ran here, this one included.
-        steal_ticks: Of it, time in which the hypervisor ran somebody else.
-        throttled_periods: How often the cgroup's quota stopped this process.
-    """
-
-    total_ticks: int
-    busy_ticks: int
-    steal_ticks: int
-    throttled_periods: int
-
-
-def disturbance(root: Path = _ROOT) -> Disturbance:
-    """Read the counters; see proc_stat(5)."""
-    # user nice system idle iowait irq softirq steal; guest time, after them, is part of user time.
-    ticks = [int(t) for t in _text(root / "proc/stat").partition("\n")[0].split()[1:9]]
-    ticks += [0] * (8 - len(ticks))
-    idle, steal = ticks[3] + ticks[4], ticks[7]
-    total = sum(ticks)
-    return Disturbance(total, total - idle - steal, steal, cgroup.throttled_periods(root))
 
 
 @functools.cache

@@ -43,12 +43,13 @@ class Program:
     changes_inputs: bool
 
 
-def read_program(path: Path, *, trust: bool = False) -> Model:
+def read_program(path: Path, *, trust: bool = False, name: str = "") -> Model:
     """Look at a `.pt2` file; torch opens it only if nothing in it could run code.
 
     Args:
         path: The file.
         trust: Open it whatever it holds.
+        name: What to call it in messages, where not by its path.
 
     Raises:
         InputError: It is missing or damaged, or could run code and is not trusted.
@@ -57,16 +58,17 @@ def read_program(path: Path, *, trust: bool = False) -> Model:
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     import_torch()
+    name = name or str(path)
     if trust:
-        return _model(path, path)
+        return _model(path, path, name)
     with private_copy(path) as copy:
         with quiet():
-            refuse_unsafe(copy, str(path))
-        return _model(path, copy)
+            refuse_unsafe(copy, name)
+        return _model(path, copy, name)
 
 
-def _model(path: Path, copy: Path) -> Model:
-    program = load_program(copy, str(path))
+def _model(path: Path, copy: Path, name: str) -> Model:
+    program = load_program(copy, name)
     return Model(
         path=path,
         inputs=program.inputs,
@@ -75,6 +77,13 @@ def _model(path: Path, copy: Path) -> Model:
         sha256=digest([copy]),
         size_bytes=copy.stat().st_size,
     )
+
+
+def describe_program(job: dict[str, Any]) -> str:
+    """A `Model` as JSON; `read_program` in a process of its own, which torch may crash."""
+    from bench.store import dump
+
+    return dump(read_program(Path(job["path"]), trust=job["trust"], name=job["name"])).decode()
 
 
 def load_program(path: Path, name: str) -> Program:

@@ -1,240 +1,177 @@
-"""What one run of `vnnify bench` learned, and how it is told."""
+"""What one run of `vnnify bench` learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.compare import Comparison, compare
-from bench.latency import Latency
+from bench.cost import Price, Supply
+from bench.latency import Latency, Variant
+from bench.load import Load, optimum
 from bench.machine import Machine
-from bench.render import (
-    Banner,
-    Bar,
-    Bars,
-    Column,
-    Document,
-    Ecdf,
-    KeyFigure,
-    Paragraph,
-    Section,
-    Series,
-    Table,
-)
+from bench.others import Other
+from bench.peaks import Peaks
+from bench.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A row that was not measured.
+
+    Attributes:
+        name: Of the row.
+        reason: Why not.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """One sentence."""
+        return f"{self.name}: not measured: {self.reason.rstrip('.')}."
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """Latencies measured together on one machine.
+    """What was measured together on one machine, and what was laid beside it.
 
     Attributes:
         machine: Where.
         latencies: What, the baseline first.
-        comparisons: Every other variant against the baseline, then every model against the first
-            model in the same runtime, where that is another pair.
-        control: The baseline against itself; None if it was not measured.
-        not_measured: What was left out, with the reason, one sentence each.
+        comparisons: Every other variant against the first one of the same batch and threads, then
+            every model against the first model in the same runtime, where that is another pair.
+        controls: The first variant of each batch against itself.
+        missing: What was left out.
+        loads: Throughput against concurrency, and latency at rates.
+        works: What each model takes, by digest and batch.
+        peaks: What the machine can do at best, by threads.
+        merged: Runs of the same models on other machines.
+        earlier: An earlier run on this one.
+        prices: Of machines; empty where no cost was asked for.
+        utilisation: Share of the time in which there is work.
+        p99_ms: What latency has to hold; None for no limit.
+        command: As it was typed.
     """
 
     machine: Machine
     latencies: tuple[Latency, ...]
     comparisons: tuple[Comparison, ...]
-    control: Comparison | None
-    not_measured: tuple[str, ...]
+    controls: tuple[Comparison, ...]
+    missing: tuple[Missing, ...]
+    loads: tuple[Load, ...] = ()
+    works: tuple[Work, ...] = ()
+    peaks: tuple[Peaks, ...] = ()
+    merged: tuple[Other, ...] = ()
+    earlier: Other | None = None
+    prices: tuple[Price, ...] = ()
+    utilisation: float = 1.0
+    p99_ms: float | None = None
+    command: str = ""
+
+    def work_of(self, variant: Variant) -> Work | None:
+        """What one inference of a variant takes; None if it was not counted."""
+        key = (variant.model.sha256, variant.batch)
+        return next((w for w in self.works if (w.sha256, w.batch) == key), None)
+
+    def peaks_of(self, variant: Variant) -> Peaks | None:
+        """What the machine can do for a variant; None for GPUs, and where it was not measured."""
+        if variant.device != "cpu":
+            return None
+        return next((p for p in self.peaks if p.threads == variant.threads), None)
 
 
 def assemble(
     machine: Machine,
     latencies: Sequence[Latency],
-    control: Latency | None,
-    not_measured: Sequence[str],
+    controls: Sequence[Latency],
+    missing: Sequence[Missing],
 ) -> BenchReport:
     """Compare what `measure` timed.
 
     Args:
         machine: Where it was timed.
         latencies: The variants, the baseline first.
-        control: The baseline, timed again.
-        not_measured: What was left out and why.
+        controls: The first variant of each batch, timed again.
+        missing: What was left out and why.
     """
-    baseline = latencies[0]
-    noise = compare(baseline, control) if control is not None else None
-    pairs = [(baseline, x) for x in latencies[1:]]
-    for latency in latencies[1:]:
+    firsts = {x.variant.batch: x for x in reversed(latencies)}
+    noise = {c.variant.batch: compare(firsts[c.variant.batch], c) for c in controls}
+    pairs: list[tuple[Latency, Latency]] = []
+    for latency in latencies:
+        baseline = _baseline(latency, latencies)
+        if baseline is not latency:
+            pairs.append((baseline, latency))
+    for latency in latencies:
         first = _first_like(latency, latencies)
-        if first not in (baseline, latency):
+        if first not in (_baseline(latency, latencies), latency):
             pairs.append((first, latency))
     return BenchReport(
         machine=machine,
         latencies=tuple(latencies),
-        comparisons=tuple(compare(a, b, control=noise) for a, b in pairs),
-        control=noise,
-        not_measured=tuple(not_measured),
+        comparisons=tuple(compare(a, b, control=noise.get(b.variant.batch)) for a, b in pairs),
+        controls=tuple(noise.values()),
+        missing=tuple(missing),
     )
 
 
-def bench_document(report: BenchReport) -> Document:
-    """The report as a document for any format."""
-    return Document(
-        title="Latency of " + ", ".join(dict.fromkeys(_file(x) for x in report.latencies)),
-        verdict=_banner(report),
-        sections=(
-            Section("Latency", (_latencies(report), _bars(report), _samples(report))),
-            Section("Comparisons", _comparisons(report)),
-            Section("Machine", (machine_table(report.machine),)),
-        ),
-        footer=tuple(
-            f"{_file(x)}: SHA-256 {x.variant.model.sha256}"
-            for x in {x.variant.model.sha256: x for x in report.latencies}.values()
-        ),
+def _baseline(latency: Latency, all_: Sequence[Latency]) -> Latency:
+    """The first variant of the same batch, with as many threads if it runs on the same device."""
+    ours = latency.variant
+    return next(
+        x
+        for x in all_
+        if x.variant.batch == ours.batch
+        and (x.variant.device != ours.device or x.variant.threads == ours.threads)
     )
-
-
-def machine_table(machine: Machine) -> Table:
-    """What `doctor` shows and every report ends with."""
-    quota = "none" if machine.quota_cpus is None else f"{machine.quota_cpus:g} CPUs"
-    rows = [
-        ("CPU", machine.cpu),
-        ("Identity", f"family {machine.family} model {machine.model} stepping {machine.stepping}"),
-        ("Microcode", machine.microcode),
-        ("Class", machine.isa_class),
-        ("AVX2", _flags(machine, "avx2", "fma", "avx_")),
-        ("AVX-512", _flags(machine, "avx512")),
-        ("AMX", _flags(machine, "amx")),
-        *((f"INT8 in {name}", seen) for name, seen in machine.canaries.items()),
-        ("Cores", f"{machine.physical_cores} ({machine.logical_cores} hardware threads)"),
-        ("Threads usable", f"{machine.threads} (CPU quota: {quota})"),
-        ("Caches", ", ".join(f"{k[:3]} {v / 2**10:g}K" for k, v in machine.caches.items())),
-        ("Memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
-        ("Virtual", "yes" if machine.hypervisor else "no"),
-        ("Governor", machine.governor),
-        ("GPU", ", ".join(machine.gpus) or f"none: {machine.no_gpu_reason}"),
-        ("Kernel", machine.kernel),
-        ("Python", machine.python),
-        *((name, version) for name, version in machine.packages.items()),
-        *((name, value) for name, value in machine.variables.items()),
-    ]
-    return Table("This machine", (Column("what"), Column("found")), tuple(rows))
-
-
-def _flags(machine: Machine, *prefixes: str) -> str:
-    return " ".join(f for f in machine.flags if f.startswith(prefixes)) or "no"
-
-
-def _banner(report: BenchReport) -> Banner:
-    baseline = report.latencies[0]
-    fastest = min(report.latencies, key=lambda x: x.median_ms)
-    figures = [KeyFigure("baseline", f"{baseline.median_ms:.3g} ms", baseline.variant.name)]
-    headline = f"{baseline.variant.name} is the fastest: {baseline.median_ms:.3g} ms"
-    if fastest is not baseline:
-        found = next(c for c in report.comparisons if c.candidate == fastest.variant.name)
-        headline = (
-            f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms, "
-            f"{speedup(found)} of {baseline.variant.name}"
-        )
-        figures.append(KeyFigure("fastest", f"{fastest.median_ms:.3g} ms", fastest.variant.name))
-        figures.append(KeyFigure("speed", f"{found.ratio:.2f}x", _interval(found)))
-    lines = ["Arrays in, arrays out: copies to and from a device are counted."]
-    if report.control is not None:
-        lines.append(f"Noise: the baseline against itself, {speedup(report.control)}.")
-    return Banner("info", headline, (*lines, *report.not_measured), tuple(figures))
-
-
-def speedup(comparison: Comparison) -> str:
-    """`1.83x (1.79 to 1.88)`."""
-    return f"{comparison.ratio:.2f}x ({_interval(comparison)})"
-
-
-def _interval(comparison: Comparison) -> str:
-    if comparison.low is None or comparison.high is None:
-        return "no interval"
-    return f"{comparison.low:.2f} to {comparison.high:.2f}"
-
-
-def _latencies(report: BenchReport) -> Table:
-    rows = tuple(
-        (
-            x.variant.name,
-            f"{x.median_ms:.3f}",
-            _optional(x.p90_ms),
-            _optional(x.p99_ms),
-            f"{x.per_second:,.0f}",
-            f"{x.load_ms:.0f}",
-            f"{x.first_ms:.2f}",
-            f"{x.peak_rss_bytes / 2**20:.0f}",
-            f"{x.variant.model.size_bytes / 2**20:.2f}",
-        )
-        for x in report.latencies
-    )
-    first = report.latencies[0]
-    names = (
-        "median ms",
-        "p90 ms",
-        "p99 ms",
-        "per s",
-        "load ms",
-        "first ms",
-        "peak MiB",
-        "file MiB",
-    )
-    return Table(
-        f"Batch {first.variant.batch}, {first.variant.threads} threads, "
-        f"{len(first.rounds)} rounds in fresh processes",
-        (Column("variant"), *(Column(n, "right") for n in names)),
-        rows,
-        "n/a: too few samples to know that percentile. Median: of the medians of the rounds.",
-    )
-
-
-def _bars(report: BenchReport) -> Bars:
-    bars = tuple(
-        Bar(
-            x.variant.name,
-            x.median_ms,
-            min(r.median_ns for r in x.rounds) / 1e6,
-            max(r.median_ns for r in x.rounds) / 1e6,
-            "baseline" if x is report.latencies[0] else "candidate",
-        )
-        for x in report.latencies
-    )
-    return Bars("Median latency", "Shorter is faster; whiskers span the rounds.", "ms", bars)
-
-
-def _samples(report: BenchReport) -> Ecdf:
-    series = tuple(
-        Series(
-            x.variant.name,
-            tuple(s / 1e6 for s in x.samples_ns),
-            "baseline" if x is report.latencies[0] else "candidate",
-        )
-        for x in report.latencies
-    )
-    about = "Share of inferences that took at most so long; a long tail to the right is jitter."
-    return Ecdf("All samples", about, "ms", series, log_x=True)
-
-
-def _comparisons(report: BenchReport) -> tuple[Table | Paragraph, ...]:
-    if not report.comparisons:
-        return (Paragraph("One variant only: nothing to compare."),)
-    rows = tuple((c.candidate, c.baseline, f"{c.ratio:.2f}x", _interval(c)) for c in _all(report))
-    columns = (Column("variant"), Column("against"), Column("speed", "right"), Column("95 %"))
-    note = "Above 1 the variant is faster. Intervals are over rounds, not over single inferences."
-    doubts = tuple(dict.fromkeys(d for c in report.comparisons for d in c.doubts))
-    warnings = tuple(Paragraph(f"{d}.", "warning") for d in doubts)
-    return (Table("Speed", columns, rows, note), *warnings)
-
-
-def _all(report: BenchReport) -> tuple[Comparison, ...]:
-    return (*report.comparisons, *([report.control] if report.control is not None else []))
 
 
 def _first_like(latency: Latency, all_: Sequence[Latency]) -> Latency:
-    """The first variant in the same runtime, on the same device."""
-    where = (latency.variant.runtime, latency.variant.device)
-    return next(x for x in all_ if (x.variant.runtime, x.variant.device) == where)
+    """The first variant that differs in its model alone."""
+
+    def where(v: Variant) -> tuple[object, ...]:
+        return v.runtime, v.device, v.batch, v.threads, v.precision, v.copies
+
+    return next(x for x in all_ if where(x.variant) == where(latency.variant))
 
 
-def _file(latency: Latency) -> str:
-    return latency.variant.model.path.name
+def supplies(report: BenchReport) -> tuple[Supply, ...]:
+    """What every variant delivers at best, here and on the machines that were merged.
+
+    Under a latency target that is the highest throughput that was seen to hold it. Without any
+    load it is what one caller gets who waits for each answer.
+    """
+    runs = [("", report.latencies, report.loads)]
+    runs += [(f" ({o.machine.cpu})", o.latencies, o.loads) for o in report.merged]
+    found = []
+    for place, latencies, loads in runs:
+        for latency in latencies:
+            if not latency.variant.copies:
+                continue  # What a user gets has to come and go.
+            best = _best_supply(latency, loads, place, report.p99_ms)
+            if best is not None:
+                found.append(best)
+    return tuple(found)
 
 
-def _optional(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
+def _best_supply(
+    latency: Latency, loads: Sequence[Load], place: str, p99_ms: float | None
+) -> Supply | None:
+    ours = latency.variant
+    name = ours.name + place
+    same = [x for x in loads if x.variant.model == ours.model and _is_same(x.variant, ours)]
+    best = optimum(same, p99_ms)
+    if best is not None:
+        rate = "" if best.offered_per_second is None else f" at {best.offered_per_second:.4g}/s"
+        how = f"{best.streams} streams of {best.variant.threads} threads{rate}"
+        return Supply(name, ours.device, best.per_second, best.p99_ms, how)
+    if same or (p99_ms is not None and (latency.p99_ms is None or latency.p99_ms > p99_ms)):
+        return None
+    return Supply(name, ours.device, latency.per_second, latency.p99_ms, "one caller that waits")
+
+
+def _is_same(a: Variant, b: Variant) -> bool:
+    return (a.runtime, a.device, a.batch, a.precision) == (
+        b.runtime,
+        b.device,
+        b.batch,
+        b.precision,
+    )

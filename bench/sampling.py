@@ -10,9 +10,9 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, cast
 
+from bench.disturbance import disturbance
 from bench.feeds import load_feeds
 from bench.isolate import peak_rss_bytes
-from bench.machine import disturbance
 from bench.models import Feeds
 from bench.runtimes import Session, Settings, Staging, find_runtime
 
@@ -22,6 +22,7 @@ _MAX_SAMPLES = 100_000
 _WARMUP_S = 1.0
 _WINDOW = 10
 _STABLE = 1.02
+FEWEST_TO_TELL = 2 * _WINDOW - 1
 
 
 def run_round(job: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +120,8 @@ def _calls(session: Session, feeds: Sequence[Feeds], *, copies: bool) -> list[Ca
 
 def is_stable(warmup: Sequence[int]) -> bool:
     """Whether the last medians of a sliding window over the warm-up agree."""
-    if len(warmup) < 2 * _WINDOW - 1:
+    if len(warmup) < FEWEST_TO_TELL:
         return False
-    tail = warmup[-(2 * _WINDOW - 1) :]
+    tail = warmup[-FEWEST_TO_TELL:]
     medians = [statistics.median(tail[i : i + _WINDOW]) for i in range(_WINDOW)]
     return max(medians) <= min(medians) * _STABLE

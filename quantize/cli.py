@@ -9,6 +9,7 @@ from quantize.commands.convert import convert
 from quantize.commands.gate import gate
 from quantize.commands.init import init
 from quantize.commands.inspect import inspect
+from quantize.commands.program import export_program
 from quantize.commands.quantize import quantize
 from quantize.commands.report import report
 
@@ -28,4 +29,4 @@ for plain in (convert, inspect, report, init):
 
 def main() -> None:
     """Entry point of the console script."""
-    guard(app)
+    guard(app, exporter=export_program)

@@ -75,7 +75,9 @@ def test_options_in_the_prose_exist() -> None:
     known = {o for c in COMMANDS.values() for p in c.params for o in p.opts} | set(EVERYWHERE)
     for document in (README, DOCUMENTS[2]):
         named = {
-            o for code in _CODE.findall(prose(document)) for o in re.findall(r"--[a-z-]+", code)
+            o
+            for code in _CODE.findall(prose(document))
+            for o in re.findall(r"--[a-z][a-z0-9-]*", code)
         }
         assert named <= known, document.name
 

@@ -18,7 +18,9 @@ MODEL = Model(Path("m.onnx"), (), (), 17, "0" * 64, 1)
 
 
 def _latency(name: str, *medians_ms: float, **changes: Any) -> Latency:
-    rounds = tuple(Round(MS, MS, (), (round(m * MS),) * 64, 1, 0.0, 0.0, 0) for m in medians_ms)
+    rounds = tuple(
+        Round(MS, MS, (MS,) * 19, (round(m * MS),) * 64, 1, 0.0, 0.0, 0) for m in medians_ms
+    )
     return Latency(Variant(name, MODEL, "onnxruntime", "cpu", 2, 1, **changes), "1", "abc", rounds)
 
 
@@ -154,3 +156,13 @@ def test_disturbed_measurements_are_doubted(change: dict[str, Any], says: str) -
     assert len(found.doubts) == 1
     assert found.doubts[0].startswith("b: ")
     assert says in found.doubts[0]
+
+
+def test_a_warmup_that_ran_out_of_time_is_a_doubt() -> None:
+    restless = _latency("b", 1, 1)
+    rounds = tuple(
+        dataclasses.replace(r, warmup_ns=tuple(i * MS for i in range(1, 30)))
+        for r in restless.rounds
+    )
+    found = compare(_latency("a", 1, 1), dataclasses.replace(restless, rounds=rounds))
+    assert found.doubts == ("b: the warm-up did not settle in 2 of 2 rounds",)

@@ -13,12 +13,10 @@ from hypothesis.extra import numpy as hnp
 from bench import machine
 from bench.errors import UnfitError, UsageError
 from bench.machine import (
-    Disturbance,
     Machine,
     available_threads,
     canary,
     describe,
-    disturbance,
     exact_product,
     saturated_product,
 )
@@ -159,21 +157,6 @@ def test_threads_are_what_affinity_and_quota_allow(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: cpus)
     files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": quota or "max 100000"}
     assert available_threads(_put(tmp_path, files)) == threads
-
-
-def test_disturbance_reads_steal_and_throttling(tmp_path: Path) -> None:
-    files = {
-        "proc/stat": "cpu  1 2 3 4 5 6 7 8 100 100\ncpu0 9 9\n",
-        "proc/self/cgroup": "0::/",
-        "sys/fs/cgroup/cpu.stat": "nr_throttled 3\n",
-    }
-    found = disturbance(_put(tmp_path, files))
-    # Guest time (the last two columns) is contained in user time already.
-    assert found == Disturbance(36, busy_ticks=19, steal_ticks=8, throttled_periods=3)
-
-
-def test_disturbance_of_an_unknown_system_is_nothing(tmp_path: Path) -> None:
-    assert disturbance(tmp_path) == Disturbance(0, 0, 0, 0)
 
 
 U8 = hnp.arrays(np.uint8, (3, 8), elements=st.integers(0, 255))

@@ -1,14 +1,17 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
 from bench.errors import InputError, UnfitError
 from bench.machine import exact_product
-from bench.runtimes import Settings
+from bench.runtimes import Settings, onnxruntime
 from bench.runtimes.onnxruntime import OnnxRuntime, session_options
 from tests import tiny
 
@@ -93,3 +96,86 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UnfitError, match="pip install onnxruntime"):
         OnnxRuntime().version()
+
+
+class _Recorder:
+    """Stands in for a GPU build: notes what is asked of it and says what it is told to say."""
+
+    def __init__(self, providers: list[str], nodes: dict[str, int]) -> None:
+        self.providers = providers
+        self.nodes = nodes
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, model: object, options: object, *, providers: list[Any]) -> "_Recorder":
+        self.asked = {"model": model, "providers": providers}
+        return self
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda n=count: [None] * n)
+            for name, count in self.nodes.items()
+        ]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="y")]
+
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def _with_gpu(
+    monkeypatch: pytest.MonkeyPatch, providers: list[str], nodes: dict[str, int]
+) -> _Recorder:
+    recorder = _Recorder(providers, nodes)
+    package = onnxruntime._package()
+    monkeypatch.setattr(package, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(package, "InferenceSession", recorder)
+    return recorder
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("tf32", "1"), ("fp16", "0")])
+def test_a_gpu_computes_in_the_precision_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, tf32: str
+) -> None:
+    recorder = _with_gpu(monkeypatch, [CUDA, CPU], {CUDA: 3, CPU: 1})
+    path = tiny.linear(tmp_path / "m.onnx")
+    session = OnnxRuntime().open(path, Settings(1, "cuda", precision=precision))
+    assert recorder.asked["providers"] == [(CUDA, {"use_tf32": tf32})]
+    assert session.placement == {CUDA: 3, CPU: 1}
+    halved = precision == "fp16"
+    assert isinstance(recorder.asked["model"], bytes) == halved
+    if halved:
+        model = onnx.load_from_string(recorder.asked["model"])
+        assert model.graph.initializer[0].data_type == TensorProto.FLOAT16
+        assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("providers", "nodes", "says"),
+    [
+        ([CPU], {}, f"asked onnxruntime for {CUDA}, got {CPU}"),
+        ([CUDA, CPU], {CPU: 4}, "put no node on it"),
+    ],
+)
+def test_a_gpu_that_silently_was_a_cpu_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    providers: list[str],
+    nodes: dict[str, int],
+    says: str,
+) -> None:
+    _with_gpu(monkeypatch, providers, nodes)
+    with pytest.raises(UnfitError, match=says):
+        OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), Settings(1, "cuda"))
+
+
+def test_staged_inputs_stay_on_the_device(tmp_path: Path) -> None:
+    session = OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), ONE)
+    call = session.stage({"x": np.zeros((2, 4), np.float32)})  # type: ignore[attr-defined]
+    assert call() is None
+    wrong = session.stage({"x": np.zeros((2, 5), np.float32)})  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="on this sample"):
+        wrong()

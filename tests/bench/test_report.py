@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
+from bench.document import bench_document
 from bench.latency import Latency, Round, Variant
 from bench.machine import Machine, describe
 from bench.models import Model
 from bench.render import FORMATS, render
-from bench.report import BenchReport, assemble, bench_document
+from bench.report import BenchReport, Missing, assemble
 from bench.store import dump, load
 from tests.fakes import MS
 
@@ -32,7 +33,8 @@ def report(here: Machine) -> BenchReport:
         _latency("fp32", "ov", 3, 3),
         _latency("int8", "ov", 1, 1),
     ]
-    return assemble(here, latencies, _latency("fp32", "ort", 4, 4.1), ["GPU: not measured: none."])
+    control = _latency("fp32", "ort", 4, 4.1)
+    return assemble(here, latencies, [control], [Missing("GPU", "none")])
 
 
 def test_everything_is_compared_with_the_baseline_and_in_its_runtime(report: BenchReport) -> None:
@@ -43,7 +45,7 @@ def test_everything_is_compared_with_the_baseline_and_in_its_runtime(report: Ben
         ("fp32, ort", "int8, ov"): 4,
         ("fp32, ov", "int8, ov"): 3,
     }
-    assert report.control is not None
+    assert len(report.controls) == 1
 
 
 def test_the_document_says_what_matters_first(report: BenchReport) -> None:
@@ -53,7 +55,7 @@ def test_the_document_says_what_matters_first(report: BenchReport) -> None:
 
 
 def test_a_fastest_baseline_is_said_so(here: Machine) -> None:
-    alone = assemble(here, [_latency("fp32", "ort", 4)], None, [])
+    alone = assemble(here, [_latency("fp32", "ort", 4)], [], [])
     assert "fp32, ort is the fastest: 4 ms" in bench_document(alone).verdict.headline
     assert "nothing to compare" in render(bench_document(alone), "text")
 

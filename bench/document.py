@@ -1,0 +1,348 @@
+"""How a run of `vnnify bench` is told."""
+
+from collections.abc import Iterator
+
+from bench.compare import Comparison
+from bench.cost import costs, verdict
+from bench.latency import Latency, Variant
+from bench.load import Load
+from bench.machine_table import machine_table, peaks_text
+from bench.others import Change, Other, changes
+from bench.render import (
+    Banner,
+    Bar,
+    Bars,
+    Block,
+    Column,
+    Curve,
+    Document,
+    Ecdf,
+    KeyFigure,
+    Lines,
+    Paragraph,
+    Section,
+    Series,
+    Table,
+    Tone,
+)
+from bench.report import BenchReport, supplies
+from bench.work import bound_by, shortest_ms
+
+
+def bench_document(report: BenchReport) -> Document:
+    """The report as a document for any format."""
+    sections = (
+        Section("Latency", (_latencies(report), _bars(report), _samples(report))),
+        Section("Comparisons", _comparisons(report)),
+        Section("Changes", tuple(_changes(report))),
+        Section("Under load", tuple(_loads(report))),
+        Section("Physical limits", tuple(_limits(report))),
+        Section("Cost", tuple(_costs(report))),
+        Section("Other machines", tuple(_others(report))),
+        Section("Machine", (machine_table(report.machine, report.peaks),)),
+    )
+    models = {x.variant.model.sha256: x for x in report.latencies}
+    return Document(
+        title="Latency of " + ", ".join(dict.fromkeys(_file(x.variant) for x in report.latencies)),
+        verdict=_banner(report),
+        sections=tuple(s for s in sections if s.blocks),
+        footer=(
+            *([report.command] if report.command else []),
+            *(f"{_file(x.variant)}: SHA-256 {digest}" for digest, x in models.items()),
+        ),
+    )
+
+
+def _banner(report: BenchReport) -> Banner:
+    baseline = report.latencies[0]
+    alike = [x for x in report.latencies if x.variant.batch == baseline.variant.batch]
+    fastest = min(alike, key=lambda x: x.median_ms)
+    figures = [KeyFigure("baseline", f"{baseline.median_ms:.3g} ms", baseline.variant.name)]
+    headline = f"{baseline.variant.name} is the fastest: {baseline.median_ms:.3g} ms"
+    if fastest is not baseline:
+        found = [c for c in report.comparisons if c.candidate == fastest.variant.name]
+        headline = f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms"
+        figures.append(KeyFigure("fastest", f"{fastest.median_ms:.3g} ms", fastest.variant.name))
+        if found:
+            headline += f", {speedup(found[0])} of {found[0].baseline}"
+            figures.append(KeyFigure("speed", f"{found[0].ratio:.2f}x", _interval(found[0])))
+    lines = ["Arrays in, arrays out: copies to and from a device are counted."]
+    lines += [f"Noise: {c.baseline} against itself, {speedup(c)}." for c in report.controls]
+    if report.prices:
+        found_costs = costs(supplies(report), report.prices, report.utilisation)
+        lines = [
+            *verdict(found_costs, report.prices, report.utilisation, report.p99_ms),
+            *lines,
+        ]
+    return Banner("info", headline, (*lines, *map(str, report.missing)), tuple(figures))
+
+
+def speedup(comparison: Comparison) -> str:
+    """`1.83x (1.79 to 1.88)`."""
+    return f"{comparison.ratio:.2f}x ({_interval(comparison)})"
+
+
+def _interval(found: Comparison | Change) -> str:
+    if found.low is None or found.high is None:
+        return "no interval"
+    return f"{found.low:.2f} to {found.high:.2f}"
+
+
+def _latencies(report: BenchReport) -> Table:
+    first = report.latencies[0]
+    names = ("median ms", "p90 ms", "p99 ms", "per s", "load ms", "compile ms", "first ms")
+    columns = (*names, "cold ms", "peak MiB", "file MiB")
+    rows = [_latency_row(x) for x in report.latencies]
+    rows += [(m.name, "not measured", *["–"] * (len(columns) - 1)) for m in report.missing]
+    batches = {x.variant.batch for x in report.latencies}
+    threads = sorted({x.variant.threads for x in report.latencies})
+    return Table(
+        f"Batch {', '.join(map(str, sorted(batches)))}, "
+        f"{' and '.join(map(str, threads))} threads, "
+        f"{len(first.rounds)} rounds in fresh processes",
+        (Column("variant"), *(Column(n, "right") for n in columns)),
+        tuple(rows),
+        "n/a: too few samples to know that percentile, or the runtime cannot tell. Median: of the "
+        "medians of the rounds. Load includes compile; PyTorch's compiler reuses its cache on "
+        "disk. Cold: from starting a process to its first answer, files in the page cache.",
+    )
+
+
+def _latency_row(x: Latency) -> tuple[str, ...]:
+    return (
+        x.variant.name,
+        f"{x.median_ms:.3f}",
+        _optional(x.p90_ms),
+        _optional(x.p99_ms),
+        f"{x.per_second:,.0f}",
+        f"{x.load_ms:.0f}",
+        _optional(x.compile_ms, 0),
+        f"{x.first_ms:.2f}",
+        _optional(x.cold_ms, 0),
+        f"{x.peak_rss_bytes / 2**20:.0f}",
+        f"{x.variant.model.size_bytes / 2**20:.2f}",
+    )
+
+
+def _bars(report: BenchReport) -> Bars:
+    bars = tuple(
+        Bar(
+            x.variant.name,
+            x.median_ms,
+            min(r.median_ns for r in x.rounds) / 1e6,
+            max(r.median_ns for r in x.rounds) / 1e6,
+            _tone(report, x.variant),
+        )
+        for x in report.latencies
+    )
+    return Bars("Median latency", "Shorter is faster; whiskers span the rounds.", "ms", bars)
+
+
+def _samples(report: BenchReport) -> Ecdf:
+    series = tuple(
+        Series(x.variant.name, tuple(s / 1e6 for s in x.samples_ns), _tone(report, x.variant))
+        for x in report.latencies
+    )
+    about = "Share of inferences that took at most so long; a long tail to the right is jitter."
+    return Ecdf("All samples", about, "ms", series, log_x=True)
+
+
+def _comparisons(report: BenchReport) -> tuple[Block, ...]:
+    if not report.comparisons:
+        return (Paragraph("One variant only: nothing to compare."),)
+    rows = tuple(
+        (c.candidate, c.baseline, f"{c.ratio:.2f}x", _interval(c))
+        for c in (*report.comparisons, *report.controls)
+    )
+    columns = (Column("variant"), Column("against"), Column("speed", "right"), Column("95 %"))
+    note = "Above 1 the variant is faster. Intervals are over rounds, not over single inferences."
+    doubts = tuple(dict.fromkeys(d for c in report.comparisons for d in c.doubts))
+    warnings = tuple(Paragraph(f"{d}.", "warning") for d in doubts)
+    return (Table("Speed", columns, rows, note), *warnings)
+
+
+def _changes(report: BenchReport) -> Iterator[Block]:
+    if report.earlier is None:
+        return
+    found = changes(report.earlier, report.machine, report.latencies)
+    rows = tuple(
+        (
+            c.name,
+            f"{c.before_ms:.3f}",
+            f"{c.after_ms:.3f}",
+            f"{c.ratio:.2f}x",
+            _interval(c),
+            ("faster" if c.ratio > 1 else "slower") if c.certain else "no change seen",
+            "; ".join(c.also) or "nothing",
+        )
+        for c in found
+    )
+    columns = (
+        Column("variant"),
+        *(Column(n, "right") for n in ("before ms", "now ms", "speed", "95 %")),
+        Column("change"),
+        Column("what else differs"),
+    )
+    yield Table(f"Against {report.earlier.source}", columns, rows, "Above 1 it became faster.")
+
+
+def _loads(report: BenchReport) -> Iterator[Block]:
+    if not report.loads:
+        return
+    names = ("streams", "threads each", "asked per s", "answered per s")
+    columns = (*names, "median ms", "p90 ms", "p99 ms")
+    yield Table(
+        "Throughput and latency under load",
+        (Column("variant"), *(Column(n, "right") for n in columns), Column("kept up")),
+        tuple(_load_row(x) for x in report.loads),
+        "Without a rate each stream asks again as soon as it is answered. With one, arrivals were "
+        "drawn up front (Poisson) and latency counts from the moment at which each was due.",
+    )
+    curves = tuple(
+        Curve(
+            name,
+            tuple((float(x.streams), x.per_second) for x in report.loads if _sweeps(x, name)),
+            _tone(report, next(x.variant for x in report.loads if _sweeps(x, name))),
+        )
+        for name in dict.fromkeys(x.variant.name for x in report.loads)
+    )
+    about = "Higher is better; each point is a closed loop with that many inferences at once."
+    yield Lines("Throughput against concurrency", about, "streams", "per second", curves)
+    if report.p99_ms is not None:
+        yield from _targets(report, report.p99_ms)
+
+
+def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
+    for name in dict.fromkeys(x.variant.name for x in report.loads):
+        rates = [x for x in report.loads if x.variant.name == name and x.offered_per_second]
+        held = [x.offered_per_second for x in rates if x.holds(p99_ms)]
+        known = [r for r in held if r is not None]
+        if known:
+            text = f"holds a p99 of {p99_ms:g} ms up to {max(known):.4g} requests per second"
+        else:
+            text = f"was not seen to hold a p99 of {p99_ms:g} ms at any rate that was tried"
+        yield Paragraph(f"{name} {text}.")
+
+
+def _sweeps(load: Load, name: str) -> bool:
+    return load.variant.name == name and load.offered_per_second is None
+
+
+def _load_row(x: Load) -> tuple[str, ...]:
+    return (
+        x.variant.name,
+        str(x.streams),
+        str(x.variant.threads),
+        "–" if x.offered_per_second is None else f"{x.offered_per_second:,.4g}",
+        f"{x.per_second:,.4g}",
+        f"{x.median_ms:.3f}",
+        _optional(x.p90_ms),
+        _optional(x.p99_ms),
+        "no" if x.saturated else "yes",
+    )
+
+
+def _limits(report: BenchReport) -> Iterator[Block]:
+    rows = []
+    for x in report.latencies:
+        work, peaks = report.work_of(x.variant), report.peaks_of(x.variant)
+        if work is None or peaks is None:
+            continue
+        limit = shortest_ms(work, peaks)
+        rows.append(
+            (
+                x.variant.name,
+                f"{work.float_ops / 1e9:.3g}",
+                f"{work.int8_ops / 1e9:.3g}",
+                f"{work.bytes / 2**20:.3g}",
+                f"{work.ops_per_byte:.3g}",
+                f"{(work.float_ops + work.int8_ops) / x.median_ms / 1e6:,.3g}",
+                f"{limit:.3g}",
+                bound_by(work, peaks),
+                f"{limit / x.median_ms:.0%}",
+            )
+        )
+    if not rows:
+        return
+    names = ("float GOP", "INT8 GOP", "MiB", "op/byte", "GOP/s", "limit ms")
+    uncounted = sorted({k for w in report.works for k in w.uncounted})
+    yield Table(
+        "How near to what this machine can do",
+        (
+            Column("variant"),
+            *(Column(n, "right") for n in names),
+            Column("limit is"),
+            Column("share", "right"),
+        ),
+        tuple(rows),
+        "Limit: the time that neither the fastest product of matrices nor the memory of this "
+        "machine beats, both measured here. Bytes: weights, inputs and outputs, once."
+        + (f" Not counted: {', '.join(uncounted)}." if uncounted else ""),
+    )
+    for peaks in report.peaks:
+        yield Paragraph(f"Measured with {peaks.threads} threads: {peaks_text(peaks)}.")
+
+
+def _costs(report: BenchReport) -> Iterator[Block]:
+    if not report.prices:
+        return
+    found = costs(supplies(report), report.prices, report.utilisation)
+    yield from (
+        Paragraph(s) for s in verdict(found, report.prices, report.utilisation, report.p99_ms)
+    )
+    if not found:
+        return
+    rows = tuple(
+        (
+            c.supply.name,
+            c.price.name,
+            f"{c.price.per_hour:g} {c.price.currency}, {c.price.date}",
+            c.supply.how,
+            f"{c.supply.per_second:,.4g}",
+            f"{c.per_million:.3g} {c.price.currency}",
+        )
+        for c in found
+    )
+    columns = (
+        Column("variant"),
+        Column("machine"),
+        Column("per hour"),
+        Column("load"),
+        Column("per s", "right"),
+        Column("per million", "right"),
+    )
+    note = f"At {report.utilisation:.0%} utilisation; prices are the user's."
+    yield Table("Cost of a million inferences", columns, rows, note)
+    bars = tuple(Bar(f"{c.supply.name}, {c.price.name}", c.per_million) for c in found)
+    yield Bars("Cost per million", "Shorter is cheaper.", found[0].price.currency, bars)
+
+
+def _others(report: BenchReport) -> Iterator[Block]:
+    for other in report.merged:
+        columns = ("median ms", "p90 ms", "p99 ms", "per s", "load ms", "compile ms", "first ms")
+        yield Table(
+            f"{other.source}: {other.machine.cpu}{_gpus(other)}",
+            (
+                Column("variant"),
+                *(Column(n, "right") for n in (*columns, "cold ms", "peak MiB", "file MiB")),
+            ),
+            tuple(_latency_row(x) for x in other.latencies),
+            "The same models on the same inputs. Machines share no noise, so there is no interval.",
+        )
+
+
+def _gpus(other: Other) -> str:
+    return f", {', '.join(other.machine.gpus)}" if other.machine.gpus else ""
+
+
+def _tone(report: BenchReport, variant: Variant) -> Tone:
+    first = report.latencies[0].variant
+    return "baseline" if variant.name == first.name else "candidate"
+
+
+def _file(variant: Variant) -> str:
+    return variant.model.path.name
+
+
+def _optional(value: float | None, digits: int = 3) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"

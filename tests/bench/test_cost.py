@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.cost import Price, Supply, costs, read_prices, verdict
+from bench.errors import InputError, UsageError
+
+CPU = Price("small", 0.36, "EUR", "2026-11-22", "cpu")
+GPU = Price("big", 3.6, "EUR", "2026-11-22", "cuda")
+ENTRY = """
+[[machine]]
+name = "small"
+price_per_hour = 0.36
+currency = "EUR"
+date = 2026-11-22
+device = "cpu"
+"""
+
+
+def _supply(device: str, per_second: float) -> Supply:
+    return Supply(f"m, {device}", device, per_second, None, "one caller")
+
+
+def test_a_price_table_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(ENTRY)
+    assert read_prices(file) == (CPU,)
+    file.write_text(ENTRY.replace("2026-11-22", '"2026-11-22"'))
+    assert read_prices(file) == (CPU,)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('currency = "EUR"\n', "", "machine 1: currency is missing"),
+        ('"cpu"', '"tpu"', "device is 'tpu'"),
+        ("0.36", "-1", "above 0"),
+        ("0.36", "nan", "above 0"),
+        ("0.36", '"0.36"', "above 0"),
+        ("2026-11-22", '"today"', "date is 'today'"),
+        ('"small"', "3", "name and currency"),
+        ("[[machine]]", "[[gpu]]", "holds gpu, expected"),
+        ("[[machine]]", "[[", "is not TOML"),
+        ("[[machine]]", "[machine]", "expected \\[\\[machine\\]\\]"),
+        (ENTRY, ENTRY + ENTRY.replace("EUR", "USD"), "EUR and USD"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(ENTRY.replace(old, new))
+    with pytest.raises(InputError, match=says):
+        read_prices(file)
+
+
+def test_a_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prices(tmp_path / "no.toml")
+
+
+@given(st.floats(0.01, 1e6), st.floats(0.01, 1.0))
+def test_a_million_costs_the_hours_that_it_takes(per_second: float, utilisation: float) -> None:
+    (found,) = costs([_supply("cpu", per_second)], [CPU, GPU], utilisation)
+    hours = 1e6 / per_second / utilisation / 3600
+    assert found.per_million == pytest.approx(0.36 * hours)
+
+
+@pytest.mark.parametrize("utilisation", [0.0, -1.0, 1.1, float("nan")])
+def test_utilisation_is_a_share(utilisation: float) -> None:
+    with pytest.raises(UsageError, match="utilisation"):
+        costs([], [], utilisation)
+
+
+@pytest.mark.parametrize(("faster", "winner"), [(5.0, "CPU"), (20.0, "GPU")])
+def test_the_verdict_weighs_speed_against_price(faster: float, winner: str) -> None:
+    found = costs([_supply("cpu", 100), _supply("cuda", 100 * faster)], [CPU, GPU], 0.5)
+    cheapest, worth = verdict(found, [CPU, GPU], 0.5, 20.0)
+    assert "with a p99 of at most 20 ms" in cheapest
+    assert "at 50% utilisation" in cheapest
+    assert worth.startswith(f"The {winner} is worth it: big delivers {faster:g} times as much")
+    # At the break-even price both cost the same.
+    assert f"both cost the same at {0.36 * faster:.3g} EUR per GPU hour" in worth
+
+
+def test_without_a_gpu_the_verdict_says_what_one_would_have_to_deliver() -> None:
+    found = costs([_supply("cpu", 100)], [CPU, GPU], 1.0)
+    sentences = verdict(found, [CPU, GPU], 1.0, None)
+    assert "cheaper from 1,000 inferences per second on" in sentences[1]
+    assert verdict([], [GPU], 1.0, None) == ("No measured row has a price, so there is no cost.",)
