@@ -6,13 +6,11 @@ this machine needs. Everything comes from Debian's packages and the installed wh
 downloaded here.
 """
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
@@ -79,15 +77,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When the machine is switched off, in seconds.
+    """When the machine is switched off.
 
     Attributes:
         timeout_s: From power on; not to be done by then is an error.
         enough_s: From the first line on; what came by then is taken, if a model ran on a sample.
+        stopped: Whether a person wants an end; that is an error too.
     """
 
     timeout_s: float = 3600.0
     enough_s: float | None = None
+    stopped: Callable[[], bool] = bool  # bool() is False.
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,20 +278,20 @@ def _boot(folder: Path, cpu: str, limits: Limits) -> tuple[float, float]:
             stdin=subprocess.DEVNULL,
             stdout=screen,
             stderr=subprocess.STDOUT,
-            # `bochs` is a script: it and the emulator that it starts are ended together.
-            process_group=0,
         )
         try:
             return _listen(machine, folder, limits)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(machine.pid, signal.SIGKILL)
+            # In this process's group, so that whoever ends that ends the emulator too.
+            machine.kill()
             machine.wait()
 
 
 def _listen(machine: subprocess.Popen[bytes], folder: Path, limits: Limits) -> tuple[float, float]:
     answer, started, first = folder / "answer.txt", perf_counter(), 0.0
     while True:
+        if limits.stopped():
+            raise ResourceError("the emulated machine was switched off by an interrupt.")
         over = machine.poll() is not None  # Asked before reading: what it said last is there.
         said = answer.read_bytes() if answer.exists() else b""
         now = perf_counter()

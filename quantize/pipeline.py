@@ -487,7 +487,14 @@ class _Run:
             return ()
         with self.stage("prove"):
             target, states = find_target(quantized.recipe.target), self.job.data.states
-            return prove_model(quantized.model.path, samples, states, target, cache=cache)
+            return prove_model(
+                quantized.model.path,
+                samples,
+                states,
+                target,
+                cache=cache,
+                stopped=lambda: self.interrupt.asked,
+            )
 
 
 def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:

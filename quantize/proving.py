@@ -6,7 +6,7 @@ outputs. Here the same wheel runs on an emulated CPU with AVX512-VNNI, and the o
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ _CANARY = "canary"
 _WHOLE = Limits()
 # Of one's own model: as many of these samples as the emulated CPU does in this time.
 SAMPLES = 32
-_ENOUGH = Limits(enough_s=300.0)
+_ENOUGH_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,13 @@ class Case:
 
 
 def prove_model(
-    model: Path, samples: Samples, states: Mapping[str, str], target: Target, *, cache: Path
+    model: Path,
+    samples: Samples,
+    states: Mapping[str, str],
+    target: Target,
+    *,
+    cache: Path,
+    stopped: Callable[[], bool] = bool,  # bool() is False.
 ) -> tuple[Proof, ...]:
     """Prove one model on emulated VNNI and, if it is made for every CPU, on emulated AVX2 too.
 
@@ -74,17 +80,19 @@ def prove_model(
         states: Output to input names that carry state.
         target: What the model was made for.
         cache: Keeps the guest's image.
+        stopped: Whether a person wants an end.
 
     Returns:
         One proof per CPU; where the machine failed, it says why: an hour's search is worth a
         report all the same.
     """
     case = Case("model", model, _feeds(model, samples, states))
+    limits = Limits(enough_s=_ENOUGH_S, stopped=stopped)
     cpus = (VNNI_CPU, AVX2_CPU) if target.narrow else (VNNI_CPU,)
     proofs: list[Proof] = []
     for cpu in cpus:
         try:
-            proofs += prove([case], cache=cache, cpu=cpu, limits=_ENOUGH)
+            proofs += prove([case], cache=cache, cpu=cpu, limits=limits)
         except VnnifyError as e:
             failed = Compared(case.name, 0, 0, 0, 0.0, integer=False, error=str(e))
             nothing = Visit(cpu, Answer((), "", {}, {}), image_cached=False)

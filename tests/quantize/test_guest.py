@@ -122,9 +122,7 @@ def machine(built: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_machine_is_switched_off_after_its_last_line(machine: Any, tmp_path: Path) -> None:
-    found = machine(
-        "echo $$ > ../pid; sleep 60 & wait", lines(FIRST, sample("a", 0), END), Limits()
-    )
+    found = machine("echo $$ > ../pid; exec sleep 60", lines(FIRST, sample("a", 0), END), Limits())
     assert found.cpu == VNNI_CPU
     assert found.answer.onnxruntime == "1.2.3"
     assert (found.image_cached, found.image_bytes) == (False, len(b"packed"))
@@ -137,12 +135,12 @@ def test_the_machine_is_switched_off_after_its_last_line(machine: Any, tmp_path:
 
 def test_enough_is_taken_when_the_time_is_over(machine: Any) -> None:
     said = lines(FIRST, sample("canary", 0), sample("model", 0))
-    found = machine("sleep 60", said, Limits(enough_s=0.1))
+    found = machine("exec sleep 60", said, Limits(enough_s=0.1))
     assert len(found.answer.outputs["model", "native"]) == 1
 
 
 def test_a_machine_that_says_nothing_is_switched_off(machine: Any) -> None:
-    script = "echo 'Kernel panic: no init' > console.txt; sleep 60"
+    script = "echo 'Kernel panic: no init' > console.txt; exec sleep 60"
     with pytest.raises(ResourceError, match=r"not done after 1 s.*Kernel panic: no init"):
         machine(script, [], Limits(timeout_s=1))
 
@@ -150,9 +148,14 @@ def test_a_machine_that_says_nothing_is_switched_off(machine: Any) -> None:
 def test_the_canary_alone_is_not_enough(machine: Any) -> None:
     said = lines(FIRST, sample("canary", 0))
     with pytest.raises(ResourceError, match="not done after 1 s"):
-        machine("sleep 60", said, Limits(timeout_s=1, enough_s=0.1))
+        machine("exec sleep 60", said, Limits(timeout_s=1, enough_s=0.1))
 
 
 def test_a_machine_that_ends_before_python_starts_is_an_error(machine: Any) -> None:
     with pytest.raises(ResourceError, match=r"ended by itself.*none"):
         machine("exit 1", [], Limits())
+
+
+def test_a_person_can_switch_it_off(machine: Any) -> None:
+    with pytest.raises(ResourceError, match="switched off by an interrupt"):
+        machine("exec sleep 60", lines(FIRST), Limits(stopped=lambda: True))

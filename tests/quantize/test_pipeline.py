@@ -141,8 +141,9 @@ def test_the_model_that_ships_is_proved_on_judged_samples(
 ) -> None:
     asked = []
 
-    def prove_model(model: Path, samples: Samples, *rest: Any, cache: Path) -> tuple[Proof, ...]:
+    def prove_model(model: Path, samples: Samples, *rest: Any, cache: Path, stopped: Any) -> Any:
         asked.append((model.read_bytes(), len(samples), rest, cache))
+        assert not stopped()
         compared = Compared("model", 32, 96, 0, 0.0, integer=True)
         return (Proof(VNNI_CPU, (), "1", "native", "exact", (compared,), image_cached=True),)
 
