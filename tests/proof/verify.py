@@ -45,7 +45,8 @@ def install(missing: Sequence[str], cache: Path) -> None:
         )
         names = [w for w in depends.stdout.split() if w.startswith("linux-image-")]
         cache.mkdir(parents=True, exist_ok=True)
-        subprocess.run([*quiet, "download", names[-1]], cwd=cache, check=False)
+        for name in names[-1:]:
+            subprocess.run([*quiet, "download", name], cwd=cache, check=False)
 
 
 def line(found: Compared, *, judged: bool) -> str:
