@@ -252,7 +252,8 @@ def _job_entries(job: Job, folder: Path) -> Iterator[Entry]:
             yield plain_file(f"job/{case}/{beside.name}", beside.read_bytes())
         for number, feeds in enumerate(job.feeds[case]):
             file = folder / "feeds.npz"
-            arrays: dict[str, Any] = {n: _plain(a) for n, a in feeds.items()}
+            # `savez` has parameters of its own, whose names an input may have.
+            arrays: dict[str, Any] = {f"={n}": _plain(a) for n, a in feeds.items()}
             np.savez(file, allow_pickle=False, **arrays)
             yield plain_file(f"job/{case}/{number:04}.npz", file.read_bytes())
 

@@ -137,7 +137,9 @@ def needed_files(scratch: Path) -> tuple[Path, ...]:
     case, out = scratch / "trace" / "canary", scratch / "trace.txt"
     case.mkdir(parents=True)
     (case / "model.onnx").write_bytes(canary_model())
-    np.savez(case / "0000.npz", allow_pickle=False, **canary_feeds())
+    np.savez(
+        case / "0000.npz", allow_pickle=False, **{f"={n}": a for n, a in canary_feeds().items()}
+    )
     where = interpreter()
     done = subprocess.run(
         [

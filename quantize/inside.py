@@ -2,7 +2,7 @@
 
 It is copied there as a file, so it imports nothing but the standard library, numpy and
 onnxruntime. A job is a folder with one folder per model: `model.onnx` and `0000.npz`, `0001.npz`, …
-with one array per input. The lines are these records, in this order:
+with one array per input, called `=` and its name. The lines are these records, in this order:
 
     {"flags": [...], "onnxruntime": "1.31.1"}                        once
     {"case": ..., "mode": ..., "sample": 0, "outputs": {name: [dtype, shape, base64 of zlib]}}
@@ -56,8 +56,8 @@ def _outputs(case: Path, *, exact: bool) -> Iterator[dict[str, Any]]:
         )
         names = [o.name for o in session.get_outputs()]
         for index, file in enumerate(sorted(case.glob("*.npz"))):
-            with np.load(file) as feeds:
-                found = session.run(None, dict(feeds))
+            with np.load(file) as stored:
+                found = session.run(None, {n[1:]: a for n, a in stored.items()})
             outputs = {n: encode(a) for n, a in zip(names, found, strict=True)}
             yield {"sample": index, "outputs": outputs}
     except Exception as e:  # noqa: BLE001 - carried out of the machine as text, whatever it is

@@ -53,7 +53,7 @@ def test_a_damaged_line_is_an_error(line: str) -> None:
 def test_a_job_becomes_files_that_the_guest_reads(tmp_path: Path) -> None:
     model = tiny.linear(tmp_path / "m.onnx")
     (tmp_path / "m.onnx.data").write_bytes(b"weights")
-    feeds = {"x": np.ones((1, 4), np.float32), "s": np.array(["ab"], dtype=object)}
+    feeds = {"x": np.ones((1, 4), np.float32), "file": np.array(["ab"], dtype=object)}
     job = Job({"a": model}, {"a": [feeds, feeds]}, ("native", "exact"))
     found = {e.name: e.data for e in guest._job_entries(job, tmp_path)}
     assert list(found) == [
@@ -64,7 +64,7 @@ def test_a_job_becomes_files_that_the_guest_reads(tmp_path: Path) -> None:
     assert found["job/a/m.onnx.data"] == b"weights"
     (tmp_path / "again.npz").write_bytes(found["job/a/0001.npz"])
     with np.load(tmp_path / "again.npz") as again:
-        assert again["s"].tolist() == ["ab"]
+        assert again["=file"].tolist() == ["ab"]
 
 
 @pytest.fixture

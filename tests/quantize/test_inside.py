@@ -39,12 +39,13 @@ def test_a_damaged_array_is_noticed(cut: int) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
+    feeds = {f"={name}": array for name, array in canary_feeds().items()}
     for name, model in (("canary", canary_model()), ("broken", b"not a model")):
         folder = tmp_path / "job" / name
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(model)
         for number in range(2):
-            np.savez(folder / f"{number:04}.npz", allow_pickle=False, **canary_feeds())
+            np.savez(folder / f"{number:04}.npz", allow_pickle=False, **feeds)
     return tmp_path / "job"
 
 
