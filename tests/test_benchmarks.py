@@ -1,0 +1,87 @@
+"""The comparison of quantizers runs, on one small case and two of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import graphs, quantizers, rivals
+from tests.benchmarks.cases import find_case, read_case
+
+
+def test_a_case_is_compared_from_graph_to_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The smallest of them; each process of the run costs a second.
+    folder = tmp_path / "folders" / "old"
+    folder.mkdir(parents=True)
+    graphs.constant_nodes(folder)
+    out = tmp_path / "out"
+    asked = ["--models", str(folder.parent), "--rivals", "native,static", "--out", str(out)]
+    assert quantizers.main([*asked, "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert shown == (out / "quantizers.md").read_text("utf-8")
+    record = json.loads((out / "quantizers.json").read_text("utf-8"))
+    rows = {r["rival"]: r for r in record["rows"]}
+    assert list(rows) == ["native", "static"]
+    native = rows["native"]
+    assert native["failed"] == ""
+    assert native["score"]["loads"] == ["onnxruntime", "openvino"]
+    assert native["score"]["noise_db"] > 20
+    assert native["cost"]["peak_rss_bytes"] > native["cost"]["calibrate_s"] > 0
+    assert set(native["speedup"]) == {"onnxruntime", "openvino"}
+    assert record["machine"]["cpu"]
+    assert record["cases"]["old"]["samples"] > 0
+    # The files that were compared are large, and gone.
+    assert not list(out.rglob("*.onnx"))
+
+
+def test_a_quantizer_that_fails_is_a_row_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = quantizers.Row("a", "static", failed="Fail: no | pipe")
+    about = {"percent": True, "metric": "top1", "fp32": 0.9, "samples": 10}
+    good = quantizers.Row("a", "native", {"seconds": 1.0}, {"exact": 0.88, "drop": 0.02})
+    better = quantizers.Row("a", "nncf", {"seconds": 9.0}, {"exact": 0.895, "drop": 0.005})
+    lines = quantizers._table("a", about, [row, good, better])
+    assert any(x.startswith("| static | fails |") for x in lines)
+    assert "- static: Fail: no / pipe" in lines
+    assert "**native is behind nncf by 0.015.**" in lines
+    assert quantizers._behind(about, [good]) == []
+
+
+@pytest.mark.parametrize("name", list(graphs.GRAPHS))
+def test_each_structural_case_is_whole(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    graphs.GRAPHS[name](folder)
+    found = read_case(find_case(folder), tmp_path, 8, 8)
+    assert (len(found.calibration), len(found.evaluation)) == (8, 8)
+    order = rivals.Order(find_case(folder), found, tmp_path, 8, "vnni")
+    assert rivals._fp32(order)[0] == folder / "model.onnx"
+
+
+def test_a_folder_without_a_model_or_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model\.onnx"):
+        find_case(tmp_path)
+    graphs.constant_nodes(tmp_path)
+    (tmp_path / "data.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="holds none of"):
+        find_case(tmp_path)
+
+
+def test_states_reach_every_quantizer(tmp_path: Path) -> None:
+    from tests.quantize.test_nncf import recurrent
+
+    folder = tmp_path / "stateful"
+    folder.mkdir()
+    recurrent(folder / "model.onnx")
+    np.savez(folder / "data.npz", x=np.ones((8, 4), np.float32))
+    (folder / "case.json").write_text('{"states": {"state_out": "state"}}', "utf-8")
+    case = find_case(folder)
+    data = read_case(case, tmp_path, 3, 8)
+    fed = rivals.Order(case, data, tmp_path, 3, "vnni").feeds()
+    assert [float(f["state"][0, 0]) for f in fed] == [0, 2, 6]
+    shutil.rmtree(folder)
