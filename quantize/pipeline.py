@@ -54,6 +54,7 @@ from quantize.recipe import Recipe, fingerprints, from_toml
 from quantize.report import Data, Report
 from quantize.search import Aim, Found, Judged, search
 from quantize.sequential import Looks
+from quantize.smoothing import even_out, even_out_as
 from quantize.sources import check_parity, convert, describe_inputs
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
@@ -69,6 +70,8 @@ _PARITY_SAMPLES = 4
 _FEW = 100
 # Of the benchmark, once a person asked for the end.
 _HURRIED_ROUNDS = 2
+# Of the budget, for evening out channels.
+_EVEN_OUT_SHARE = 0.25
 
 
 def run(
@@ -164,6 +167,8 @@ class _Run:
             )
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
+            with self.stage("even out"):
+                bench = self.even_out(bench, calibration)
             with self.stage("search"):
                 found = self.search(bench, judging)
             with self.stage("verify"):
@@ -333,11 +338,7 @@ class _Run:
             raise UnsupportedError(f"nothing to quantize (0 of {len(left)}): {why}.")
         # Whether it fits is known before anything is calibrated.
         self.replayed = self._recipe(fingerprints(model, anchors))
-        count = min(PROBES, max(len(samples) // 4, 1))
-        ordered = bool(self.job.data.states)
-        # A state is carried from sample to sample, so a sequence is cut once and not thinned out.
-        held = _last(len(samples), count) if ordered else _spread(len(samples), count)
-        rest = [i for i in range(len(samples)) if i not in set(held)] or held
+        held, rest = self._held(len(samples))
         statistics = self._statistics(fp32, watch_list(model, anchors), samples.subset(rest))
         probes = tuple(samples[i].feeds for i in held)
         timed_threads = self.job.effort.threads or 1 if self._is_throughput() else self.threads
@@ -387,6 +388,29 @@ class _Run:
         confidence = self.job.limits.confidence
         itself = judge(baseline, baseline, tolerance, confidence=confidence)
         return Looks(baseline, itself.limit, confidence, itself.outcome == "pass")
+
+    def _held(self, total: int) -> tuple[list[int], list[int]]:
+        """Which calibration samples are held out as probes, and the rest."""
+        count = min(PROBES, max(total // 4, 1))
+        ordered = bool(self.job.data.states)
+        # A state is carried from sample to sample, so a sequence is cut once and not thinned out.
+        held = _last(total, count) if ordered else _spread(total, count)
+        return held, [i for i in range(total) if i not in set(held)] or held
+
+    def even_out(self, bench: Workbench, samples: Samples) -> Workbench:
+        """Offer graphs with evened-out channels, as the recipe says or where it may help."""
+        states, effort = self.job.data.states, self.job.effort
+        rest = samples.subset(self._held(len(samples))[1])
+        if self.replayed is not None:
+            strengths = self.replayed.strengths
+            return even_out_as(bench, strengths, rest, states) if strengths else bench
+        # Costs up to two passes more.
+        if 2 * self.stages[-1].seconds > effort.budget_s * _EVEN_OUT_SHARE:
+            self.notes.append(
+                "channels were not evened out: a pass over the samples takes too long"
+            )
+            return bench
+        return even_out(bench, self.targets[0], rest, states)
 
     def search(self, bench: Workbench, judging: Judging) -> Found:
         if self.job.effort.recipe is not None:

@@ -32,6 +32,7 @@ _KEYS = {
     "modes": dict,
     "ranges_by_tensor": dict,
     "seen": dict,
+    "strengths": dict,
     "made": dict,
 }
 # Tables that a recipe may lack, and whose values are not all text.
@@ -50,6 +51,8 @@ class Recipe:
         modes: "static", "dynamic" or "float" by anchor name.
         ranges_by_tensor: Methods of single tensors that differ from `ranges`.
         engine: What quantizes; "nncf" chooses ranges by itself.
+        strengths: How far the channels of a tensor are evened out before, 0..1, by name of the
+            first anchor that reads it; see `quantize.smoothing`.
     """
 
     target: str
@@ -59,6 +62,7 @@ class Recipe:
     fused_for: Fusion = "onnxruntime"
     ranges_by_tensor: dict[str, str] = field(default_factory=dict)
     engine: Engine = "native"
+    strengths: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse names that no table holds."""
@@ -88,7 +92,8 @@ class Recipe:
         counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
         if self.engine != "native":
             return f"{counts}; by {self.engine}; {self.target}"
-        return f"{counts}; {self.ranges} ranges; {self.target}; for {self.fused_for}"
+        even = f"; {len(self.strengths)} tensors evened out" if self.strengths else ""
+        return f"{counts}; {self.ranges} ranges; {self.target}; for {self.fused_for}{even}"
 
 
 def fingerprints(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, str]:
@@ -162,6 +167,13 @@ def to_toml(
             "[seen]",
         ]
         lines += [f"{_quote(marks[n])} = [{low!r}, {high!r}]" for n, (low, high) in seen.items()]
+    if recipe.strengths:
+        lines += [
+            "",
+            "# How far channels are evened out in front of a node, 0 to 1.",
+            "[strengths]",
+        ]
+    lines += [f"{_quote(marks[n])} = {s}  # {_comment(n)}" for n, s in recipe.strengths.items()]
     lines += ["", "[made]"]
     lines += [f"{_quote(k)} = {_quote(v)}" for k, v in sorted(facts.items())]
     return "\n".join(lines) + "\n"
@@ -187,11 +199,12 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
     if unknown := sorted(set(raw) - set(_KEYS)):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}.")
     usual = {"engine": "native", "fused_for": "onnxruntime", "ranges_by_tensor": {}, "modes": {}}
-    raw = {**usual, **raw}
+    raw = {**usual, "strengths": {}, **raw}
     _check_types(raw, where)
     modes: dict[str, str] = raw["modes"]
+    strengths: dict[str, float] = raw["strengths"]
     missing = [n for n, mark in marks.items() if mark not in modes]
-    extra = sorted(set(modes) - set(marks.values()))
+    extra = sorted({*modes, *strengths} - set(marks.values()))
     if missing or extra:
         at = f"node {missing[0]!r} is new" if missing else f"{extra[0]!r} is gone"
         raise UsageError(
@@ -206,6 +219,7 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         fused_for=raw["fused_for"],
         ranges_by_tensor=raw["ranges_by_tensor"],
         engine=raw["engine"],
+        strengths={n: float(strengths[mark]) for n, mark in marks.items() if mark in strengths},
     )
 
 
@@ -215,11 +229,17 @@ def _check_types(raw: Mapping[str, Any], where: str) -> None:
             raise UsageError(f"{where}: the key {key!r} is missing.")
         value = raw.get(key, {})
         fits = isinstance(value, kind)
+        numbers = key == "strengths"
         if fits and kind is dict and key not in _ASIDE:
-            fits = all(isinstance(v, str) for v in value.values())
+            fits = all(_is_share(v) if numbers else isinstance(v, str) for v in value.values())
         if not fits:
-            wanted = "a table of text" if kind is dict else kind.__name__
+            content = "numbers from 0 to 1" if numbers else "text"
+            wanted = f"a table of {content}" if kind is dict else kind.__name__
             raise UsageError(f"{where}: the key {key!r} has to be {wanted}, found {value!r}.")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -77,11 +77,11 @@ def _absorb(conv: ir.Node, graph: ir.Graph) -> bool:
         bias = np.zeros(len(weights), np.float32)
     if after.op_type == "Mul":
         weights = weights * channels.reshape(-1, *[1] * (weights.ndim - 1))
-        _set_input(conv, 1, weights, graph)
+        set_input(conv, 1, weights, graph)
         bias = bias * channels
     else:
         bias = bias + channels
-    _set_input(conv, 2, bias, graph)
+    set_input(conv, 2, bias, graph)
     was = after.outputs[0]
     name, shape, kind = was.name, was.shape, was.type
     was.replace_all_uses_with(value, replace_graph_outputs=True)
@@ -112,7 +112,7 @@ def _float_array(value: ir.Value | None) -> NDArray[np.float32] | None:
     return array if array.dtype == np.float32 else None
 
 
-def _set_input(node: ir.Node, index: int, values: NDArray[np.float32], graph: ir.Graph) -> None:
+def set_input(node: ir.Node, index: int, values: NDArray[np.float32], graph: ir.Graph) -> None:
     """Give a node new constant values under a name of their own, since others may share the old."""
     if len(node.inputs) <= index:
         node.resize_inputs(index + 1)

@@ -32,6 +32,7 @@ from quantize.trials import (
     fusion_groups,
     paying,
     single_noise,
+    smoothed,
     time_quickly,
 )
 
@@ -222,12 +223,13 @@ class _Search:
             if plan.engine != "native" or chosen is None or "static" not in chosen.modes.values():
                 trial = best_variant(self.bench, plan, name)
             else:
-                like = replace(plan, ranges=chosen.ranges, correct_bias=chosen.correct_bias)
+                like = replace(chosen, modes=plan.modes, fused_for=plan.fused_for)
                 trial = attempt_or_none(self.bench, like, name)
             if trial is not None:
                 chosen = chosen or trial.quantized.recipe
                 trials.append(trial)
-        return [*trials, *self._where_it_pays(trials, target)]
+        even = [t for t in (smoothed(self.bench, t) for t in trials) if t is not None]
+        return [*trials, *even, *self._where_it_pays(trials, target)]
 
     def _where_it_pays(self, trials: Sequence[Trial], target: str) -> list[Trial]:
         """Per runtime: its first static candidate without the layers that gain nothing in it."""

@@ -35,8 +35,29 @@ RANGE_CHOICES = ("mse", "minmax", "percentile")
 _PROFILED = 5
 # Noise beyond ONNX Runtime's on the same file that rounding and saturation do not explain.
 _GARBAGE_DB = 20.0
+# What Muls have to gain for a candidate of their own.
+_SMOOTH_GAIN_DB = 1.0
 # An INT8 kernel has to be this much faster to pay for the pairs around it.
 _GAIN = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A graph that candidates are quantized from.
+
+    Attributes:
+        strengths: How far its channels were evened out; see `Recipe`.
+        muls: Nodes put in for it, each a pass over its tensor; 0 where all folded into constants.
+        model: The file.
+        anchors: Of it, of the same names in every start.
+        calibration: Of it.
+    """
+
+    strengths: dict[str, float]
+    muls: int
+    model: Model
+    anchors: tuple[Anchor, ...]
+    calibration: Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +76,7 @@ class Workbench:
         batch: Samples in one probe.
         journal: What a run that was killed found before.
         engines: What quantizes.
+        starts: The same function with evened-out channels, from `quantize.smoothing`.
     """
 
     fp32: Model
@@ -68,11 +90,27 @@ class Workbench:
     batch: int = 1
     journal: Journal = field(default_factory=Journal)
     engines: tuple[Engine, ...] = ("native",)
+    starts: tuple[Start, ...] = ()
 
     def key(self, **more: Any) -> dict[str, Any]:
         """What names an entry of the journal: model, calibration samples, and `more`."""
         calibrated = self.calibration.samples_sha256
         return {"fp32": self.fp32.sha256, "calibrated": calibrated, **more}
+
+    def start(self, recipe: Recipe) -> Start:
+        """What a recipe quantizes: the prepared model or one with evened-out channels.
+
+        Raises:
+            UnsupportedError: The channels of no graph are evened out like that.
+        """
+        plain = Start({}, 0, self.fp32, self.anchors, self.calibration)
+        for start in (plain, *self.starts):
+            if start.strengths == recipe.strengths:
+                return start
+        raise UnsupportedError(
+            f"the recipe evens out channels in front of {len(recipe.strengths)} nodes, and no "
+            "graph was made so. Run `vnnify quantize` without --recipe."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +228,8 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
         taken = {f.name for f in bench.scratch.glob("trial-*.onnx")}
         free = next(i for i in range(len(taken) + 1) if f"trial-{i}.onnx" not in taken)
         out = bench.scratch / f"trial-{free}.onnx"
-    made = quantize(bench.fp32, bench.anchors, bench.calibration, recipe, out)
+    start = bench.start(recipe)
+    made = quantize(start.model, start.anchors, start.calibration, recipe, out)
     found = run_probes(made.model, bench.probes, bench.threads)
     trial = Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
     bench.journal.keep(trial, "trial", key)
@@ -208,6 +247,8 @@ def _is_there(model: Model) -> bool:
 def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     """The candidate with the least noise among range methods, with and without bias correction.
 
+    Channels that can be evened out for nothing are where that makes less noise.
+
     Args:
         bench: What all candidates share.
         plan: A recipe whose modes, target and fusion are given; the rest is chosen.
@@ -220,14 +261,34 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
         return attempt_or_none(bench, plan, name)
     static = any(m == "static" for m in plan.modes.values())
     best: Trial | None = None
-    for ranges in RANGE_CHOICES if static else RANGE_CHOICES[:1]:
-        trial = attempt_or_none(bench, replace(plan, ranges=ranges, correct_bias=True), name)
-        best = _quieter(best, trial)
+    for strengths in ({}, *(s.strengths for s in bench.starts if not s.muls)):
+        for ranges in RANGE_CHOICES if static else RANGE_CHOICES[:1]:
+            recipe = replace(plan, ranges=ranges, correct_bias=True, strengths=strengths)
+            best = _quieter(best, attempt_or_none(bench, recipe, name))
     if best is None:
         return None
-    chosen = best.quantized.recipe.ranges
-    plain = attempt_or_none(bench, replace(plan, ranges=chosen, correct_bias=False), name)
-    return _quieter(best, plain)
+    recipe = replace(best.quantized.recipe, modes=plan.modes, correct_bias=False)
+    return _quieter(best, attempt_or_none(bench, recipe, name))
+
+
+def smoothed(bench: Workbench, trial: Trial) -> Trial | None:
+    """The same candidate with channels evened out by Muls too; None where it gains too little.
+
+    It is a candidate beside the other, since it takes a little longer.
+
+    Args:
+        bench: What all candidates share.
+        trial: Another, whose recipe is kept but for the ranges.
+    """
+    best: Trial | None = None
+    recipe, name = trial.quantized.recipe, f"{trial.name}, smoothed"
+    choices = RANGE_CHOICES if "static" in recipe.modes.values() else RANGE_CHOICES[:1]
+    for start in (s for s in bench.starts if s.muls and recipe.engine == "native"):
+        for ranges in choices:
+            like = replace(recipe, ranges=ranges, strengths=start.strengths)
+            best = _quieter(best, attempt_or_none(bench, like, name))
+    gains = best is not None and best.noise_db >= trial.noise_db + _SMOOTH_GAIN_DB
+    return best if gains else None
 
 
 def _quieter(one: Trial | None, other: Trial | None) -> Trial | None:
@@ -441,6 +502,7 @@ def single_noise(
     key = bench.key(recipe=asdict(recipe))
     if (known := bench.journal.recall(Shares, "alone", key)) is not None:
         return {g: known.by_anchor[g[0]] for g in groups if g[0] in known.by_anchor}
+    start = bench.start(recipe)
     few = bench.probes[:3]
     alone: dict[Group, float] = {}
     out = bench.scratch / "single.onnx"
@@ -450,7 +512,7 @@ def single_noise(
         modes: dict[str, Mode] = {name: recipe.modes[name] for name in group}
         try:
             made = quantize(
-                bench.fp32, bench.anchors, bench.calibration, replace(recipe, modes=modes), out
+                start.model, start.anchors, start.calibration, replace(recipe, modes=modes), out
             )
             found = run_probes(made.model, few, bench.threads)
         except (UnsupportedError, InputError) as e:

@@ -92,7 +92,8 @@ def staging(tmp_path: Path) -> Path:
 def test_progress_hears_of_every_stage_in_order(job: Job, staging: Path) -> None:
     heard = Silent()
     report = run(job, staging, heard)
-    names = ["read", "prepare", "baseline", "calibrate", "search", "verify", "benchmark"]
+    names = ["read", "prepare", "baseline", "calibrate", "even out"]
+    names += ["search", "verify", "benchmark"]
     assert heard.stages == names == [s.name for s in report.stages]
     assert ("baseline", 160, 160) in heard.steps
     assert ("calibrate", 32, 32) in heard.steps
@@ -335,6 +336,30 @@ def test_a_recipe_that_no_runtime_takes_is_unsupported(
     replay = replace(job.effort, recipe=staging / "recipe.toml")
     with pytest.raises(UnsupportedError, match="opens in none of onnxruntime"):
         run(replace(job, effort=replay), again, Silent())
+
+
+def test_evened_out_channels_are_replayed(job: Job, staging: Path, tmp_path: Path) -> None:
+    plain = run(job, staging, Silent())
+    recipe, again = staging / "recipe.toml", tmp_path / "again"
+    text = recipe.read_text(encoding="utf-8").partition("[strengths]")[0]
+    second = next(x for x in text.splitlines() if x.endswith("# second")).partition(" =")[0]
+    recipe.write_text(f"{text}\n[strengths]\n{second} = 0.5\n", encoding="utf-8")
+    again.mkdir()
+    effort = replace(job.effort, recipe=recipe)
+    report = run(replace(job, effort=effort), again, Silent())
+    assert report.recipe.strengths == {"second": 0.5}
+    assert report.recipe.name.endswith("1 tensors evened out")
+    assert "= 0.5  # second" in (again / "recipe.toml").read_text(encoding="utf-8")
+    assert report.fp32.sha256 == plain.fp32.sha256
+    assert report.int8.sha256 != plain.int8.sha256
+
+
+def test_a_small_budget_leaves_channels_as_they_are(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "even_out", lambda *_: pytest.fail("it was tried"))
+    report = run(replace(job, effort=replace(job.effort, budget_s=1e-3)), staging, Silent())
+    assert any("evened out" in note for note in report.notes)
 
 
 def test_where_no_candidate_can_be_made_it_is_unsupported(

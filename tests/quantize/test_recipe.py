@@ -68,9 +68,14 @@ MARKS = {"a": "conv-1", "b": "gemm-1"}
     data=st.data(),
     tensors=st.dictionaries(TEXT, st.sampled_from(["mse", "minmax", "percentile", "entropy"])),
     facts=st.dictionaries(TEXT, TEXT),
+    strength=st.floats(0, 1),
 )
 def test_any_recipe_survives_toml(
-    names: list[str], data: st.DataObject, tensors: dict[str, str], facts: dict[str, str]
+    names: list[str],
+    data: st.DataObject,
+    tensors: dict[str, str],
+    facts: dict[str, str],
+    strength: float,
 ) -> None:
     known = {n: f"conv-{i}" for i, n in enumerate(names)}
     made = Recipe(
@@ -81,6 +86,7 @@ def test_any_recipe_survives_toml(
         data.draw(st.sampled_from(["onnxruntime", "openvino"])),
         tensors,
         data.draw(st.sampled_from(["native", "nncf"])),
+        dict.fromkeys(names[1:], strength),
     )
     text = to_toml(made, known, facts)
     # As it is on disk, where line ends may be translated.
@@ -180,6 +186,9 @@ GOOD = to_toml(recipe(), MARKS, {})
         (lambda t: t.replace('engine = "native"', 'engine = "tf"'), "unknown engine 'tf'"),
         (lambda t: t.replace('= "static"', "= 8"), "'modes' has to be a table of text"),
         (lambda t: t.replace("[ranges_by_tensor]", "[ranges_by_tensor.x]"), "'ranges_by_tensor'"),
+        (lambda t: t + '[strengths]\n"conv-1" = 1.5', "numbers from 0 to 1"),
+        (lambda t: t + '[strengths]\n"conv-1" = true', "numbers from 0 to 1"),
+        (lambda t: t + '[strengths]\n"conv-9" = 0.5', "'conv-9' is gone"),
         (lambda t: "made = 1\n" + t.replace("[made]", "[modes.x]"), "'modes' has to be"),
     ],
 )
@@ -200,4 +209,6 @@ def test_keys_that_newer_recipes_have_may_be_missing() -> None:
 def test_a_recipe_tells_what_it_does() -> None:
     assert recipe(engine="nncf").name == "static 1, float 1; by nncf; portable"
     assert recipe().name == "static 1, float 1; mse ranges; portable; for onnxruntime"
+    even = recipe(strengths={"a": 0.5}).name
+    assert even == "static 1, float 1; mse ranges; portable; for onnxruntime; 1 tensors evened out"
     assert as_dict(recipe())["modes"] == {"a": "static", "b": "float"}

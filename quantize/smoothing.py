@@ -1,0 +1,369 @@
+"""How far to even out channels: strengths chosen by the noise that INT8 would leave.
+
+    groups + captured rows ─▶ per group the strength with the least noise at its readers
+    ─▶ rewritten FP32 graphs, their changed tensors calibrated again ─▶ `quantize.trials` compares
+
+A factor is largest activation ** strength / largest weight ** (1 - strength), per channel (Xiao et
+al., "SmoothQuant", 2022, eq. 4). All anchors that read one tensor share it. 1 makes all channels of
+the activation alike, which is best for their rounding; less leaves more levels to the weights.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bench.errors import InputError, UnsupportedError
+from bench.models import Feeds, Model, read_model
+from bench.runtimes import RUNTIMES, Settings
+from quantize.anchors import Anchor, find_anchors, integer_of
+from quantize.calibrate import calibrate
+from quantize.data import Samples
+from quantize.equalize import Factors, Group, apply, find_groups
+from quantize.histograms import TensorStatistics
+from quantize.placement import watch_list
+from quantize.prepare import save
+from quantize.quantizers.reading import channels_first, constant_of
+from quantize.ranges import mse_range
+from quantize.recipe import Recipe
+from quantize.trials import Start, Workbench, attempt_or_none, noise_shares, run_probes, to_db
+
+logger = logging.getLogger(__name__)
+
+# Tried first; then what lies between the best and its neighbours.
+_STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+_BETWEEN = 0.1
+# A group has to lose this share of its noise; less is within what the estimate is worth.
+_WORTH = 0.85
+# Enough to know channels by; rows per sample and tensor.
+_SAMPLES = 32
+_ROWS = 16
+# No channel is scaled by more, so that FP32 keeps its precision.
+_MOST = 1e3
+# What rounding in FP32 leaves is about 120 dB below the signal; less means a rewrite was wrong.
+_PARITY_DB = 70.0
+# A plain candidate with less noise needs no help.
+_QUIET_DB = 45.0
+_AXES_AS_INPUT = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What a few samples show of one tensor.
+
+    Attributes:
+        rows: float32 [rows, channels], taken at random.
+        largest: float32 [channels], largest absolute values of all rows.
+    """
+
+    rows: NDArray[np.float32]
+    largest: NDArray[np.float32]
+
+
+def even_out(
+    bench: Workbench, target: str, samples: Samples, states: Mapping[str, str]
+) -> Workbench:
+    """Add graphs with evened-out channels to those that candidates start from.
+
+    Args:
+        bench: With the statistics of its own graph.
+        target: Of the plain candidate, which has to leave something to gain.
+        samples: Those that calibrated it.
+        states: Output to input names that carry state.
+
+    Returns:
+        The same with up to two starts more: what folds into constants, and that with Muls put in
+        front of products whose input others read as well.
+    """
+    model = ir.load(bench.fp32.path)
+    groups = find_groups(model, bench.anchors)
+    if not groups or not _is_noisy(bench, target):
+        return bench
+    try:
+        captured = capture(bench, groups, samples, states)
+    except (InputError, UnsupportedError) as e:
+        logger.info("channels stay as they are: %s", e)
+        return bench
+    weights = _Weights(model, bench.anchors)
+    strengths: dict[str, float] = {}
+    factors: dict[str, Factors] = {}
+    for group in groups:
+        if all(tensor in captured for tensor, _ in group.reads):
+            strength = _strength(group, captured, weights)
+            if strength is not None:
+                strengths[group.name] = strength
+                factors[group.name] = factors_of(group, strength, captured, weights)
+    return _started(bench, groups, strengths, factors, samples, states)
+
+
+def _is_noisy(bench: Workbench, target: str) -> bool:
+    """Whether everything in INT8 leaves noise worth the work."""
+    modes = {a.name: a.modes[0] for a in bench.anchors}
+    trial = attempt_or_none(bench, Recipe(target, "mse", correct_bias=True, modes=modes), "plain")
+    return trial is not None and trial.noise_db < _QUIET_DB
+
+
+def even_out_as(
+    bench: Workbench, strengths: Mapping[str, float], samples: Samples, states: Mapping[str, str]
+) -> Workbench:
+    """The same with strengths that a recipe gives, without looking for any.
+
+    Raises:
+        UnsupportedError: The graph has no such groups, or they change what it computes.
+    """
+    model = ir.load(bench.fp32.path)
+    groups = [g for g in find_groups(model, bench.anchors) if g.name in strengths]
+    unknown = sorted(set(strengths) - {g.name for g in groups})
+    if not unknown:
+        captured = capture(bench, groups, samples, states)
+        weights = _Weights(model, bench.anchors)
+        factors = {
+            g.name: factors_of(g, strengths[g.name], captured, weights)
+            for g in groups
+            if all(tensor in captured for tensor, _ in g.reads)
+        }
+        if len(factors) == len(strengths):
+            bench = _started(bench, groups, strengths, factors, samples, states)
+    if not any(s.strengths == dict(strengths) for s in bench.starts):
+        where = f"node {unknown[0]!r}" if unknown else "this model"
+        raise UnsupportedError(
+            f"the recipe evens out channels in front of {len(strengths)} nodes, which cannot be "
+            f"done at {where}. Run `vnnify quantize` without --recipe."
+        )
+    return bench
+
+
+def capture(
+    bench: Workbench, groups: Sequence[Group], samples: Samples, states: Mapping[str, str]
+) -> dict[str, Captured]:
+    """Rows and largest values of the tensors that groups' anchors read.
+
+    The rows are taken inside the graph, so that no tensor is held longer than in a plain run. A
+    tensor that was not finite is missing.
+    """
+    path = bench.scratch / "captured.onnx"
+    wanted = {t: (g.tensors[t], g.channels) for g in groups for t, _ in g.reads}
+    _expose_rows(bench.fp32, wanted, path)
+    session = RUNTIMES["onnxruntime"].open(path, Settings(threads=bench.threads))
+    count = min(_SAMPLES, len(samples))
+    chosen = range(count) if states else range(0, len(samples), max(len(samples) // count, 1))
+    parts: dict[str, list[NDArray[np.float32]]] = {t: [] for t in wanted}
+    largest: dict[str, list[NDArray[np.float32]]] = {t: [] for t in wanted}
+    carried: Feeds = {}
+    for i in chosen:
+        found = session.run({**samples[i].feeds, **carried})
+        carried = {states[name]: found[name] for name in states}
+        for tensor, (_, channels) in wanted.items():
+            rows = np.moveaxis(found[f"{tensor}/rows"], 1, -1).reshape(-1, channels)
+            parts[tensor].append(rows.astype(np.float32))
+            largest[tensor].append(found[f"{tensor}/largest"])
+    session.close()
+    made = {t: Captured(np.concatenate(parts[t]), np.max(largest[t], axis=0)) for t in wanted}
+    return {t: c for t, c in made.items() if np.isfinite(c.largest).all()}
+
+
+def _expose_rows(fp32: Model, wanted: Mapping[str, tuple[int, int]], out: Path) -> None:
+    """Write a copy whose outputs are also `_ROWS` rows and the largest values of tensors."""
+    model = ir.load(fp32.path)
+    values = {str(v.name): v for n in model.graph for v in n.outputs}
+    values |= {str(v.name): v for v in model.graph.inputs}
+    places = np.random.default_rng(0).random(_ROWS).astype(np.float32)
+    for tensor, (axis, channels) in wanted.items():
+        # [n, channels, positions], or [positions, channels, 1].
+        shape = [0, 0, -1] if axis == 1 else [-1, channels, 1]
+        along = 2 if axis == 1 else 0
+        add = _Adder(model, tensor)
+        folded = add("Reshape", values[tensor], np.array(shape, np.int64))
+        size = add("Gather", add("Shape", folded), np.array(along, np.int64))
+        at = add("Mul", add("Cast", size, to=int(ir.DataType.FLOAT)), places)
+        at = add("Cast", at, to=int(ir.DataType.INT64))
+        rows = add("Gather", folded, at, axis=along)
+        sizes = add("Abs", folded)
+        if model.opset_imports.get("", 0) >= _AXES_AS_INPUT:
+            largest = add("ReduceMax", sizes, np.array([0, 2], np.int64), keepdims=0)
+        else:
+            largest = add("ReduceMax", sizes, axes=[0, 2], keepdims=0)
+        for value, name in ((rows, "rows"), (largest, "largest")):
+            value.name, value.type = f"{tensor}/{name}", ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(value)
+    save(model, out)
+
+
+class _Adder:
+    """Appends nodes that read one tensor."""
+
+    def __init__(self, model: ir.Model, tensor: str) -> None:
+        self.graph, self.tensor, self.count = model.graph, tensor, 0
+
+    def __call__(
+        self, op: str, *inputs: "ir.Value | NDArray[np.generic]", **attributes: object
+    ) -> ir.Value:
+        self.count += 1
+        stem = f"{self.tensor}/captured/{self.count}"
+        held = [self._value(v, f"{stem}/{i}") for i, v in enumerate(inputs)]
+        node = ir.node(op, held, attributes=attributes, name=stem)
+        node.outputs[0].name = f"{stem}/output"
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def _value(self, value: "ir.Value | NDArray[np.generic]", name: str) -> ir.Value:
+        if isinstance(value, ir.Value):
+            return value
+        tensor = ir.Tensor(value, name=name)
+        held = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        )
+        self.graph.register_initializer(held)
+        return held
+
+
+class _Weights:
+    """Weights of anchors, their input channels on the second axis."""
+
+    def __init__(self, model: ir.Model, anchors: Iterable[Anchor]) -> None:
+        self.nodes = {str(n.name): n for n in model.graph}
+        self.anchors = {a.name: a for a in anchors}
+
+    def of(self, name: str) -> NDArray[np.float32]:
+        """float32 [groups, out channels / groups, in channels / groups, taps]."""
+        node, axis = self.nodes[name], self.anchors[name].out_axis
+        groups = integer_of(node, "group", 1) if node.op_type == "Conv" else 1
+        weights = channels_first(constant_of(node.inputs[1]), axis)
+        return weights.reshape(groups, len(weights) // groups, weights.shape[1], -1)
+
+
+def _strength(group: Group, captured: Mapping[str, Captured], weights: _Weights) -> float | None:
+    """The strength with the least noise at the readers; None where 1 everywhere is as good."""
+    readers = [(tensor, weights.of(name)) for tensor, name in group.reads]
+
+    def noise(strength: float) -> float:
+        return _noise(readers, captured, factors_of(group, strength, captured, weights))
+
+    found = {s: noise(s) for s in _STRENGTHS}
+    best = min(found, key=found.__getitem__)
+    found |= {
+        s: noise(s) for s in (round(best - _BETWEEN, 1), round(best + _BETWEEN, 1)) if s <= 1.0
+    }
+    best = min(found, key=found.__getitem__)
+    plain = _noise(readers, captured, np.ones(group.channels, np.float32))
+    return best if found[best] < _WORTH * plain else None
+
+
+def factors_of(
+    group: Group, strength: float, captured: Mapping[str, Captured], weights: _Weights
+) -> Factors:
+    """One factor per channel, geometric mean 1; 1 for channels that are always zero."""
+    heights = [np.abs(weights.of(name)).max(axis=(1, 3)).reshape(-1) for _, name in group.reads]
+    heaviest = np.max(heights, axis=0).astype(np.float64)
+    largest = np.max([captured[t].largest for t, _ in group.reads], axis=0).astype(np.float64)
+    live = (largest > 0) & (heaviest > 0)
+    factors = np.ones(group.channels)
+    if live.any():
+        raw = strength * np.log(largest[live]) - (1 - strength) * np.log(heaviest[live])
+        factors[live] = np.exp(raw - raw.mean())
+    return np.clip(factors, 1 / _MOST, _MOST).astype(np.float32)
+
+
+def _noise(
+    readers: Sequence[tuple[str, NDArray[np.float32]]],
+    captured: Mapping[str, Captured],
+    factors: Factors,
+) -> float:
+    """Noise over signal at the output of the readers, mean over them.
+
+    Errors of different channels and weights are taken to be independent, so their powers add up: a
+    channel's rounding error times its weights, and the rounding of weights (step**2 / 12 each)
+    times the power of what they multiply.
+    """
+    total = 0.0
+    for tensor, weights in readers:
+        rows = captured[tensor].rows / factors
+        groups, _, inner, taps = weights.shape
+        scaled = weights * factors.reshape(groups, 1, inner, 1)
+        error = np.square(rows - _rounded(rows)).mean(axis=0).reshape(groups, inner)
+        power = np.square(rows).mean(axis=0).reshape(groups, inner)
+        gain = np.square(scaled).sum(axis=(1, 3))
+        steps = np.abs(scaled).max(axis=(2, 3)) / 127
+        rounding = power.sum(axis=1) * taps * np.square(steps).sum(axis=1) / 12
+        signal = max(float((power * gain).sum()), 1e-30)
+        total += float((error * gain).sum() + rounding.sum()) / signal
+    return total / len(readers)
+
+
+def _rounded(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows as unsigned 8-bit codes of one range hold them."""
+    seen = TensorStatistics()
+    seen.add(rows)
+    chosen = mse_range(seen)
+    codes = np.clip(np.rint(rows / chosen.scale) + chosen.zero_point, 0, 255)
+    held: NDArray[np.float32] = ((codes - chosen.zero_point) * chosen.scale).astype(np.float32)
+    return held
+
+
+def _started(
+    bench: Workbench,
+    groups: Sequence[Group],
+    strengths: Mapping[str, float],
+    factors: Mapping[str, Factors],
+    samples: Samples,
+    states: Mapping[str, str],
+) -> Workbench:
+    """Write the graph of all groups and that of the folded ones, and calibrate what they change.
+
+    A group changes its own tensors only, so one pass serves both.
+    """
+    kept = [g for g in groups if g.name in strengths]
+    folded = [g for g in kept if not g.inserted]
+    if not kept or (every := _rewritten(bench, kept, factors)) is None:
+        return bench
+    model, anchors = every
+    graph = ir.load(model.path)
+    changed = {t for g in kept for t in g.tensors}
+    old = bench.calibration.tensors
+    watch = {
+        t: axis for t, axis in watch_list(graph, anchors).items() if t in changed or t not in old
+    }
+    new = calibrate(
+        model, watch, samples, threads=bench.threads, scratch=bench.scratch, states=states
+    ).tensors
+    starts = [_start(bench, strengths, every, new)]
+    some = _rewritten(bench, folded, factors) if folded and len(folded) < len(kept) else None
+    if some is not None:
+        own = {t for g in folded for t in g.tensors}
+        fewer = {g.name: strengths[g.name] for g in folded}
+        starts.append(_start(bench, fewer, some, {t: s for t, s in new.items() if t in own}))
+    return replace(bench, starts=(*bench.starts, *starts))
+
+
+def _rewritten(
+    bench: Workbench, groups: Sequence[Group], factors: Mapping[str, Factors]
+) -> tuple[Model, tuple[Anchor, ...]] | None:
+    """The FP32 graph with groups evened out and its anchors; None where it computes otherwise."""
+    model = ir.load(bench.fp32.path)
+    apply(model, groups, factors)
+    out = bench.scratch / f"even-{len(groups)}.onnx"
+    save(model, out)
+    written = read_model(out)
+    found = run_probes(written, bench.probes, bench.threads)
+    parity = to_db(noise_shares(bench.probe_outputs, found))
+    if parity < _PARITY_DB:
+        logger.warning("channels stay as they are: evened out, outputs differ (%.0f dB)", parity)
+        return None
+    return written, find_anchors(model)[0]
+
+
+def _start(
+    bench: Workbench,
+    strengths: Mapping[str, float],
+    rewritten: tuple[Model, tuple[Anchor, ...]],
+    tensors: Mapping[str, TensorStatistics],
+) -> Start:
+    model, anchors = rewritten
+    muls = sum(a.data != b.data for a, b in zip(anchors, bench.anchors, strict=True))
+    merged = {**bench.calibration.tensors, **tensors}
+    calibration = replace(bench.calibration, tensors=merged, model_sha256=model.sha256)
+    return Start(dict(strengths), muls, model, anchors, calibration)
