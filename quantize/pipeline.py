@@ -404,6 +404,8 @@ class _Run:
         if self.replayed is not None:
             strengths = self.replayed.strengths
             return even_out_as(bench, strengths, rest, states) if strengths else bench
+        if "native" not in self.engines:
+            return bench
         # Costs up to two passes more.
         if 2 * self.stages[-1].seconds > effort.budget_s * _EVEN_OUT_SHARE:
             self.notes.append(

@@ -241,6 +241,7 @@ def test_shared_weights_change_for_one_reader_only(tmp_path: Path) -> None:
 )
 def test_no_chain_changes_what_it_computes(
     tmp_path_factory: pytest.TempPathFactory,
+    *,
     bias: bool,
     norm: bool,
     constant: str | None,
