@@ -42,6 +42,7 @@ ALLOWED = {
 GRAPH_MODULES = (
     "quantize/anchors.py",
     "quantize/calibrate.py",
+    "quantize/equalize.py",
     "quantize/finishing.py",
     "quantize/inspecting.py",
     "quantize/inspection/*.py",
@@ -50,6 +51,7 @@ GRAPH_MODULES = (
     "quantize/prepare.py",
     "quantize/recipe.py",
     "quantize/rewrites.py",
+    "quantize/smoothing.py",
     "quantize/trials.py",
     "quantize/quantizers/*.py",
 )
