@@ -15,8 +15,6 @@ from bench.render import (
     ForestRow,
     KeyFigure,
     Paragraph,
-    Point,
-    Scatter,
     Section,
     Series,
     Table,
@@ -25,6 +23,7 @@ from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
 from quantize.intervals import wilson
 from quantize.proofs import proof_checks, proof_section
 from quantize.report import Report
+from quantize.search_document import search_section
 
 
 def document(report: Report) -> Document:
@@ -36,7 +35,7 @@ def document(report: Report) -> Document:
             _accuracy(report),
             _latency(report),
             _layers(report),
-            _search(report),
+            search_section(report),
             *((proof_section(report.proofs),) if report.proofs else ()),
             _machine(report),
         ),
@@ -348,57 +347,24 @@ def _layers(report: Report) -> Section:
         blocks.append(
             Table("In float", (Column("Layer"), Column("Operator"), Column("Why")), tuple(floats))
         )
+    if report.drift:
+        blocks.append(_drift(report))
     return Section("Layers", tuple(blocks))
 
 
-def _search(report: Report) -> Section:
+def _drift(report: Report) -> Table:
     rows = tuple(
         (
-            t.name,
-            t.coverage,
-            f"{t.noise_db:.1f}",
-            ", ".join(f"{r} {ms:.3g}" for r, ms in t.latency_ms.items()) or "does not run",
-            size_text(t.size_bytes),
-            _number(t.value, report) if t.value is not None else "–",
-            t.outcome,
+            d.name,
+            f"{d.low_before:.4g} to {d.high_before:.4g}",
+            f"{d.low:.4g} to {d.high:.4g}",
+            f"{d.factor:.2f}×",
         )
-        for t in report.trials
+        for d in report.drift
     )
-    points = tuple(
-        Point(
-            min(t.latency_ms.values()),
-            t.noise_db,
-            t.name,
-            "candidate" if t.outcome == "pass" else "plain",
-        )
-        for t in report.trials
-        if t.latency_ms
-    )
-    table = Table(
-        "Everything that was tried",
-        (
-            Column("Candidate"),
-            Column("In INT8", "right"),
-            Column("Output SQNR dB", "right"),
-            Column("Quick ms", "right"),
-            Column("Size", "right"),
-            Column(_metric_name(report), "right"),
-            Column("Verdict"),
-        ),
-        rows,
-    )
-    blocks: tuple[Block, ...] = (table,)
-    if points:
-        blocks += (
-            Scatter(
-                title="Latency and fidelity of the candidates",
-                description="Up and to the left is better.",
-                x_label="quick median, ms",
-                y_label="output SQNR, dB",
-                points=points,
-            ),
-        )
-    return Section("Search", blocks)
+    names = ("With the recipe", "Now", "Width")
+    columns = (Column("Input of"), *(Column(n, "right") for n in names))
+    return Table("Drift of ranges, the farthest first", columns, rows)
 
 
 def _machine(report: Report) -> Section:

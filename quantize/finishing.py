@@ -117,6 +117,7 @@ def finish(
         notes=tuple(dict.fromkeys(notes)),
         proofs=results.proofs,
         drift=results.drift,
+        fp32_ms=results.found.fp32_ms,
     )
 
 
@@ -203,6 +204,10 @@ def _rows(found: Found) -> tuple[TrialRow, ...]:
                 value=judged.evaluation.value if judged else None,
                 drop=judged.verdict.drop if judged else None,
                 outcome=judged.verdict.outcome if judged else "not evaluated",
+                seconds=trial.seconds,
+                predicted_db=trial.predicted_db,
+                samples=judged.evaluation.count if judged else 0,
+                evaluation_seconds=judged.evaluation.seconds if judged else 0.0,
             )
         )
     return tuple(rows)

@@ -1,6 +1,6 @@
 """Report: everything that one run learned, and the document that tells it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.compare import Comparison
@@ -47,6 +47,10 @@ class TrialRow:
         value: Its score; None likewise.
         drop: Against FP32; None likewise.
         outcome: Of its verdict, or "not evaluated".
+        seconds: What it took to make it and to look at its noise.
+        predicted_db: The noise that the search expected, dB; None where it had no reason to.
+        samples: That it was scored on; fewer than all where it was lost before.
+        evaluation_seconds: What that took.
     """
 
     name: str
@@ -59,6 +63,10 @@ class TrialRow:
     value: float | None
     drop: float | None
     outcome: str
+    seconds: float = 0.0
+    predicted_db: float | None = None
+    samples: int = 0
+    evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,7 @@ class Report:
         notes: What a user may want to know.
         proofs: On emulated CPUs; none where none was asked for.
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
+        fp32_ms: Quick median of FP32 by runtime, to compare with those of `trials`.
     """
 
     command: str
@@ -145,6 +154,7 @@ class Report:
     notes: tuple[str, ...]
     proofs: tuple[Proof, ...] = ()
     drift: tuple[Drift, ...] = ()
+    fp32_ms: dict[str, float] = field(default_factory=dict)
 
 
 def conclude(

@@ -34,6 +34,7 @@ from quantize.trials import (
     single_noise,
     smoothed,
     time_quickly,
+    to_db,
 )
 
 logger = logging.getLogger(__name__)
@@ -452,7 +453,8 @@ class _Search:
             return None
         why = {n: f"costs accuracy: {part:.0%} of the noise" for n, part in share.items()}
         known = {x.name: x.reason for x in base.quantized.layers if x.reason is not None}
-        trial = explained(trial, {**known, **why})
+        rest = {"outputs": sum(share for g, share in alone.items() if g not in groups)}
+        trial = replace(explained(trial, {**known, **why}), predicted_db=to_db(rest))
         if not (ready := self._timed([trial])):
             self.say(f"{name}: no faster")
             return None

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -144,12 +145,16 @@ class Trial:
         noise_db: Signal to quantization noise at the outputs, in dB, mean over float outputs.
         latency_ms: Quick median by runtime; empty until timed. A runtime that refuses the file is
             missing.
+        seconds: What it took to make it and to look at its noise.
+        predicted_db: What noise was expected, where the search had a reason to expect any.
     """
 
     name: str
     quantized: QuantizedModel
     noise_db: float
     latency_ms: dict[str, float]
+    seconds: float = 0.0
+    predicted_db: float | None = None
 
     @property
     def fastest(self) -> str | None:
@@ -228,10 +233,12 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
         taken = {f.name for f in bench.scratch.glob("trial-*.onnx")}
         free = next(i for i in range(len(taken) + 1) if f"trial-{i}.onnx" not in taken)
         out = bench.scratch / f"trial-{free}.onnx"
+    started_s = perf_counter()
     start = bench.start(recipe)
     made = quantize(start.model, start.anchors, start.calibration, recipe, out)
     found = run_probes(made.model, bench.probes, bench.threads)
-    trial = Trial(name, made, to_db(noise_shares(bench.probe_outputs, found)), {})
+    noise_db = to_db(noise_shares(bench.probe_outputs, found))
+    trial = Trial(name, made, noise_db, {}, perf_counter() - started_s)
     bench.journal.keep(trial, "trial", key)
     return trial
 
