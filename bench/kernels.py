@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 from bench.errors import InputError, UsageError
@@ -21,6 +22,7 @@ from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.openvino import load_package, properties
 from bench.runtimes.seam import Settings
 
+_LEAST_RUNS, _MOST_RUNS = 3, 20
 # Multiplications with weights, which is what INT8 is for.
 _PRODUCTS = re.compile(r"Conv|Gemm|MatMul|FullyConnected|LSTM|GRU|RNN|Attention|MHA")
 _CONVERSIONS = frozenset(
@@ -90,7 +92,7 @@ def find_kernels(
     threads: int,
     scratch: Path,
     feeds: Feeds | None = None,
-    runs: int = 20,
+    seconds: float = 1.0,
 ) -> Kernels:
     """Open a file as it would be served, and read back what the runtime made of it.
 
@@ -100,7 +102,7 @@ def find_kernels(
         threads: Inside one inference.
         scratch: Folder for intermediate files, which are removed.
         feeds: One sample, to time the kernels with; None: they are not timed.
-        runs: Inferences to average over.
+        seconds: How long to time, about; at least 3 inferences, and at most 20.
 
     Raises:
         UsageError: The runtime does not tell its kernels.
@@ -114,7 +116,7 @@ def find_kernels(
         raise UsageError(
             f"runtime {runtime!r} does not tell its kernels; known: {known}."
         ) from None
-    version, nodes = reader(path, Settings(threads=threads), scratch, feeds, runs)
+    version, nodes, runs = reader(path, Settings(threads=threads), scratch, feeds, seconds)
     link(nodes)
     return Kernels(
         runtime=runtime,
@@ -122,13 +124,13 @@ def find_kernels(
         kernels=tuple(n.kernel for n in nodes),
         islands=tuple(find_islands(nodes)),
         lone_pairs=sum(is_lone(n, nodes) for n in nodes),
-        runs=runs if feeds is not None else 0,
+        runs=runs,
     )
 
 
 def _onnxruntime(
-    path: Path, settings: Settings, scratch: Path, feeds: Feeds | None, runs: int
-) -> tuple[str, list[Node]]:
+    path: Path, settings: Settings, scratch: Path, feeds: Feeds | None, seconds: float
+) -> tuple[str, list[Node], int]:
     import onnx
     import onnxruntime as ort
 
@@ -143,20 +145,22 @@ def _onnxruntime(
         "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
     )
     try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except open_errors() as e:
         raise InputError(f"{path}: onnxruntime refuses the model: {str(e)[:400]}") from e
     graph = onnx.load(str(file), load_external_data=False).graph
     for leftover in (file, scratch / weights):
         leftover.unlink(missing_ok=True)
     times: Mapping[str, float] = {}
+    runs = 0
     if feeds is not None:
         try:
+            runs = _runs(lambda: session.run(None, feeds), seconds)
             times = node_times(path, feeds, threads=settings.threads, runs=runs, scratch=scratch)
         except open_errors() as e:
             reason = str(e).splitlines()[0][:400]
             raise InputError(f"{path}: onnxruntime cannot run the sample: {reason}") from e
-    return str(ort.__version__), list(_onnx_nodes(graph, times, set()))
+    return str(ort.__version__), list(_onnx_nodes(graph, times, set())), runs
 
 
 def _onnx_nodes(graph: Any, times: Mapping[str, float], eight: set[str]) -> Iterator[Node]:
@@ -200,8 +204,8 @@ def _onnx_node(node: Any, times: Mapping[str, float], eight: set[str]) -> Node:
 
 
 def _openvino(
-    path: Path, settings: Settings, scratch: Path, feeds: Feeds | None, runs: int
-) -> tuple[str, list[Node]]:
+    path: Path, settings: Settings, scratch: Path, feeds: Feeds | None, seconds: float
+) -> tuple[str, list[Node], int]:
     del scratch
     package = load_package()
     core = package.Core()
@@ -209,7 +213,7 @@ def _openvino(
     try:
         model = core.read_model(str(path))
         compiled = core.compile_model(model, "CPU", options)
-        times = _openvino_times(compiled, feeds, runs) if feeds is not None else {}
+        times, runs = _openvino_times(compiled, feeds, seconds)
         ordered = compiled.get_runtime_model().get_ordered_ops()
     except RuntimeError as e:
         told = " ".join(str(e).split())
@@ -217,7 +221,7 @@ def _openvino(
         raise InputError(f"{path}: openvino refuses the model: {reason}") from e
     version = str(package.__version__).split("-")[0]
     nodes = [_openvino_node(op, times) for op in ordered]
-    return version, list(_without_constants(nodes))
+    return version, list(_without_constants(nodes)), runs
 
 
 def _without_constants(nodes: list[Node]) -> Iterator[Node]:
@@ -232,19 +236,31 @@ def _without_constants(nodes: list[Node]) -> Iterator[Node]:
             yield node
 
 
-def _openvino_times(compiled: Any, feeds: Feeds, runs: int) -> dict[str, float]:
-    """Mean ms by kernel name; kernels that were merged into others are missing."""
+def _openvino_times(
+    compiled: Any, feeds: Feeds | None, seconds: float
+) -> tuple[dict[str, float], int]:
+    """Mean ms by kernel name, and of how many runs; kernels merged into others are missing."""
+    if feeds is None:
+        return {}, 0
     request = compiled.create_infer_request()
+    runs = _runs(lambda: request.infer(dict(feeds)), seconds)
     spent: dict[str, float] = {}
-    for turn in range(runs + 2):
+    for _ in range(runs):
         request.infer(dict(feeds))
-        if turn < 2:
-            continue
         for info in request.profiling_info:
             if info.status.name == "EXECUTED":
                 ms = info.real_time.total_seconds() * 1e3
                 spent[info.node_name] = spent.get(info.node_name, 0.0) + ms / runs
-    return spent
+    return spent, runs
+
+
+def _runs(infer: Callable[[], object], seconds: float) -> int:
+    """How many inferences fit, after one that allocates and one that is timed."""
+    infer()
+    start = perf_counter_ns()
+    infer()
+    once = (perf_counter_ns() - start) / 1e9
+    return max(_LEAST_RUNS, min(_MOST_RUNS, int(seconds / max(once, 1e-6))))
 
 
 def _openvino_node(op: Any, times: Mapping[str, float]) -> Node:
@@ -268,7 +284,9 @@ def _openvino_node(op: Any, times: Mapping[str, float]) -> Node:
 
 
 _SAID = ("layerType", "primitiveType", "outputPrecisions", "originalLayersNames")
-_READERS: dict[str, Callable[[Path, Settings, Path, Feeds | None, int], tuple[str, list[Node]]]] = {
+_READERS: dict[
+    str, Callable[[Path, Settings, Path, Feeds | None, float], tuple[str, list[Node], int]]
+] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

@@ -20,6 +20,7 @@ from bench.render import (
     Table,
 )
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
+from quantize.inspection.document import kernel_section
 from quantize.intervals import wilson
 from quantize.proofs import proof_checks, proof_section
 from quantize.report import Report
@@ -35,6 +36,7 @@ def document(report: Report) -> Document:
             _accuracy(report),
             _latency(report),
             _layers(report),
+            *((kernel_section(report.inspection),) if report.inspection else ()),
             search_section(report),
             *((proof_section(report.proofs),) if report.proofs else ()),
             _machine(report),

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bench.isolate import Stage
+from bench.kernels import TELLING
 from bench.latency import Latency
 from bench.machine import describe
 from bench.models import Model, read_model
@@ -18,6 +19,7 @@ from bench.store import dump
 from quantize.anchors import find_anchors
 from quantize.drift import Drift, seen_ranges
 from quantize.evaluate import Evaluation
+from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
 from quantize.prepare import save
 from quantize.proofs import Proof
@@ -28,6 +30,8 @@ from quantize.search import Found, Judged
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
+
+_PROBES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ def finish(
     text = _recipe(best, results.bench, results.data.calibration_sha256)
     (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
     _, left = find_anchors(ir.load(fp32.path))
+    inside = _look_inside(job, results, quantized, left, staging / "scratch")
     models = (_relative(fp32, staging), _relative(quantized, staging))
     return Report(
         command=job.command,
@@ -118,7 +123,25 @@ def finish(
         proofs=results.proofs,
         drift=results.drift,
         fp32_ms=results.found.fp32_ms,
+        inspection=replace(inside, model=models[1]),
     )
+
+
+def _look_inside(
+    job: Job, results: Results, model: Model, left: dict[str, str], scratch: Path
+) -> Inspection:
+    """Which kernels run in the INT8 model, and what would saturate on a few held-out samples."""
+    bench = results.bench
+    means = Means(
+        runtimes=tuple(r for r in bench.runtimes if r in TELLING),
+        threads=bench.threads,
+        scratch=scratch,
+        samples=bench.probes[:_PROBES],
+        timing=bench.probes[0] if bench.probes else None,
+    )
+    layers = results.best.trial.quantized.layers
+    told = {x.name: x.reason for x in layers if x.reason is not None}
+    return inspect_model(model, means, command=job.command, told=left | told)
 
 
 def fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judged:

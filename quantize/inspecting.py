@@ -9,7 +9,7 @@ from bench.machine import available_threads
 from bench.models import Feeds, Model, read_model, synthetic_feeds
 from bench.runtimes import find_runtime, installed_runtimes
 from quantize.data import read_samples
-from quantize.inspection import Inspection, inspect_model
+from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import InspectJob
 
 
@@ -35,15 +35,14 @@ def run_inspect(job: InspectJob, scratch: Path) -> Inspection:
         samples = [read[i].feeds for i in range(len(read))]
     if job.time:
         timing, note = (samples[0], "") if samples else _made_up(model)
-    found = inspect_model(
-        model,
-        command=job.command,
+    means = Means(
         runtimes=_runtimes(job.runtimes),
-        samples=samples,
-        timing=timing,
         threads=job.threads or available_threads(),
         scratch=scratch,
+        samples=samples,
+        timing=timing,
     )
+    found = inspect_model(model, means, command=job.command)
     return replace(found, notes=(*found.notes, note)) if note else found
 
 

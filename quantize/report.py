@@ -12,6 +12,7 @@ from bench.models import Model
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
+from quantize.inspection import Inspection
 from quantize.proofs import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
@@ -126,6 +127,8 @@ class Report:
         proofs: On emulated CPUs; none where none was asked for.
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
         fp32_ms: Quick median of FP32 by runtime, to compare with those of `trials`.
+        inspection: What the runtimes make of the INT8 model, and what saturates in it; None in
+            reports of older versions.
     """
 
     command: str
@@ -155,6 +158,7 @@ class Report:
     proofs: tuple[Proof, ...] = ()
     drift: tuple[Drift, ...] = ()
     fp32_ms: dict[str, float] = field(default_factory=dict)
+    inspection: Inspection | None = None
 
 
 def conclude(

@@ -362,9 +362,7 @@ def kernel_times(bench: Workbench, path: Path, runtime: str) -> dict[str, float]
     feeds, threads = bench.probes[0], bench.threads
     if runtime == "onnxruntime":
         return node_times(path, feeds, threads=threads, runs=_PROFILED, scratch=bench.scratch)
-    found = find_kernels(
-        path, runtime, threads=threads, scratch=bench.scratch, feeds=feeds, runs=_PROFILED
-    )
+    found = find_kernels(path, runtime, threads=threads, scratch=bench.scratch, feeds=feeds)
     # OpenVINO names a convolution apart from its bias before it fuses the two.
     return {
         ",".join(n.partition("/WithoutBiases")[0] for n in k.origins or (k.name,)): k.ms

@@ -6,8 +6,9 @@ file ─▶ products (Q/DQ, integer operators) ─┬─▶ modes, causes, risk 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from quantize.inspection.products import Mode, Product, lifted, products
 from quantize.inspection.saturation import Risk, risk_of
 from quantize.prepare import prepare
 
-__all__ = ["Inspection", "Layer", "inspect_model"]
+__all__ = ["Inspection", "Layer", "Means", "inspect_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,38 +124,49 @@ def _badness(layer: Layer) -> tuple[float, float, int]:
     return seen, layer.risk.worst_share or 0.0, layer.risk.worst_codes
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a file is looked at with.
+
+    Attributes:
+        runtimes: To ask for their kernels.
+        threads: Inside one inference.
+        scratch: Folder for intermediate files.
+        samples: Real ones, in which saturation is looked for; may be empty.
+        timing: What the kernels are timed with; None: they are not timed.
+    """
+
+    runtimes: tuple[str, ...]
+    threads: int
+    scratch: Path
+    samples: Sequence[Feeds] = ()
+    timing: Feeds | None = None
+
+
 def inspect_model(
-    model: Model,
-    *,
-    command: str,
-    runtimes: Sequence[str],
-    samples: Sequence[Feeds],
-    timing: Feeds | None,
-    threads: int,
-    scratch: Path,
+    model: Model, means: Means, *, command: str, told: Mapping[str, str] | None = None
 ) -> Inspection:
     """Look at a file from all sides.
 
     Args:
         model: From `read_model`.
+        means: What to look with.
         command: As typed.
-        runtimes: To ask for their kernels.
-        samples: Real ones, in which saturation is looked for; may be empty.
-        timing: What the kernels are timed with; None: they are not timed.
-        threads: Inside one inference.
-        scratch: Folder for intermediate files.
+        told: Why layers are in float, by name; None: the report beside the file is asked.
 
     Raises:
         InputError: The file is damaged, or no runtime opens it.
     """
     notes: list[str] = []
-    graph, found, told = _read(model, scratch, notes)
+    graph, found = _read(model, means.scratch, notes)
     risks = {p.name: risk_of(p) for p in found}
     quantized = any(p.mode != "float" for p in found)
+    if told is None:
+        told = told_beside(model.path, model.sha256) if quantized else {}
     texts = causes(graph, found, told, quantized=quantized)
     chosen = [p for p in found if (r := risks[p.name]) is not None and r.channels]
-    seen = observe(graph, chosen, samples, threads=threads, scratch=scratch)
-    kernels, unread = _kernels(model, runtimes, timing, threads, scratch, notes)
+    seen = observe(graph, chosen, means.samples, threads=means.threads, scratch=means.scratch)
+    kernels, unread = _kernels(model, means, notes)
     runs = {k.runtime: _Finder(graph, k) for k in kernels}
     layers = tuple(
         _layer(
@@ -181,10 +193,8 @@ def inspect_model(
     )
 
 
-def _read(
-    model: Model, scratch: Path, notes: list[str]
-) -> tuple[ir.Model, tuple[Product, ...], dict[str, str]]:
-    """Graph, products and told causes; an FP32 file is looked at as `quantize` would prepare it."""
+def _read(model: Model, scratch: Path, notes: list[str]) -> tuple[ir.Model, tuple[Product, ...]]:
+    """Graph and products; an FP32 file is looked at as `quantize` would prepare it."""
     try:
         graph = lifted(ir.load(model.path))
         found = products(graph)
@@ -193,41 +203,34 @@ def _read(
             f"{model.path}: its graph makes no sense: {e}. Export or copy it again."
         ) from e
     if any(p.mode != "float" for p in found) or not found:
-        return graph, found, told_beside(model.path, model.sha256)
+        return graph, found
     try:
         prepared = prepare(model, scratch / "prepared.onnx", name=str(model.path))
     except (UnsupportedError, InputError) as e:
         notes.append(f"vnnify quantize would refuse it: {e}")
-        return graph, found, {}
+        return graph, found
     notes += prepared.notes
     graph = lifted(ir.load(prepared.model.path))
-    return graph, products(graph), {}
+    return graph, products(graph)
 
 
 def _kernels(
-    model: Model,
-    runtimes: Sequence[str],
-    sample: Feeds | None,
-    threads: int,
-    scratch: Path,
-    notes: list[str],
+    model: Model, means: Means, notes: list[str]
 ) -> tuple[tuple[Kernels, ...], dict[str, str]]:
     found, unread = [], {}
-    for name in runtimes:
+    ask = partial(find_kernels, model.path, threads=means.threads, scratch=means.scratch)
+    for name in means.runtimes:
         try:
-            found.append(
-                find_kernels(model.path, name, threads=threads, scratch=scratch, feeds=sample)
-            )
-        except VnnifyError as e:
-            if sample is None:
-                unread[name] = str(e)
-                continue
-            # The sample may be what it does not like.
             try:
-                found.append(find_kernels(model.path, name, threads=threads, scratch=scratch))
+                found.append(ask(name, feeds=means.timing))
+            except InputError as e:
+                if means.timing is None:
+                    raise
+                # The sample may be what it does not like.
+                found.append(ask(name))
                 notes.append(f"not timed in {name}: {e}")
-            except VnnifyError as again:
-                unread[name] = str(again)
+        except VnnifyError as e:
+            unread[name] = str(e)
     return tuple(found), unread
 
 

@@ -1,7 +1,7 @@
 """Why a product is in float, in words: from the report beside the file, or from the graph."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from quantize.placement import place
 
 
 def causes(
-    model: ir.Model, found: Sequence[Product], told: dict[str, str], *, quantized: bool
+    model: ir.Model, found: Sequence[Product], told: Mapping[str, str], *, quantized: bool
 ) -> dict[str, str]:
     """A cause for every product that is not in INT8.
 

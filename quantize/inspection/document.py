@@ -72,6 +72,15 @@ def inspection_summary(found: Inspection) -> Document:
     )
 
 
+def kernel_section(found: Inspection) -> Section:
+    """Kernels, saturation and red flags in one section, for the report of the run that made it."""
+    blocks = [Paragraph(line) for line in _kernel_lines(found)]
+    blocks += [Paragraph(line, "warning") for line in _flag_lines(found)]
+    return Section(
+        "Kernels that really run", (*blocks, *_kernel_blocks(found), *_saturation_blocks(found, 10))
+    )
+
+
 def _banner(found: Inspection, more: tuple[str, ...]) -> Banner:
     lines = [*_kernel_lines(found), *_saturation_lines(found)]
     lines += [f"Note: {n}" for n in found.notes]

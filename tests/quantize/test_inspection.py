@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from bench.models import Feeds, read_model
 from bench.store import dump, load
-from quantize.inspection import Inspection, Layer, inspect_model
+from quantize.inspection import Inspection, Layer, Means, inspect_model
 from quantize.inspection.causes import told_beside
 from quantize.inspection.flags import find_flags, lost_channels
 from quantize.inspection.products import Product, lifted, products
@@ -36,15 +36,8 @@ def read(path: Path) -> tuple[Product, ...]:
 
 
 def look(path: Path, *, samples: Any = (), timing: Feeds | None = None) -> Inspection:
-    return inspect_model(
-        read_model(path),
-        command="vnnify inspect m.onnx",
-        runtimes=("onnxruntime",),
-        samples=samples,
-        timing=timing,
-        threads=1,
-        scratch=path.parent,
-    )
+    means = Means(("onnxruntime",), 1, path.parent, samples, timing)
+    return inspect_model(read_model(path), means, command="vnnify inspect m.onnx")
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, Any], **rest: Any) -> Path:

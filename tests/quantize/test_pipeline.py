@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from bench.errors import UnfitError, UnsupportedError, UsageError
+from bench.render import render
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
 from quantize import debian, finishing, judging, pipeline, timing, trials
 from quantize.data import Samples
+from quantize.document import document
 from quantize.gate import Outcome, Verdict
 from quantize.guest import VNNI_CPU
 from quantize.job import DataSpec, Effort, Job, Limits
@@ -632,3 +634,21 @@ def test_outputs_that_are_not_finite_are_refused(
     assert (staging / "refused" / "model.onnx").is_file()
     assert load(Report, dump(report), "report") == report
     assert any("outputs are noise, not evaluated" in line for line in heard.said)
+
+
+def test_the_report_says_which_kernels_run(job: Job, staging: Path) -> None:
+    report = run(job, staging, Silent())
+    found = report.inspection
+    assert found is not None
+    assert found.model == report.int8
+    (kernels,) = found.kernels
+    assert kernels.runtime == "onnxruntime"
+    assert 0 < kernels.integer_products <= len(kernels.products)
+    assert kernels.runs > 0
+    assert len(found.layers) == len(report.layers) + len(report.left)
+    text = render(document(report), "text")
+    assert "Kernels that really run" in text
+    assert "On CPUs without VNNI it gives the same answers" in text
+    assert "Kernels that really run" not in render(
+        document(replace(report, inspection=None)), "text"
+    )
