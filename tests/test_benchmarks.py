@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def test_a_quantizer_that_fails_is_a_row_that_says_why(
     lines = quantizers._table("a", about, [row, good, better])
     assert any(x.startswith("| static | fails |") for x in lines)
     assert "- static: Fail: no / pipe" in lines
-    assert "**native is behind nncf by 0.015.**" in lines
+    assert "- **native is behind nncf by 0.015; one sample counts 0.1.**" in lines
+    lucky = quantizers.Row("a", "nncf", {}, {"drop": -0.03})
+    assert quantizers._behind(about, [replace(good, score={"drop": 0.0}), lucky]) == []
     assert quantizers._behind(about, [good]) == []
 
 

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bench.machine import available_threads
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "calibration_data" / "fashion_mnist"
 Floats = NDArray[np.float32]
@@ -205,6 +207,7 @@ def minilm(folder: Path) -> None:
         state = load(files.read(names["model.safetensors"]))
         vocabulary = json.loads(files.read(names["tokenizer.json"]))["model"]["vocab"]
     net = _bert(state)
+    torch.set_num_threads(available_threads())
     texts = list(_snippets(folder))
     order = np.random.default_rng(0).permutation(len(texts))[:1100]
     ids = [(np.array([tokens(texts[i][0], vocabulary)], np.int64), texts[i][1]) for i in order]

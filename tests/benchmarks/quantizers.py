@@ -241,8 +241,9 @@ def _table(case: str, about: Mapping[str, Any], rows: Sequence[Row]) -> list[str
             )
             + " |"
         )
-    cells += [""] + [f"- {r.rival}: {_plain(r)}" for r in rows if _plain(r)]
-    return [*cells, *_behind(about, rows), ""]
+    notes = [f"- {r.rival}: {_plain(r)}" for r in rows if _plain(r)]
+    notes += _behind(about, rows)
+    return [*cells, "", *notes, ""] if notes else [*cells, ""]
 
 
 _SHORT = {"onnxruntime": "ORT", "openvino": "OV"}
@@ -257,8 +258,12 @@ def _shown(value: float | None, factor: float, form: str) -> str:
 
 
 def _behind(about: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """Where native's drop is larger than the best rival's by more than 0.1 point."""
-    drops = {r.rival: r.score["drop"] for r in rows if r.score.get("drop") is not None}
+    """Where native's drop is larger than the best rival's by more than 0.1 point.
+
+    A gain is luck, and counts as no drop.
+    """
+    known = {r.rival: r.score.get("drop") for r in rows}
+    drops = {rival: max(drop, 0.0) for rival, drop in known.items() if drop is not None}
     rivals = {n: d for n, d in drops.items() if n not in ("native", "vnnify")}
     if "native" not in drops or not rivals:
         return []
@@ -266,7 +271,9 @@ def _behind(about: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     allowed = 0.001 if about["percent"] else 0.001 * abs(about["fp32"])
     if drops["native"] <= rivals[best] + allowed:
         return []
-    return ["", f"**native is behind {best} by {drops['native'] - rivals[best]:.4g}.**"]
+    behind = drops["native"] - rivals[best]
+    one = f"; one sample counts {1 / about['samples']:.4g}" if about["percent"] else ""
+    return [f"- **native is behind {best} by {behind:.4g}{one}.**"]
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
