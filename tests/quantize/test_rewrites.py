@@ -383,3 +383,93 @@ def test_a_mean_over_everything_stays(tmp_path: Path) -> None:
 def test_a_graph_without_such_patterns_is_left_alone(tmp_path: Path) -> None:
     found = check(tmp_path, [node("Relu", ["x"], "y")], {})
     assert (found.ops, found.notes) == ({"Relu": 1}, [])
+
+
+# --- batch norms behind an activation ---
+
+NORM = {
+    "s": np.array([0.5, 1.0, 2.0, 0.1, 3.0], np.float32),
+    "o": RNG.standard_normal(5).astype(np.float32),
+    "m": RNG.standard_normal(5).astype(np.float32),
+    "v": np.square(RNG.standard_normal(5)).astype(np.float32) + 1,
+}
+NEGATIVE = {**NORM, "s": np.array([0.5, -1.0, 2.0, 0.1, 3.0], np.float32)}
+
+
+def small(*shape: int) -> np.ndarray[Any, Any]:
+    """Weights whose sums stay near 1, so that rounding stays within the tolerance."""
+    weights = RNG.standard_normal(shape) / 30
+    return weights.astype(np.float32)
+
+
+def late_norm(act: str = "Relu") -> Nodes:
+    return [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="first", **PADS),
+        helper.make_node(act, ["a", "slope"] if act == "PRelu" else ["a"], ["r"]),
+        helper.make_node("BatchNormalization", ["r", "s", "o", "m", "v"], ["n"], epsilon=1e-3),
+    ]
+
+
+@pytest.mark.parametrize("act", ["Relu", "LeakyRelu", "PRelu"])
+def test_a_positive_norm_behind_an_activation_leaves_an_addition(tmp_path: Path, act: str) -> None:
+    wk = small(2, 5, 3, 3)
+    nodes = [
+        *late_norm(act),
+        helper.make_node("MaxPool", ["n"], ["p"], kernel_shape=[2, 2]),
+        helper.make_node("Conv", ["p", "k"], ["y"], **PADS),
+    ]
+    slope = {"slope": np.full((5, 1, 1), 0.1, np.float32)} if act == "PRelu" else {}
+    found = check(tmp_path, nodes, {"w": W, "b": B, "k": wk, **slope, **NORM})
+    assert found.ops == {"Conv": 2, act: 1, "Add": 1, "MaxPool": 1}
+    assert any("1 batch norms" in note for note in found.notes)
+
+
+def test_a_negative_norm_stays_before_what_pads(tmp_path: Path) -> None:
+    wk = small(2, 5, 3, 3)
+    nodes = [*late_norm(), helper.make_node("Conv", ["n", "k"], ["y"], **PADS)]
+    found = check(tmp_path, nodes, {"w": W, "b": B, "k": wk, **NEGATIVE})
+    assert found.ops["BatchNormalization"] == 1
+    auto = [*late_norm(), helper.make_node("Conv", ["n", "k"], ["y"], auto_pad="SAME_UPPER")]
+    found = check(tmp_path, auto, {"w": W, "b": B, "k": wk, **NEGATIVE})
+    assert found.ops["BatchNormalization"] == 1
+
+
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("bias", ["", "kb"])
+def test_what_does_not_pad_takes_any_norm(tmp_path: Path, group: int, bias: str) -> None:
+    constants = {
+        "k": small(10, 5 // group, 3, 3),
+        "kb": RNG.standard_normal(10).astype(np.float32),
+    }
+    inputs = ["n", "k", bias] if bias else ["n", "k"]
+    nodes = [
+        *late_norm(),
+        helper.make_node("Conv", inputs, ["c"], group=group),
+        helper.make_node("Conv", ["n", "q"], ["d"], kernel_shape=[3, 3]),
+        helper.make_node("Add", ["c", "d"], ["y"]),
+    ]
+    constants["q"] = small(10, 5, 3, 3)
+    found = check(tmp_path, nodes, {"w": W, "b": B, **constants, **NEGATIVE})
+    assert found.ops == {"Conv": 3, "Relu": 1, "Add": 1}
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+def test_a_gemm_takes_the_norm_before_it(tmp_path: Path, turned: int) -> None:
+    shape = (3, 5) if turned else (5, 3)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("BatchNormalization", ["r", "s", "o", "m", "v"], ["n"]),
+        helper.make_node("Gemm", ["n", "g"], ["y"], transB=turned),
+    ]
+    constants = {"g": small(*shape), **NEGATIVE}
+    assert check(tmp_path, nodes, constants, shape=(4, 5)).ops == {"Relu": 1, "Gemm": 1}
+
+
+def test_a_norm_that_others_see_stays(tmp_path: Path) -> None:
+    constants = {"w": W, "b": B, "k": small(2, 5, 1, 1)}
+    reader = helper.make_node("Conv", ["n", "k"], ["y"])
+    found = check(tmp_path, [*late_norm(), reader], {**constants, **NEGATIVE}, outputs=("y", "n"))
+    assert found.ops["BatchNormalization"] == 1
+    # The activation is read as well, so the convolution cannot take the factor.
+    found = check(tmp_path, late_norm(), {**constants, **NORM}, outputs=("n", "r"))
+    assert found.ops["BatchNormalization"] == 1
