@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := calibration_data/fashion_mnist
 
-.PHONY: install demo demo-model bench bench-quantizers verify-vnni test lint types format check clean
+.PHONY: install demo demo-model bench bench-quantizers bench-search verify-vnni test lint types format check clean
 
 install: .venv/installed
 
@@ -23,6 +23,9 @@ verify-vnni: install  ## exact judging against an emulated CPU with VNNI; as roo
 
 bench-quantizers: .venv/benchmarks  ## native against its rivals, every model; BENCH=--quick for a look
 	$(BIN)/python -m tests.benchmarks.quantizers $(BENCH)
+
+bench-search: .venv/benchmarks  ## the search against NNCF's accuracy control, every model; BENCH=--quick for a look
+	$(BIN)/python -m tests.benchmarks.searches $(BENCH)
 
 test: install
 	$(BIN)/pytest --cov

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import graphs, quantizers, rivals
+from tests.benchmarks import graphs, quantizers, rivals, searches
 from tests.benchmarks.cases import find_case, read_case
 
 
@@ -53,6 +53,17 @@ def test_a_quantizer_that_fails_is_a_row_that_says_why(
     lucky = quantizers.Row("a", "nncf", {}, {"drop": -0.03})
     assert quantizers._behind(about, [replace(good, score={"drop": 0.0}), lucky]) == []
     assert quantizers._behind(about, [good]) == []
+
+
+def test_searches_are_shown_side_by_side() -> None:
+    about = {"percent": True, "metric": "top1", "fp32": 0.9, "samples": 10, "limit": 0.01}
+    cost = {"evaluations": 1.25, "seconds": 9.0, "search_s": 4.0, "replay_s": 2.0}
+    ours = quantizers.Row("a", "vnnify", cost, {"drop": 0.002}, {"openvino": 2.5})
+    theirs = quantizers.Row("a", "nncf accuracy control", failed="it ran over its time")
+    options = searches._parse(["--quick", "--max-drop", "1pt"])
+    text = searches.render([ours, theirs], {"a": about}, options)
+    assert "| a | vnnify | +0.2 pt | yes | 1.2 | 9.0 | 4.0 | 2.0 |  | 2.50× |" in text
+    assert "- a, nncf accuracy control: it ran over its time" in text
 
 
 @pytest.mark.parametrize("name", list(graphs.GRAPHS))

@@ -57,7 +57,7 @@ def speed(
     return Comparison("FP32 onnxruntime", f"INT8 {name}", ratio, low, high, 0.95, ())
 
 
-FAST, SAME, SLOW = speed(2.0, 1.9, 2.1), speed(0.99, 0.9, 1.1), speed(0.8, 0.7, 0.9)
+FAST, SAME, SLOW = speed(2.0, 1.9, 2.1), speed(1.01, 0.9, 1.1), speed(0.8, 0.7, 0.9)
 CODES = {"pass": 0, "refuse": 3, "inconclusive": 4}
 
 
@@ -86,14 +86,14 @@ def test_accuracy_and_speed_come_to_one_conclusion(
 @pytest.mark.parametrize(
     ("ratio", "slow"),
     [
-        (speed(0.98), False),
-        (speed(0.96), True),
+        (speed(1.0), False),
+        (speed(0.98), True),
         (speed(0.99, 0.985, 0.995), True),
-        (speed(0.98, 0.9, 1.01), False),
+        (speed(0.98, 0.9, 1.01), True),
         (speed(0.9, 0.5, 1.5), True),
     ],
 )
-def test_slower_than_noise_can_make_it_is_slow(ratio: Comparison, *, slow: bool) -> None:
+def test_what_is_no_faster_is_not_worth_it(ratio: Comparison, *, slow: bool) -> None:
     found = conclude(verdict(), "onnxruntime", (ratio,), "fail", need_speed=True)
     assert (found.outcome == "refuse") == slow
 
