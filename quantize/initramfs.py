@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,25 +138,19 @@ def needed_files(scratch: Path) -> tuple[Path, ...]:
     case, out = scratch / "trace" / "canary", scratch / "trace.txt"
     case.mkdir(parents=True)
     (case / "model.onnx").write_bytes(canary_model())
-    np.savez(
-        case / "0000.npz", allow_pickle=False, **{f"={n}": a for n, a in canary_feeds().items()}
-    )
+    feeds: dict[str, Any] = {f"={n}": a for n, a in canary_feeds().items()}
+    np.savez(case / "0000.npz", allow_pickle=False, **feeds)
     where = interpreter()
+    program = (where["python"], "-S", inside.__file__, str(case.parent), str(out))
+    # As in `INIT`.
+    environment = {
+        "PYTHONHOME": where["home"],
+        "PYTHONPATH": where["path"],
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
     done = subprocess.run(
-        [
-            where["python"],
-            "-S",
-            inside.__file__,
-            str(case.parent),
-            str(out),
-            *inside.MODES,
-            "files",
-        ],
-        env={
-            "PYTHONHOME": where["home"],
-            "PYTHONPATH": where["path"],
-            "ORT_DISABLE_TELEMETRY": "1",
-        },
+        [*program, *inside.MODES, "files"],
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -163,11 +158,9 @@ def needed_files(scratch: Path) -> tuple[Path, ...]:
     last = json.loads(out.read_text("utf-8").splitlines()[-1]) if done.returncode == 0 else {}
     if "files" not in last:
         raise ResourceError(f"the guest's program does not run on this machine: {done.stderr}")
-    loader = Path("/lib64/ld-linux-x86-64.so.2")
     own = Path(inside.__file__).resolve()
-    files = [Path(f) for f in last["files"] if Path(f).resolve() != own]
-    files = [f for f in files if f.stem.partition(".")[0] != own.stem]
-    return (*files, loader, Path("/etc/ld.so.cache"))
+    files = [f for f in map(Path, last["files"]) if f.resolve() != own]
+    return (*files, Path("/lib64/ld-linux-x86-64.so.2"), Path("/etc/ld.so.cache"))
 
 
 def interpreter() -> dict[str, str]:

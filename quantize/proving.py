@@ -158,23 +158,17 @@ def prove(
             {_CANARY: (canary_feeds(),), **{c.name: c.feeds for c in cases}},
             modes,
         )
-        seen = visit(cpu, job, cache=cache, scratch=Path(folder), limits=limits)
         expected = {c.name: expect(c) for c in cases}
-        if limits.enough_s is not None:
-            ran = min(len(seen.answer.outputs.get((c.name, m), ())) for c in cases for m in modes)
-            expected = {name: outputs[: ran or None] for name, outputs in expected.items()}
         integer = {c.name: integers_decide(operators(c.model, Path(folder))) for c in cases}
-    return tuple(
-        _proof(
-            seen,
-            mode,
-            tuple(
-                _compared(seen.answer, c.name, mode, expected[c.name], integer=integer[c.name])
-                for c in cases
-            ),
+        seen = visit(cpu, job, cache=cache, scratch=Path(folder), limits=limits)
+
+    def compared(mode: str) -> tuple[Compared, ...]:
+        return tuple(
+            _compared(seen.answer, (name, mode), wanted, limits, integer=integer[name])
+            for name, wanted in expected.items()
         )
-        for mode in modes
-    )
+
+    return tuple(_proof(seen, mode, compared(mode)) for mode in modes)
 
 
 def _proof(seen: Visit, mode: str, compared: tuple[Compared, ...]) -> Proof:
@@ -219,11 +213,19 @@ def _operators_of(graph: Any) -> set[str]:
 
 
 def _compared(
-    answer: Answer, case: str, mode: str, expected: Sequence[Feeds], *, integer: bool
+    answer: Answer,
+    which: tuple[str, str],
+    expected: Sequence[Feeds],
+    limits: Limits,
+    *,
+    integer: bool,
 ) -> Compared:
-    if (case, mode) in answer.errors:
-        return Compared(case, 0, 0, 0, 0.0, integer, answer.errors[case, mode])
-    return compare(case, expected, answer.outputs.get((case, mode), ()), integer=integer)
+    if which in answer.errors:
+        return Compared(which[0], 0, 0, 0, 0.0, integer, answer.errors[which])
+    found = answer.outputs.get(which, ())
+    if found and limits.enough_s is not None:
+        expected = expected[: len(found)]
+    return compare(which[0], expected, found, integer=integer)
 
 
 def _canary(answer: Answer, mode: str) -> str:
