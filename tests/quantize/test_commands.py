@@ -23,9 +23,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import ExitCode
+from bench.runtimes.onnxruntime import OnnxRuntime
+from bench.runtimes.seam import Settings
 from bench.store import load, read_manifest
-from quantize import cli, commands, gating, timing, trials
+from quantize import cli, commands, debian, gating, pipeline, proving, timing, trials
 from quantize.gate_report import GateReport
+from quantize.guest import Answer, Job, Visit
 from quantize.report import Report
 from tests import classifier, tiny
 from tests.timing import Stopwatch
@@ -252,6 +255,46 @@ def test_an_unreadable_recipe_is_refused_before_the_work(
     assert "r.toml" in err.splitlines()[-1]
     if content is None:
         assert "calibrating" not in err
+
+
+def test_a_proof_that_is_impossible_here_is_refused_before_the_work(
+    run: Cli, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "NEEDED", {"/no/such/bochs": "bochs"})
+    status, _, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", "--prove")
+    assert status == ExitCode.UNFIT
+    assert "missing here: bochs" in err
+    assert "reading" not in err
+
+
+@pytest.mark.parametrize("differ", [0, 1])
+def test_a_model_ships_only_if_the_emulated_cpu_agrees(
+    run: Cli, shelf: Path, monkeypatch: pytest.MonkeyPatch, differ: int
+) -> None:
+    def visit(cpu: str, job: Job, *, cache: Path, scratch: Path, **_: Any) -> Visit:
+        assert cache.parts[-2:] == ("vnnify", "proof")
+        outputs = {
+            (case, "native"): tuple(
+                OnnxRuntime().open(model, Settings(threads=1, exact=True)).run(feeds)
+                for feeds in job.feeds[case]
+            )
+            for case, model in job.models.items()
+        }
+        for values in outputs["model", "native"][0].values():
+            values.flat[0] += differ
+        return Visit(cpu, Answer(("avx512_vnni",), "1.31.1", outputs, {}), image_cached=True)
+
+    monkeypatch.setattr(pipeline, "require_packages", lambda _: None)
+    monkeypatch.setattr(proving, "visit", visit)
+    options = ("--prove", "--target", "vnni")
+    status, out, _ = run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)
+    folder = Path("vnnify-out")
+    assert status == (ExitCode.REFUSED if differ else ExitCode.OK)
+    assert (folder / "model.onnx").exists() == (not differ)
+    assert (folder / "refused" / "model.onnx").exists() == bool(differ)
+    said = "not proved" if differ else "Proved"
+    assert f"{said} on emulated AVX512-VNNI, 32 samples, {differ} of" in " ".join(out.split())
+    assert stored(folder).proofs[0].holds == (not differ)
 
 
 # --- a model that may not ship ---
