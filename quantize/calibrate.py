@@ -1,35 +1,19 @@
-"""Statistics of activations: one streaming pass over the samples, in bounded memory.
+"""Statistics of activations: one streaming pass over the samples.
 
-    samples ─▶ FP32 graph with the wanted tensors as outputs ─▶ TensorStatistics of each
-
-ONNX Runtime keeps every output of a graph until a run ends, fetched or not. So where all wanted
-tensors together would take too much memory, the samples pass several times, each time through a
-graph that has only some of them as outputs.
+samples ─▶ FP32 graph with the wanted tensors as outputs ─▶ TensorStatistics of each
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
-from bench.errors import InputError
-from bench.models import Array, Feeds, Model
-from bench.runtimes.onnxruntime import open_errors, session_options
-from bench.runtimes.seam import Settings
+from bench.models import Model
 from quantize.data import Samples
 from quantize.histograms import TensorStatistics
-from quantize.prepare import save
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-# Tensors fetched in one run hold at most this much together.
-GROUP_BYTES = 128 << 20
-# Samples looked at to find the largest, by which the groups are packed.
-_LOOKED_AT = 16
+from quantize.rows import RowStore
+from quantize.watching import stream, tensor_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +27,7 @@ class Calibration:
         samples: How many.
         source: The samples themselves, for what takes more of them than statistics.
         states: Output to input names that carry state from one to the next.
+        rows: Of what FP32 feeds its layers; taken when the first candidate asks for them.
     """
 
     tensors: dict[str, TensorStatistics]
@@ -51,6 +36,7 @@ class Calibration:
     samples: int
     source: Samples | None = None
     states: Mapping[str, str] = field(default_factory=dict)
+    rows: RowStore | None = None
 
     def magnitudes(self) -> dict[str, float]:
         """Largest absolute value of every tensor that can be quantized."""
@@ -63,7 +49,7 @@ class Calibration:
 
 def calibrate(
     model: Model,
-    tensors: Mapping[str, int | None],
+    tensors: Sequence[str],
     samples: Samples,
     *,
     threads: int,
@@ -75,7 +61,7 @@ def calibrate(
 
     Args:
         model: The prepared FP32 model.
-        tensors: Names to watch, each with the axis of its channels or None.
+        tensors: Names to watch.
         samples: Fed one by one, in order; once, or once per group of tensors that fits in memory.
         threads: Of one inference.
         scratch: Where the instrumented copy goes.
@@ -87,128 +73,15 @@ def calibrate(
     """
     stats = {name: TensorStatistics() for name in tensors}
     inputs = {s.name for s in model.inputs}
-    groups = _groups(model, [n for n in sorted(tensors) if n not in inputs], samples, scratch)
+    groups = tensor_groups(model, [n for n in sorted(tensors) if n not in inputs], samples, scratch)
     for i, group in enumerate(groups):
         # What is fed is counted once.
         wanted = [*group, *(n for n in tensors if n in inputs and i == 0)]
-        for done, values in enumerate(_stream(model, wanted, samples, threads, scratch, states)):
+        for done, values in enumerate(stream(model, wanted, samples, threads, scratch, states)):
             for name, array in values:
                 if array.dtype == np.float32:
                     stats[name].add(array)
-                    axis = tensors[name]
-                    if axis is not None and array.ndim > 1 and stats[name].nonfinite == 0:
-                        stats[name].add_channels(array, axis)
             if progress is not None:
                 progress(i * len(samples) + done + 1, len(groups) * len(samples))
-    return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states)
-
-
-def _stream(
-    model: Model,
-    wanted: Sequence[str],
-    samples: Samples,
-    threads: int,
-    scratch: Path,
-    states: Mapping[str, str],
-) -> Iterator[Iterator[tuple[str, Array]]]:
-    """For every sample the wanted tensors, one at a time; each sample's have to be taken."""
-    inputs = {s.name for s in model.inputs}
-    hidden = [n for n in wanted if n not in inputs]
-    path = scratch / "watched.onnx"
-    expose(model.path, hidden, path)
-    session = _open(path, threads)
-    fetched = list(dict.fromkeys([*hidden, *states])) or [model.outputs[0].name]
-    carried: Feeds = {}
-
-    def values(feeds: Feeds) -> Iterator[tuple[str, Array]]:
-        yield from ((n, feeds[n]) for n in wanted if n in feeds)
-        for name, array in _run(session, fetched, feeds):
-            if name in states:
-                carried[states[name]] = array
-            if name in hidden:
-                yield name, array
-
-    for sample in samples:
-        yield values({**sample.feeds, **carried})
-
-
-def _run(
-    session: "ort.InferenceSession", fetched: Sequence[str], feeds: Feeds
-) -> Iterator[tuple[str, Array]]:
-    """Tensors of one run, copied out of the runtime one at a time."""
-    import onnxruntime as ort
-
-    try:
-        fed = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in feeds.items()}
-        found = session.run_with_ort_values(list(fetched), fed)
-    except open_errors() as e:
-        text = str(e).strip().splitlines()[0]
-        raise InputError(f"the model cannot run on a calibration sample: {text}") from e
-    for i, name in enumerate(fetched):
-        value, found[i] = found[i], None
-        if value.is_tensor():
-            yield name, value.numpy()
-
-
-def _open(path: Path, threads: int) -> "ort.InferenceSession":
-    import onnxruntime as ort
-
-    options = session_options(Settings(threads=threads))
-    # The arena grows in powers of two and keeps what it has; a plain allocation is given back.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _groups(model: Model, names: Sequence[str], samples: Samples, scratch: Path) -> list[list[str]]:
-    """Names in groups that fit in memory, by their sizes on the largest of some samples."""
-    some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
-    largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
-    path = scratch / "sizes.onnx"
-    shapes = _expose_shapes(model.path, names, path)
-    found = dict(_run(_open(path, 0), list(shapes.values()), samples[largest].feeds))
-    sizes = {n: 4 * int(np.prod(found[s], dtype=np.int64)) for n, s in shapes.items()}
-    return _pack({n: sizes.get(n, 0) for n in names})
-
-
-def _pack(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Groups of names of at most GROUP_BYTES together, or one name alone."""
-    groups: list[list[str]] = [[]]
-    held = 0
-    for name, size in sizes.items():
-        if groups[-1] and held + size > GROUP_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += size
-    return groups
-
-
-def expose(path: Path, names: Iterable[str], out: Path) -> None:
-    """Write a copy of a model in which the tensors called `names` are outputs too."""
-    model = ir.load(path)
-    known = {v.name: v for node in model.graph for v in node.outputs}
-    there = {v.name for v in model.graph.outputs}
-    for name in names:
-        if name not in there:
-            value = known[name]
-            if value.type is None:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
-            model.graph.outputs.append(value)
-    save(model, out)
-
-
-def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str]:
-    """Write a copy of a model whose outputs are the shapes of tensors; their names by tensor."""
-    model = ir.load(path)
-    known = {v.name: v for node in model.graph for v in node.outputs}
-    shapes: dict[str, str] = {}
-    for name in names:
-        shapes[name] = f"{name}/shape_of_it"
-        node = ir.node("Shape", [known[name]], name=shapes[name])
-        node.outputs[0].name = shapes[name]
-        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-        model.graph.append(node)
-        model.graph.outputs.append(node.outputs[0])
-    save(model, out)
-    return shapes
+    rows = RowStore(model, samples, states, threads, scratch)
+    return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states, rows)

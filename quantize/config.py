@@ -26,6 +26,7 @@ OPTIONS = (
     "target",
     "objective",
     "engine",
+    "rounding",
     "runtime",
     "threads",
     "budget",
@@ -54,6 +55,7 @@ TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomme
 # objective = "latency"          # or throughput, or size, which takes models slower than FP32
 # runtime = "onnxruntime,openvino"  # where it may be served; gate judges in each
 # engine = "native"              # or "nncf", or "native,nncf" for the better of the two
+# rounding = "auto"              # of weights: auto, nearest, learned
 # threads = 0                    # 0: all that this process may use
 # calibration_samples = 256
 # budget = "10m"                 # then the search keeps the best it has

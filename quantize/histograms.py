@@ -31,9 +31,6 @@ class TensorStatistics:
         zeros: Values that were exactly zero, which 8 bits hold without error.
         exponent: Bins are 2**exponent wide; bin i covers [i, i + 1) * 2**exponent.
         bins: int64 [2 * HALF_BINS]; entry HALF_BINS + i is the count of bin i.
-        channel_sum: float64 [channels], sums per channel of axis 1 (last axis for rank <= 3), or
-            None where the size of that axis varies.
-        channel_count: Values per channel summed.
         samples: Samples seen.
         nonfinite: Samples in which it held NaN or infinity (a mask, say); these left no other
             trace.
@@ -45,8 +42,6 @@ class TensorStatistics:
     zeros: int = 0
     exponent: int = _SMALLEST_EXPONENT
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * HALF_BINS, np.int64))
-    channel_sum: NDArray[np.float64] | None = None
-    channel_count: int = 0
     samples: int = 0
     nonfinite: int = 0
 
@@ -77,16 +72,6 @@ class TensorStatistics:
         scaled += HALF_BINS
         self.bins += np.bincount(scaled.astype(np.intp), minlength=2 * HALF_BINS)
 
-    def add_channels(self, values: Array, axis: int) -> None:
-        """Take in the per-channel sums of one tensor along every axis but `axis`."""
-        others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-        sums = values.sum(axis=others, dtype=np.float64)
-        if self.channel_sum is None:
-            self.channel_sum = np.zeros_like(sums)
-        if self.channel_sum.shape == sums.shape:
-            self.channel_sum += sums
-            self.channel_count += values.size // max(sums.size, 1)
-
     def merge(self, other: "TensorStatistics") -> None:
         """Take in what another pass over other samples learned; order does not matter."""
         exponent = max(self.exponent, other.exponent)
@@ -97,18 +82,6 @@ class TensorStatistics:
         self.zeros += other.zeros
         self.samples += other.samples
         self.nonfinite += other.nonfinite
-        if other.channel_sum is not None:
-            # A new array either way: the other's own must not grow with this one.
-            self.channel_sum = other.channel_sum + (
-                0.0 if self.channel_sum is None else self.channel_sum
-            )
-            self.channel_count += other.channel_count
-
-    def mean(self) -> NDArray[np.float64] | None:
-        """Mean per channel, float64 [channels]; None too where a sample was not finite."""
-        if self.channel_sum is None or self.channel_count == 0 or self.nonfinite:
-            return None
-        return self.channel_sum / self.channel_count
 
     def _widen(self, magnitude: float) -> None:
         """Make sure that `magnitude` falls into a bin."""

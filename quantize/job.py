@@ -80,6 +80,7 @@ class Effort:
         recipe: A recipe to replay instead of a search.
         budget_s: After this long the search starts nothing new and keeps the best it has.
         engines: Names in `QUANTIZERS`; of several, the search takes the best model.
+        rounding: Of weights: one of `quantize.options.ROUNDINGS`.
         prove: Where emulated machines are kept, to prove the model on one; None proves nothing.
     """
 
@@ -91,6 +92,7 @@ class Effort:
     recipe: Path | None = None
     budget_s: float = 600.0
     engines: tuple[str, ...] = ("native",)
+    rounding: str = "auto"
     prove: Path | None = None
 
 

@@ -7,6 +7,8 @@ from bench.errors import UsageError
 from quantize.plugins import nearest
 from quantize.tolerance import parse_tolerance
 
+ROUNDINGS = ("auto", "nearest", "learned")
+
 
 def names(text: str) -> tuple[str, ...]:
     """Comma-separated names."""
@@ -159,6 +161,15 @@ def checked_runtimes(text: str) -> tuple[str, ...]:
                 f"{', '.join(RUNTIMES)}."
             )
     return found
+
+
+def checked_rounding(text: str) -> str:
+    """The same text, if it names a way to round weights.
+
+    Raises:
+        UsageError: There is no such way.
+    """
+    return str(one_of("--rounding", text, ROUNDINGS))
 
 
 def checked_target(text: str) -> str:

@@ -52,6 +52,7 @@ from quantize.proving import prove_model
 from quantize.quantizers import find_engines
 from quantize.recipe import Recipe, fingerprints, from_toml
 from quantize.report import Data, Report
+from quantize.rows import RowStore
 from quantize.search import Aim, Found, Judged, search
 from quantize.sequential import Looks
 from quantize.smoothing import even_out, even_out_as
@@ -353,11 +354,10 @@ class _Run:
             self.scratch,
             journal=self.journal,
             engines=self.engines,
+            rounding=self.job.effort.rounding,
         )
 
-    def _statistics(
-        self, fp32: Model, tensors: dict[str, int | None], samples: Samples
-    ) -> Calibration:
+    def _statistics(self, fp32: Model, tensors: tuple[str, ...], samples: Samples) -> Calibration:
         states = self.job.data.states
         key = {
             "fp32": fp32.sha256,
@@ -379,7 +379,8 @@ class _Run:
             )
             keep_calibration(self.journal, key, found)
         # The journal keeps what was learned, not the samples; an engine may want to see them.
-        return replace(found, source=samples, states=states)
+        rows = RowStore(fp32, samples, states, self.threads, self.scratch)
+        return replace(found, source=samples, states=states, rows=rows)
 
     def looks(self, baseline: Evaluation, tolerance: Tolerance) -> Looks | None:
         """When evaluations may end early; never where samples hang together."""

@@ -65,16 +65,11 @@ class Placement:
     reasons: dict[str, str]
 
 
-def watch_list(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, int | None]:
-    """Tensors whose statistics any placement could ask for, each with its channel axis or None."""
+def watch_list(model: ir.Model, anchors: tuple[Anchor, ...]) -> tuple[str, ...]:
+    """Names of the tensors whose statistics any placement could ask for."""
     widest = place(model, anchors, {a.name: a.modes[0] for a in anchors})
-    wanted: dict[str, int | None] = dict.fromkeys(widest.tensors.values())
-    axes: dict[str, set[int]] = {}
-    for anchor in anchors:
-        if not anchor.nested and anchor.op != "LSTM":
-            axes.setdefault(anchor.data, set()).add(1 if anchor.op == "Conv" else -1)
-    # Read along both axes, a tensor has no one mean per channel.
-    return wanted | {name: a.pop() if len(a) == 1 else None for name, a in axes.items()}
+    read = (a.data for a in anchors if not a.nested and a.op != "LSTM")
+    return tuple(sorted({*widest.tensors.values(), *read}))
 
 
 def place(

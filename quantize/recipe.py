@@ -22,6 +22,7 @@ from quantize.targets import TARGETS
 
 SCHEMA = 1
 Engine: TypeAlias = Literal["native", "nncf"]
+Rounding: TypeAlias = Literal["nearest", "learned"]
 _KEYS = {
     "schema": int,
     "engine": str,
@@ -29,6 +30,7 @@ _KEYS = {
     "ranges": str,
     "fused_for": str,
     "correct_bias": bool,
+    "rounding": str,
     "modes": dict,
     "ranges_by_tensor": dict,
     "seen": dict,
@@ -47,12 +49,13 @@ class Recipe:
         target: Name in `quantize.targets.TARGETS`.
         ranges: Name in `quantize.ranges.RANGE_METHODS`, for every activation.
         fused_for: The runtime whose fusions decide where Q/DQ pairs stand.
-        correct_bias: Whether biases take up the mean error of the rounded weights.
+        correct_bias: Whether biases take up a layer's mean error where that helps.
         modes: "static", "dynamic" or "float" by anchor name.
         ranges_by_tensor: Methods of single tensors that differ from `ranges`.
         engine: What quantizes; "nncf" chooses ranges by itself.
         strengths: How far the channels of a tensor are evened out before, 0..1, by name of the
             first anchor that reads it; see `quantize.smoothing`.
+        rounding: Of weights; "learned" is kept in the layers where it helps.
     """
 
     target: str
@@ -63,6 +66,7 @@ class Recipe:
     ranges_by_tensor: dict[str, str] = field(default_factory=dict)
     engine: Engine = "native"
     strengths: dict[str, float] = field(default_factory=dict)
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         """Refuse names that no table holds."""
@@ -80,6 +84,10 @@ class Recipe:
             raise UsageError(
                 f"unknown runtime {self.fused_for!r}; known: {', '.join(get_args(Fusion))}."
             )
+        if self.rounding not in get_args(Rounding):
+            raise UsageError(
+                f"unknown rounding {self.rounding!r}; known: {', '.join(get_args(Rounding))}."
+            )
         if self.engine not in get_args(Engine):
             raise UsageError(
                 f"unknown engine {self.engine!r}; known: {', '.join(get_args(Engine))}."
@@ -92,8 +100,10 @@ class Recipe:
         counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
         if self.engine != "native":
             return f"{counts}; by {self.engine}; {self.target}"
+        learned = "; learned rounding" if self.rounding == "learned" else ""
         even = f"; {len(self.strengths)} tensors evened out" if self.strengths else ""
-        return f"{counts}; {self.ranges} ranges; {self.target}; for {self.fused_for}{even}"
+        made = f"{self.ranges} ranges{learned}"
+        return f"{counts}; {made}; {self.target}; for {self.fused_for}{even}"
 
 
 def fingerprints(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, str]:
@@ -153,6 +163,7 @@ def to_toml(
         f"ranges = {_quote(recipe.ranges)}",
         f"fused_for = {_quote(recipe.fused_for)}",
         f"correct_bias = {str(recipe.correct_bias).lower()}",
+        f"rounding = {_quote(recipe.rounding)}",
         "",
         "# Mode by fingerprint; the node's name in this model stands behind it.",
         "[modes]",
@@ -198,8 +209,15 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
     if unknown := sorted(set(raw) - set(_KEYS)):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}.")
-    usual = {"engine": "native", "fused_for": "onnxruntime", "ranges_by_tensor": {}, "modes": {}}
-    raw = {**usual, "strengths": {}, **raw}
+    usual = {
+        "engine": "native",
+        "rounding": "nearest",
+        "fused_for": "onnxruntime",
+        "ranges_by_tensor": {},
+        "strengths": {},
+        "modes": {},
+    }
+    raw = {**usual, **raw}
     _check_types(raw, where)
     modes: dict[str, str] = raw["modes"]
     strengths: dict[str, float] = raw["strengths"]
@@ -215,6 +233,7 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         target=raw["target"],
         ranges=raw["ranges"],
         correct_bias=raw["correct_bias"],
+        rounding=raw["rounding"],
         modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
         fused_for=raw["fused_for"],
         ranges_by_tensor=raw["ranges_by_tensor"],

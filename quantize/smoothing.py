@@ -324,9 +324,7 @@ def _started(
     graph = ir.load(model.path)
     changed = {t for g in kept for t in g.tensors}
     old = bench.calibration.tensors
-    watch = {
-        t: axis for t, axis in watch_list(graph, anchors).items() if t in changed or t not in old
-    }
+    watch = [t for t in watch_list(graph, anchors) if t in changed or t not in old]
     new = calibrate(
         model, watch, samples, threads=bench.threads, scratch=bench.scratch, states=states
     ).tensors

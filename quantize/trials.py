@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +33,8 @@ _QUICK_S = 0.4
 PROBES = 8
 # Tried in this order; what is left out of it was never best where these were not.
 RANGE_CHOICES = ("mse", "minmax", "percentile")
+# Above this, learned rounding has nothing to mend.
+_QUIET_DB = 40.0
 _PROFILED = 5
 # Noise beyond ONNX Runtime's on the same file that rounding and saturation do not explain.
 _GARBAGE_DB = 20.0
@@ -78,6 +80,7 @@ class Workbench:
         journal: What a run that was killed found before.
         engines: What quantizes.
         starts: The same function with evened-out channels, from `quantize.smoothing`.
+        rounding: "nearest", "learned", or "auto": learned where outputs are noisy.
     """
 
     fp32: Model
@@ -92,6 +95,7 @@ class Workbench:
     journal: Journal = field(default_factory=Journal)
     engines: tuple[Engine, ...] = ("native",)
     starts: tuple[Start, ...] = ()
+    rounding: str = "auto"
 
     def key(self, **more: Any) -> dict[str, Any]:
         """What names an entry of the journal: model, calibration samples, and `more`."""
@@ -252,7 +256,7 @@ def _is_there(model: Model) -> bool:
 
 
 def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
-    """The candidate with the least noise among range methods, with and without bias correction.
+    """The candidate with the least noise: range method, bias correction, learned rounding.
 
     Channels that can be evened out for nothing are where that makes less noise.
 
@@ -275,7 +279,15 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     if best is None:
         return None
     recipe = replace(best.quantized.recipe, modes=plan.modes, correct_bias=False)
-    return _quieter(best, attempt_or_none(bench, recipe, name))
+    return _learned(bench, _quieter(best, attempt_or_none(bench, recipe, name)), plan.modes)
+
+
+def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
+    """The candidate with learned rounding where that was asked for, or may help, and helps."""
+    if bench.rounding == "learned" or (bench.rounding == "auto" and trial.noise_db < _QUIET_DB):
+        recipe = replace(trial.quantized.recipe, modes=modes, rounding="learned")
+        return _quieter(trial, attempt_or_none(bench, recipe, trial.name))
+    return trial
 
 
 def smoothed(bench: Workbench, trial: Trial) -> Trial | None:
@@ -292,12 +304,18 @@ def smoothed(bench: Workbench, trial: Trial) -> Trial | None:
     choices = RANGE_CHOICES if "static" in recipe.modes.values() else RANGE_CHOICES[:1]
     for start in (s for s in bench.starts if s.muls and recipe.engine == "native"):
         for ranges in choices:
-            like = replace(recipe, ranges=ranges, strengths=start.strengths)
+            like = replace(recipe, ranges=ranges, strengths=start.strengths, rounding="nearest")
             best = _quieter(best, attempt_or_none(bench, like, name))
+    if best is not None and recipe.rounding == "learned":
+        best = _learned(bench, best, recipe.modes)
     gains = best is not None and best.noise_db >= trial.noise_db + _SMOOTH_GAIN_DB
     return best if gains else None
 
 
+@overload
+def _quieter(one: Trial, other: Trial | None) -> Trial: ...
+@overload
+def _quieter(one: Trial | None, other: Trial | None) -> Trial | None: ...
 def _quieter(one: Trial | None, other: Trial | None) -> Trial | None:
     """The trial with less noise; the other's files are removed, since models may be large."""
     if one is None or other is None:

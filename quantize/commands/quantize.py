@@ -80,6 +80,10 @@ def quantize(
     engine: Annotated[
         str, typer.Option(help="native, nncf, or both with a comma: the best model is taken.")
     ] = "native",
+    rounding: Annotated[
+        str,
+        typer.Option(help="Of weights: nearest, learned, auto (learned where it helps)."),
+    ] = "auto",
     recipe: Annotated[
         Path | None, typer.Option(help="Replay this recipe.toml instead of searching.")
     ] = None,
@@ -108,6 +112,7 @@ def quantize(
     from quantize.options import (
         between,
         checked_metric,
+        checked_rounding,
         checked_runtimes,
         checked_target,
         checked_tolerance,
@@ -148,6 +153,7 @@ def quantize(
             budget_s=parse_budget(budget),
             prove=cache_folder() if prove else None,
             engines=names(engine),
+            rounding=checked_rounding(rounding),
         ),
         command=typed(),
     )

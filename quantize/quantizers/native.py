@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantize.anchors import Anchor, Mode, integer_of
+from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
 from quantize.placement import Placement
+from quantize.quantizers.fitting import Fit, fit
 from quantize.quantizers.reading import (
     channels_first,
     choose_ranges,
@@ -25,15 +26,10 @@ from quantize.quantizers.reading import (
     input_channels,
     keeps_float_weights,
 )
-from quantize.quantizers.weights import (
-    Codes,
-    bias_shift,
-    least_scales,
-    quantize_bias,
-    quantize_weights,
-)
+from quantize.quantizers.weights import Codes, least_scales, quantize_bias, quantize_weights
 from quantize.ranges import Range
 from quantize.recipe import Recipe
+from quantize.rows import Window, window_of
 from quantize.targets import TARGETS
 
 _MICROSOFT = "com.microsoft"
@@ -115,6 +111,11 @@ class _Writer:
             for n in self.integer_nodes
         }
         self.dynamic_inputs: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.windows: dict[str, Window] = {}
+        if calibration.rows is not None and (recipe.correct_bias or recipe.rounding == "learned"):
+            flat = (a for a in anchors if a.op != "LSTM" and not a.nested)
+            self.windows = {a.name: window_of(self.nodes[a.name], a) for a in flat}
+            calibration.rows.capture(self.windows.values())
 
     def run(self) -> tuple[QuantizedLayer, ...]:
         layers = []
@@ -152,19 +153,19 @@ class _Writer:
         if anchor.op == "Gemm":
             _fold_gemm_factors(node, self)
         weights = channels_first(constant_of(node.inputs[1]), anchor.out_axis)
-        scale = self.ranges[self.placement.tensors[anchor.data]].scale
+        source = self.ranges[self.placement.tensors[anchor.data]]
+        scale = source.scale
         bias = self._bias(node, anchor, len(weights))
         room = least_scales(bias.astype(np.float32), scale) if anchor.op != "MatMul" else None
-        codes = quantize_weights(weights, narrow=self.narrow, least_scales=room)
-        shift = self._shift(node, anchor, weights, codes)
+        found = self._fit(anchor, weights, source, room)
         if anchor.op == "MatMul":
-            self._shift_following_add(node, shift)
+            self._shift_following_add(node, found.shift)
         else:
             had_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-            if had_bias or np.any(shift):
-                self._integer_bias(node, bias + shift, scale, codes)
-        self._weight_pair(node, anchor, codes)
-        return codes
+            if had_bias or found.corrected:
+                self._integer_bias(node, bias + found.shift, scale, found.codes)
+        self._weight_pair(node, anchor, found.codes)
+        return found.codes
 
     def _bias(self, node: ir.Node, anchor: Anchor, channels: int) -> NDArray[np.float64]:
         if anchor.op == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
@@ -173,15 +174,32 @@ class _Writer:
             np.float64
         )
 
-    def _shift(
-        self, node: ir.Node, anchor: Anchor, weights: NDArray[np.float32], codes: Codes
-    ) -> NDArray[np.float64]:
-        stats = self.calibration.tensors.get(anchor.data)
-        mean = stats.mean() if stats is not None and self.recipe.correct_bias else None
-        groups = integer_of(node, "group", 1)
-        if mean is None or mean.size != weights.shape[1] * groups:
-            return np.zeros(len(weights))
-        return bias_shift(weights, codes.values(), mean, groups)
+    def _fit(
+        self,
+        anchor: Anchor,
+        weights: NDArray[np.float32],
+        source: Range | None = None,
+        room: NDArray[np.float32] | None = None,
+    ) -> Fit:
+        """The layer's integers; worked out once for all candidates that ask for the same."""
+        store, recipe = self.calibration.rows, self.recipe
+        window = self.windows.get(anchor.name)
+
+        def make() -> Fit:
+            return fit(
+                weights,
+                store.rows(window) if store is not None and window is not None else None,
+                source,
+                narrow=self.narrow,
+                least_scales=room,
+                correct=recipe.correct_bias,
+                rounding=recipe.rounding,
+            )
+
+        if store is None:
+            return make()
+        key = (anchor.name, source, self.narrow, recipe.correct_bias, recipe.rounding)
+        return store.once(key, make)
 
     def _shift_following_add(self, node: ir.Node, shift: NDArray[np.float64]) -> None:
         """Put a MatMul's bias shift into the constant of the Add behind it, where there is one."""
@@ -347,7 +365,8 @@ class _Writer:
         if anchor.op == "Gemm":
             _fold_gemm_factors(node, self)
         weights = channels_first(constant_of(node.inputs[1]), anchor.out_axis)
-        codes = quantize_weights(weights, narrow=self.narrow)
+        found = self._fit(anchor, weights)
+        codes, shift = found.codes, found.shift
         name = str(node.name)
         data, data_scale, data_zero = self._dynamic_input(node)
         held = self._constant(f"{name}_weight_quantized", np.ascontiguousarray(codes.codes.T))
@@ -360,7 +379,6 @@ class _Writer:
         unit = ir.node("Mul", [data_scale, scales], name=f"{name}_scales")
         result = ir.node("Mul", [cast.outputs[0], unit.outputs[0]], name=f"{name}_scaled")
         chain = [product, cast, unit, result]
-        shift = self._shift(node, anchor, weights, codes)
         if anchor.op == "Gemm":
             bias = self._bias(node, anchor, len(weights)) + shift
             if np.any(bias):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantize.quantizers.weights import S8_MAX
+from quantize.quantizers.rounding import S8_MAX
 
 # Smaller tables are not worth two more operators.
 _LEAST_ELEMENTS = 1 << 16

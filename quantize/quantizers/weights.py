@@ -1,13 +1,14 @@
-"""Weights and biases as integers: scales per output channel, narrowing, bias correction."""
+"""Weights and biases as integers: scales per output channel, and narrowing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.quantizers.rounding import S8_MAX, Rounder
 from quantize.targets import SAFE_PAIR_SUM, pair_sums
 
-S8_MAX = 127
 INT32_MAX = (1 << 31) - 1
 # Half of int32 is left to the products that the bias is added to.
 _BIAS_ROOM = INT32_MAX // 2
@@ -38,45 +39,95 @@ class Codes:
 
 
 def quantize_weights(
-    weights: NDArray[np.float32], *, narrow: bool, least_scales: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32],
+    *,
+    narrow: bool,
+    least_scales: NDArray[np.float32] | None = None,
+    rounder: Rounder | None = None,
 ) -> Codes:
     """Round weights to signed 8 bits, per output channel.
 
     The scale of a channel is the one of five clipped ranges that rounds it with the least squared
-    error.
+    error; with a rounder, squares count by how large the inputs are.
 
     Args:
         weights: float32 [out channels, in channels, *taps], finite.
         narrow: Widen scales until no pair of neighbours can saturate 16 bits.
         least_scales: float32 [out channels]; scales are at least these, so that biases fit int32.
+        rounder: Rounds the weights; to the nearest where None.
     """
     flat = weights.reshape(weights.shape[0], -1)
     largest = np.abs(flat).max(axis=1, initial=0.0)
-    scales = np.maximum(_least_error_scales(flat, largest), _MIN_SCALE)
+    importance = None if rounder is None else rounder.importance
+    scales = np.maximum(_least_error_scales(flat, largest, importance), _MIN_SCALE)
     scales = np.where(largest > 0, scales, np.float32(1.0 / S8_MAX)).astype(np.float32)
     if least_scales is not None:
         scales = np.maximum(scales, least_scales.astype(np.float32))
     codes = _round(weights, scales)
     narrowed = np.zeros(len(scales), np.bool_)
-    rows = np.arange(len(scales)) if narrow else np.arange(0)
+    if narrow:
+        _narrow(weights, codes, scales, narrowed, _round)
+    if rounder is not None:
+        codes = rounder.codes(weights, scales)
+        if narrow:
+            # Learned codes differ by a step or two, so few channels have to give way again.
+            _narrow(weights, codes, scales, narrowed, rounder.codes, whole=len(rounder.order) > 1)
+    return Codes(codes, scales, narrowed)
+
+
+def _narrow(
+    weights: NDArray[np.float32],
+    codes: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    narrowed: NDArray[np.bool_],
+    rounded: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int8]],
+    *,
+    whole: bool = False,
+) -> None:
+    """Widen scales, in place, until no pair of neighbours can saturate.
+
+    Args:
+        weights: float32 [out channels, in channels, *taps].
+        codes: int8, of the same shape.
+        scales: float32 [out channels].
+        narrowed: bool [out channels].
+        rounded: Weights and scales to codes.
+        whole: Whether `rounded` takes all channels only.
+    """
+    rows = np.arange(len(scales))
     while rows.size:
         sums = pair_sums(codes[rows])
         rows, sums = rows[sums > SAFE_PAIR_SUM], sums[sums > SAFE_PAIR_SUM]
         narrowed[rows] = True
         # Slightly more than needed: rounding may lift a pair back over the limit.
         scales[rows] *= (sums / SAFE_PAIR_SUM * 1.002).astype(np.float32)
-        codes[rows] = _round(weights[rows], scales[rows])
-    return Codes(codes, scales, narrowed)
+        if rows.size:
+            again = (
+                rounded(weights, scales)[rows] if whole else rounded(weights[rows], scales[rows])
+            )
+            codes[rows] = again
 
 
 def _least_error_scales(
-    flat: NDArray[np.float32], largest: NDArray[np.float32]
+    flat: NDArray[np.float32],
+    largest: NDArray[np.float32],
+    importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Scale per row with the least squared rounding error; rows in blocks that stay in cache."""
+    """Scale per row with the least squared rounding error; rows in blocks that stay in cache.
+
+    Args:
+        flat: float32 [out channels, inputs].
+        largest: float32 [out channels], the largest magnitude of each row.
+        importance: float32 [groups, inputs], what a square counts; all the same where None.
+    """
     chosen = (largest / S8_MAX).astype(np.float32)
     rows = max(1, _BLOCK // max(flat.shape[1], 1))
     for start in range(0, len(flat), rows):
         block = flat[start : start + rows]
+        weight = None
+        if importance is not None:
+            channels = np.arange(start, start + len(block))
+            weight = importance[channels * len(importance) // len(flat)]
         best = np.full(len(block), np.inf, np.float32)
         for shrink in _SHRINKS:
             part = largest[start : start + rows] * np.float32(shrink / S8_MAX)
@@ -86,7 +137,10 @@ def _least_error_scales(
             np.clip(rounded, -S8_MAX, S8_MAX, out=rounded)
             rounded *= scale
             rounded -= block
-            error = np.einsum("ij,ij->i", rounded, rounded)
+            if weight is None:
+                error = np.einsum("ij,ij->i", rounded, rounded)
+            else:
+                error = np.einsum("ij,ij,ij->i", rounded, rounded, weight)
             better = error < best
             best = np.where(better, error, best)
             chosen[start : start + rows] = np.where(
@@ -127,34 +181,6 @@ def quantize_bias(
     units = (np.float32(input_scale) * scales).astype(np.float32)
     codes = np.rint(bias / units.astype(np.float64))
     return np.clip(codes, -INT32_MAX, INT32_MAX).astype(np.int32), units
-
-
-def bias_shift(
-    weights: NDArray[np.float32],
-    rounded: NDArray[np.float32],
-    input_mean: NDArray[np.float64],
-    groups: int,
-) -> NDArray[np.float64]:
-    """What to add to the bias so that rounded weights keep the mean of the output.
-
-    E[(W - Q(W)) x] = (W - Q(W)) E[x] (Nagel et al., "Data-Free Quantization", 2019, eq. 17). At
-    padded borders it is slightly too large.
-
-    Args:
-        weights: float32 [out channels, in channels / groups, *taps].
-        rounded: The same, as the codes stand for them.
-        input_mean: float64 [in channels].
-        groups: Of a convolution; 1 otherwise.
-
-    Returns:
-        float64 [out channels].
-    """
-    lost = (weights.astype(np.float64) - rounded).reshape(*weights.shape[:2], -1).sum(axis=2)
-    out_channels, per_group = lost.shape
-    means = input_mean.reshape(groups, per_group)
-    group_of = np.repeat(np.arange(groups), out_channels // groups)
-    shift: NDArray[np.float64] = np.einsum("oi,oi->o", lost, means[group_of])
-    return shift
 
 
 def _along_first(values: NDArray[np.float32], ndim: int) -> NDArray[np.float32]:

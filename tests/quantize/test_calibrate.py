@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from bench.errors import InputError
 from bench.models import read_model
-from quantize import calibrate as module
+from quantize import watching as module
 from quantize.calibrate import Calibration, calibrate
 from tests import tiny
 from tests.int8 import samples_of
@@ -57,7 +57,7 @@ def ragged(count: int = 5) -> list[dict[str, np.ndarray]]:
 
 def run(
     path: Path,
-    tensors: Mapping[str, int | None],
+    tensors: Sequence[str],
     feeds: list[dict[str, np.ndarray]],
     states: Mapping[str, str] | None = None,
     seen: list[tuple[int, int]] | None = None,
@@ -86,7 +86,7 @@ def watched_values(path: Path, names: list[str], feeds: list[dict[str, np.ndarra
 
 def test_a_pass_sees_every_tensor_of_ragged_samples(tmp_path: Path) -> None:
     path, feeds, seen = chain(tmp_path / "m.onnx"), ragged(), []
-    found = run(path, {"x": 1, "c": None, "r": -1, "y": None, "m": None}, feeds, seen=seen)
+    found = run(path, ["x", "c", "r", "y", "m"], feeds, seen=seen)
 
     assert set(found.tensors) == {"x", "c", "r", "y", "m"}
     assert seen == [(i + 1, 5) for i in range(5)]
@@ -102,15 +102,9 @@ def test_a_pass_sees_every_tensor_of_ragged_samples(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stats.bins, expected.bins)
     assert found.tensors["x"].count == sum(f["x"].size for f in feeds)
 
-    images = np.concatenate([np.moveaxis(f["x"], 1, -1).reshape(-1, 3) for f in feeds])
-    np.testing.assert_allclose(found.tensors["x"].mean(), images.mean(0, np.float64), rtol=1e-6)
-    last = np.concatenate([row[1].reshape(-1, 6) for row in rows])
-    np.testing.assert_allclose(found.tensors["r"].mean(), last.mean(0, np.float64), rtol=1e-6)
-    assert found.tensors["c"].mean() is None
-
 
 def test_integer_tensors_have_no_statistics(tmp_path: Path) -> None:
-    found = run(chain(tmp_path / "m.onnx"), {"ids": None, "size": None, "x": None}, ragged(2))
+    found = run(chain(tmp_path / "m.onnx"), ["ids", "size", "x"], ragged(2))
     assert found.tensors["ids"].count == found.tensors["size"].count == 0
     assert set(found.magnitudes()) == {"x"}
 
@@ -119,12 +113,11 @@ def test_integer_tensors_have_no_statistics(tmp_path: Path) -> None:
 def test_the_size_of_groups_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    path, wanted = chain(tmp_path / "m.onnx"), {"c": 1, "r": -1, "m": None, "f": None, "y": None}
+    path, wanted = chain(tmp_path / "m.onnx"), ["c", "r", "m", "f", "y"]
     expected = run(path, wanted, ragged())
     monkeypatch.setattr(module, "GROUP_BYTES", limit)
     for name, stats in run(path, wanted, ragged()).tensors.items():
         same(stats, expected.tensors[name])
-        np.testing.assert_array_equal(stats.channel_sum, expected.tensors[name].channel_sum)
 
 
 def test_groups_are_packed_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +143,10 @@ def test_states_are_fed_back(tmp_path: Path) -> None:
         [("next", FLOAT, [1, 2])],
     )
     feeds = [{"x": np.ones((1, 2), np.float32), "h": np.zeros((1, 2), np.float32)}] * 4
-    found = run(path, {"sum": None, "h": None}, feeds, {"next": "h"})
+    found = run(path, ["sum", "h"], feeds, {"next": "h"})
     assert (found.tensors["sum"].low, found.tensors["sum"].high) == (1, 4)
     assert (found.tensors["h"].low, found.tensors["h"].high) == (0, 3)
-    unfed = run(path, {"sum": None}, feeds)
+    unfed = run(path, ["sum"], feeds)
     assert unfed.tensors["sum"].high == 1
 
 
@@ -164,17 +157,16 @@ def test_an_input_that_is_also_an_output_is_counted_once(tmp_path: Path) -> None
         [("x", FLOAT, [1, 2])],
         [("x", FLOAT, [1, 2]), ("y", FLOAT, [1, 2])],
     )
-    found = run(path, {"x": None}, [{"x": np.ones((1, 2), np.float32)}] * 3)
+    found = run(path, ["x"], [{"x": np.ones((1, 2), np.float32)}] * 3)
     assert (found.tensors["x"].samples, found.tensors["x"].count) == (3, 6)
 
 
 def test_a_tensor_that_was_not_finite_has_no_magnitude(tmp_path: Path) -> None:
     path = tiny.unary(tmp_path / "m.onnx", "Log", FLOAT, [1, "n"])
     feeds = [{"x": np.float32([[1, 2]])}, {"x": np.float32([[1, 0]])}]
-    found = run(path, {"x": None, "y": -1}, feeds)
+    found = run(path, ["x", "y"], feeds)
     assert found.magnitudes() == {"x": 2.0}
     assert found.tensors["y"].nonfinite == 1
-    assert found.tensors["y"].mean() is None
 
 
 def test_the_magnitude_is_that_of_the_farther_end() -> None:
@@ -191,7 +183,7 @@ def test_a_model_that_cannot_run_is_an_input_error(tmp_path: Path) -> None:
         {"shape": np.array([7], np.int64)},
     )
     with pytest.raises(InputError, match="cannot run on a calibration sample"):
-        run(path, {"x": None}, [{"x": np.ones(3, np.float32)}])
+        run(path, ["x"], [{"x": np.ones(3, np.float32)}])
 
 
 PEAK = """
@@ -202,7 +194,8 @@ import numpy as np
 
 from bench.models import read_model
 from bench.runtimes import RUNTIMES, Settings
-from quantize import calibrate as module
+from quantize import watching as module
+from quantize.calibrate import calibrate
 from tests.int8 import samples_of
 
 path, count = Path(sys.argv[1]), int(sys.argv[2])
@@ -215,8 +208,8 @@ session.close()
 if count:
     module.GROUP_BYTES = 8 << 20
     samples = samples_of([feeds[i % 5] for i in range(count)], model.inputs)
-    names = {f"t{i}": None for i in range(64)}
-    module.calibrate(model, names, samples, threads=1, scratch=path.parent, states={})
+    names = [f"t{i}" for i in range(64)]
+    calibrate(model, names, samples, threads=1, scratch=path.parent, states={})
 status = Path("/proc/self/status").read_text()
 print(int(status.split("VmHWM:")[1].split()[0]) >> 10)
 """

@@ -63,28 +63,3 @@ def test_nonfinite_samples_are_counted_and_leave_no_other_trace() -> None:
 def test_empty_tensors_count_as_samples_only() -> None:
     stats = streamed(np.zeros((0, 4), np.float32))
     assert (stats.samples, stats.count, stats.nonfinite) == (1, 0, 0)
-
-
-def test_channel_means_run_over_every_other_axis() -> None:
-    random = np.random.default_rng(0)
-    image = random.standard_normal((2, 3, 4, 5)).astype(np.float32) + np.arange(3).reshape(3, 1, 1)
-    rows = random.standard_normal((7, 2, 6)).astype(np.float32) + np.arange(6)
-    for array, axis in ((image.astype(np.float32), 1), (rows.astype(np.float32), -1)):
-        stats = TensorStatistics()
-        assert stats.mean() is None
-        stats.add_channels(array[:1], axis)
-        stats.add_channels(array[1:], axis)
-        others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-        np.testing.assert_allclose(stats.mean(), array.mean(axis=others, dtype=np.float64))
-
-
-def test_channels_merge_and_stay_apart_afterwards() -> None:
-    a, b, other = np.float32([[1, 2], [3, 4]]), np.float32([[9, 9]]), TensorStatistics()
-    other.add_channels(a, 1)
-    merged = TensorStatistics()
-    merged.merge(other)
-    merged.add_channels(b, 1)
-    np.testing.assert_allclose(merged.mean(), [13 / 3, 5])
-    np.testing.assert_allclose(other.mean(), [2, 3])
-    other.merge(merged)
-    np.testing.assert_allclose(other.mean(), [17 / 5, 21 / 5])

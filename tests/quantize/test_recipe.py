@@ -87,6 +87,7 @@ def test_any_recipe_survives_toml(
         tensors,
         data.draw(st.sampled_from(["native", "nncf"])),
         dict.fromkeys(names[1:], strength),
+        data.draw(st.sampled_from(["nearest", "learned"])),
     )
     text = to_toml(made, known, facts)
     # As it is on disk, where line ends may be translated.
@@ -189,6 +190,7 @@ GOOD = to_toml(recipe(), MARKS, {})
         (lambda t: t + '[strengths]\n"conv-1" = 1.5', "numbers from 0 to 1"),
         (lambda t: t + '[strengths]\n"conv-1" = true', "numbers from 0 to 1"),
         (lambda t: t + '[strengths]\n"conv-9" = 0.5', "'conv-9' is gone"),
+        (lambda t: t.replace('"nearest"', '"up"'), "unknown rounding 'up'"),
         (lambda t: "made = 1\n" + t.replace("[made]", "[modes.x]"), "'modes' has to be"),
     ],
 )
@@ -203,7 +205,9 @@ def test_a_damaged_recipe_is_a_usage_error(edit: Callable[[str], str], says: str
 def test_keys_that_newer_recipes_have_may_be_missing() -> None:
     older = GOOD.replace('fused_for = "onnxruntime"\n', "").partition("[ranges_by_tensor]")[0]
     assert from_toml(older, MARKS, "r.toml") == recipe()
-    assert from_toml(GOOD.replace('engine = "native"\n', ""), MARKS, "r.toml") == recipe()
+    for newer in ('engine = "native"\n', 'rounding = "nearest"\n'):
+        assert newer in GOOD
+        assert from_toml(GOOD.replace(newer, ""), MARKS, "r.toml") == recipe()
 
 
 def test_a_recipe_tells_what_it_does() -> None:

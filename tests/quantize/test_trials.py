@@ -159,6 +159,7 @@ def test_a_candidate_that_does_not_run_is_none(
 def test_the_least_noisy_ranges_are_chosen(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bench = replace(bench, rounding="nearest")
     noise = {("mse", True): 30.0, ("minmax", True): 35.0, ("percentile", True): 20.0}
     noise[("minmax", False)] = 36.0
     tried = []
@@ -178,6 +179,41 @@ def test_the_least_noisy_ranges_are_chosen(
     best = best_variant(bench, recipe(ranges="mse"), "static")
     assert best is not None
     assert best.quantized.recipe.correct_bias
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nearest_db", "learned_db", "tried", "kept"),
+    [
+        ("auto", 30.0, 33.0, True, "learned"),
+        ("auto", 30.0, 29.0, True, "nearest"),
+        ("auto", 60.0, 70.0, False, "nearest"),
+        ("nearest", 30.0, 33.0, False, "nearest"),
+        ("learned", 60.0, 70.0, True, "learned"),
+    ],
+)
+def test_learned_rounding_is_tried_where_outputs_are_noisy(
+    bench: Workbench,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: Any,
+    nearest_db: float,
+    learned_db: float,
+    *,
+    tried: bool,
+    kept: str,
+) -> None:
+    seen = []
+    real = trials.attempt
+
+    def attempt(bench: Workbench, recipe: Recipe, name: str) -> trials.Trial:
+        seen.append(recipe.rounding)
+        noise = learned_db if recipe.rounding == "learned" else nearest_db
+        return replace(real(bench, recipe, name), noise_db=noise)
+
+    monkeypatch.setattr(trials, "attempt", attempt)
+    best = best_variant(replace(bench, rounding=wanted), recipe(), "static")
+    assert best is not None
+    assert ("learned" in seen) == tried
+    assert best.quantized.recipe.rounding == kept
 
 
 def test_ranges_do_not_matter_where_nothing_is_static(

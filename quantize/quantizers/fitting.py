@@ -1,0 +1,114 @@
+"""One layer's integers, tried on rows of what FP32 feeds it, before they are written.
+
+weights + rows + range of the input ─▶ codes rounded to the nearest, or learned
+─▶ mean error into the bias ─▶ each kept only where held-out rows come out better
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.quantizers.reading import codes_of
+from quantize.quantizers.rounding import learn
+from quantize.quantizers.weights import Codes, quantize_weights
+from quantize.ranges import Range
+
+# Of the rows, the last part decides what is kept; it comes from other samples than the rest.
+_HELD = 0.25
+# Fewer rows than this decide nothing.
+_LEAST_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What becomes of one layer's weights.
+
+    Attributes:
+        codes: The integers.
+        shift: float64 [out channels], to add to the bias.
+        learned: Whether the codes are learned ones.
+    """
+
+    codes: Codes
+    shift: NDArray[np.float64]
+    learned: bool = False
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the bias takes anything up."""
+        return bool(np.any(self.shift))
+
+
+def fit(
+    weights: NDArray[np.float32],
+    rows: NDArray[np.float32] | None,
+    source: Range | None,
+    *,
+    narrow: bool,
+    least_scales: NDArray[np.float32] | None = None,
+    correct: bool = True,
+    rounding: str = "nearest",
+) -> Fit:
+    """Integers for one layer.
+
+    Args:
+        weights: float32 [out channels, in channels / groups, *taps].
+        rows: float32 [rows, groups, inputs] of what FP32 feeds it; None where none were taken.
+        source: Of the layer's input, where that has codes of its own; None where it is quantized
+            while the model runs.
+        narrow: Whether no pair of neighbours may saturate 16 bits.
+        least_scales: float32 [out channels]; scales are at least these, so that biases fit int32.
+        correct: Whether the bias may take up the mean error.
+        rounding: "nearest" or "learned".
+    """
+    plain = quantize_weights(weights, narrow=narrow, least_scales=least_scales)
+    nothing = Fit(plain, np.zeros(len(weights)))
+    if rows is None or len(rows) < _LEAST_ROWS or not (correct or rounding == "learned"):
+        return nothing
+    cut = len(rows) - max(int(_HELD * len(rows)), 1)
+    read = rows if source is None else _as_read(rows, source)
+    exact = _outputs(weights, rows)
+    shift, least = _corrected(exact - _outputs(plain.values(), read), cut, correct=correct)
+    if rounding == "learned" and (rounder := learn(read[:cut])) is not None:
+        codes = quantize_weights(weights, narrow=narrow, least_scales=least_scales, rounder=rounder)
+        other, error = _corrected(exact - _outputs(codes.values(), read), cut, correct=correct)
+        if error < least:
+            return Fit(codes, other, learned=True)
+    return Fit(plain, shift)
+
+
+def _as_read(rows: NDArray[np.float32], source: Range) -> NDArray[np.float32]:
+    """Rows as their codes stand for them."""
+    found = codes_of(rows, source).astype(np.float32)
+    found -= source.zero_point
+    found *= source.scale
+    return found
+
+
+def _corrected(
+    error: NDArray[np.float32], cut: int, *, correct: bool
+) -> tuple[NDArray[np.float64], float]:
+    """What to add to the bias, and the squared error of held-out rows with it.
+
+    Taken from what the layer really reads, it makes up for the rounding and clipping of its input
+    as well as for that of its weights.
+
+    Args:
+        error: float32 [rows, out channels], FP32's outputs less those of the integers.
+        cut: Where held-out rows begin.
+        correct: Whether anything may be added.
+    """
+    mean = error[:cut].mean(axis=0, dtype=np.float64)
+    held = error[cut:].astype(np.float64)
+    without = float(np.square(held).sum())
+    left = float(np.square(held - mean).sum())
+    return (mean, left) if correct and left < without else (np.zeros_like(mean), without)
+
+
+def _outputs(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a layer makes of its rows, without the bias: float32 [rows, out channels]."""
+    count, groups, inputs = rows.shape
+    turned = weights.reshape(groups, -1, inputs).transpose(0, 2, 1)
+    by_group: NDArray[np.float32] = np.matmul(rows.transpose(1, 0, 2), turned)
+    return by_group.transpose(1, 0, 2).reshape(count, -1)

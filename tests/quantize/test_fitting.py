@@ -1,0 +1,132 @@
+"""A layer's integers, tried on rows: learned rounding and mean errors, each only where it helps."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantize.quantizers.fitting import Fit, fit
+from quantize.quantizers.rounding import MAX_INPUTS, learn
+from quantize.quantizers.weights import quantize_weights
+from quantize.ranges import Range
+from quantize.targets import SAFE_PAIR_SUM, pair_sums
+
+
+def layer(
+    seed: int, *, groups: int = 1, count: int = 400, inputs: int = 12, out: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [out, inputs / groups] and rows of inputs that go together, as real ones do."""
+    random = np.random.default_rng(seed)
+    per_group = inputs // groups
+    mixed = random.standard_normal((groups, 3, per_group))
+    rows = np.einsum("ngk,gki->ngi", random.standard_normal((count, groups, 3)), mixed)
+    rows += 0.05 * random.standard_normal(rows.shape) + 1
+    weights = random.standard_normal((out, per_group)).astype(np.float32)
+    return weights, rows.astype(np.float32)
+
+
+def error(weights: np.ndarray, found: Fit, rows: np.ndarray) -> float:
+    groups = rows.shape[1]
+    lost = (weights - found.codes.values()).reshape(groups, -1, rows.shape[2])
+    outputs = np.einsum("ngk,gok->ngo", rows, lost).reshape(len(rows), -1) - found.shift
+    return float(np.square(outputs).sum())
+
+
+def nearest(weights: np.ndarray, *, narrow: bool = False) -> Fit:
+    return Fit(quantize_weights(weights, narrow=narrow), np.zeros(len(weights)))
+
+
+@given(seed=st.integers(0, 999), groups=st.sampled_from([1, 2, 4]), narrow=st.booleans())
+def test_a_fit_is_never_worse_than_rounding_on_rows_it_has_not_seen(
+    *, seed: int, groups: int, narrow: bool
+) -> None:
+    weights, rows = layer(seed, groups=groups)
+    held = rows[300:]
+    plain = error(weights, nearest(weights, narrow=narrow), held)
+    corrected = fit(weights, rows, None, narrow=narrow)
+    learned = fit(weights, rows, None, narrow=narrow, rounding="learned")
+    # Of the held-out quarter, which decides.
+    assert error(weights, corrected, held) <= plain * 1.0001
+    assert error(weights, learned, held) <= error(weights, corrected, held) * 1.0001
+    for found in (corrected, learned):
+        assert np.abs(found.codes.codes.astype(int)).max() <= 127
+        if narrow:
+            assert pair_sums(found.codes.codes).max() <= SAFE_PAIR_SUM
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_learned_rounding_helps_where_inputs_go_together(groups: int) -> None:
+    gains = []
+    for seed in range(5):
+        weights, rows = layer(seed, groups=groups, inputs=12 * groups)
+        learned = fit(weights, rows, None, narrow=False, correct=False, rounding="learned")
+        assert learned.learned
+        plain = error(weights, nearest(weights), rows[300:])
+        gains.append(error(weights, learned, rows[300:]) / plain)
+    assert np.median(gains) < 0.7
+
+
+def test_a_shift_takes_up_what_clipping_the_input_costs() -> None:
+    weights, rows = layer(0)
+    rows = np.abs(rows)
+    clipped = Range(0.0, float(np.quantile(rows, 0.7)))
+    exact = rows[:, 0] @ weights.T
+
+    def lost(found: Fit) -> np.ndarray:
+        read = np.clip(rows[:, 0], 0, clipped.high)
+        return (exact - read @ found.codes.values().T - found.shift)[300:]
+
+    found = fit(weights, rows, clipped, narrow=False)
+    assert found.corrected
+    assert np.square(lost(found)).sum() < 0.9 * np.square(lost(nearest(weights))).sum()
+
+
+def test_a_mean_that_does_not_hold_elsewhere_is_left_alone() -> None:
+    weights, rows = layer(1)
+    # The first samples say one thing, the last ones the opposite.
+    rows[300:] *= -1
+    found = fit(weights, rows, None, narrow=False)
+    assert not found.corrected
+
+
+@pytest.mark.parametrize("rows", [None, np.ones((3, 1, 12), np.float32)])
+def test_without_rows_weights_are_rounded_to_the_nearest(rows: np.ndarray | None) -> None:
+    weights, _ = layer(2)
+    found = fit(weights, rows, None, narrow=True, rounding="learned")
+    np.testing.assert_array_equal(found.codes.codes, quantize_weights(weights, narrow=True).codes)
+    assert not found.learned
+    assert not found.corrected
+
+
+def test_scales_leave_room_for_the_bias_when_rounding_is_learned() -> None:
+    weights, rows = layer(3)
+    least = np.full(len(weights), 0.5, np.float32)
+    found = fit(weights, rows, None, narrow=False, least_scales=least, rounding="learned")
+    assert (found.codes.scales >= least).all()
+
+
+def test_what_cannot_be_learned_from_is_said() -> None:
+    assert learn(np.zeros((0, 1, 4), np.float32)) is None
+    assert learn(np.zeros((1, 1, MAX_INPUTS + 1), np.float32)) is None
+    # Inputs that are always zero are no reason to give up.
+    rounder = learn(np.zeros((8, 2, 3), np.float32))
+    assert rounder is not None
+    weights = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    scales = np.full(4, 0.02, np.float32)
+    expected = np.clip(np.rint(weights / 0.02), -127, 127)
+    np.testing.assert_array_equal(rounder.codes(weights, scales), expected)
+
+
+def test_a_block_of_inputs_at_a_time_gives_what_one_at_a_time_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights, rows = layer(4, inputs=40)
+    rounder = learn(rows)
+    assert rounder is not None
+    scales = np.full(len(weights), 0.02, np.float32)
+    whole = rounder.codes(weights, scales)
+    for size in (1, 7, 64):
+        monkeypatch.setattr("quantize.quantizers.rounding._BLOCK", size)
+        apart = rounder.codes(weights, scales) != whole
+        # Sums in another order may move a value that lies between two codes.
+        assert apart.mean() < 0.02

@@ -1,0 +1,145 @@
+"""Rows that layers read, taken from tensors and from a running model."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from bench.models import read_model
+from quantize import rows as module
+from quantize.anchors import find_anchors
+from quantize.rows import RowStore, Window, rows_of, window_of
+from tests import tiny
+from tests.int8 import samples_of
+
+FLOAT = TensorProto.FLOAT
+
+
+@given(data=st.data())
+def test_rows_times_weights_are_outputs_of_the_convolution(data: st.DataObject) -> None:
+    import onnxruntime as ort
+
+    draw = data.draw
+    rank, groups = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
+    attributes = {
+        "strides": [draw(st.integers(1, 2)) for _ in range(rank)],
+        "dilations": [draw(st.integers(1, 2)) for _ in range(rank)],
+        "group": groups,
+    }
+    kind = draw(st.sampled_from(["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]))
+    if kind == "NOTSET":
+        attributes["pads"] = [draw(st.integers(0, 2)) for _ in range(2 * rank)]
+    else:
+        attributes["auto_pad"] = kind
+    if kind.startswith("SAME"):
+        # ONNX Runtime refuses SAME together with dilations.
+        attributes["dilations"] = [1] * rank
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    x = random.standard_normal((2, 2 * groups, *([7] * rank))).astype(np.float32)
+    w = random.standard_normal((3 * groups, 2, *kernel)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [helper.make_tensor("w", FLOAT, w.shape, w.reshape(-1))],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = np.moveaxis(session.run(None, {"x": x})[0], 1, -1).reshape(-1, 3 * groups)
+
+    model = ir.from_proto(proto)
+    (anchor,) = find_anchors(model)[0]
+    window = window_of(next(iter(model.graph)), anchor)
+    found = rows_of(x, window, 10**6, np.random.default_rng(0))
+    turned = w.reshape(groups, 3, -1).transpose(0, 2, 1)
+    outputs = np.matmul(found.transpose(1, 0, 2), turned).transpose(1, 0, 2)
+    np.testing.assert_allclose(outputs.reshape(expected.shape), expected, atol=1e-4)
+
+
+def test_rows_are_drawn_without_repetition_and_leave_out_what_is_not_finite() -> None:
+    values = np.arange(30, dtype=np.float32).reshape(2, 5, 3)
+    found = rows_of(values, Window("x"), 4, np.random.default_rng(0))
+    assert found.shape == (4, 1, 3)
+    assert len(np.unique(found[:, 0, 0])) == 4
+    values[0, 2, 1] = np.inf
+    assert rows_of(values, Window("x"), 99, np.random.default_rng(0)).shape == (9, 1, 3)
+
+
+def net(path: Path) -> Path:
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "w"], ["p"], "one"),
+        helper.make_node("MatMul", ["r", "w"], ["q"], "other"),
+    ]
+    random = np.random.default_rng(0)
+    constants = {
+        "k": random.standard_normal((4, 2, 3, 3)).astype(np.float32),
+        "w": random.standard_normal((6, 5)).astype(np.float32),
+    }
+    ports = [("p", FLOAT, None), ("q", FLOAT, None)]
+    return tiny.save(path, nodes, [("x", FLOAT, [1, 2, "h", 6])], ports, constants)
+
+
+def store(path: Path, count: int = 6) -> RowStore:
+    model = read_model(path)
+    random = np.random.default_rng(1)
+    feeds = [
+        {"x": random.standard_normal((1, 2, 4 + i % 3, 6)).astype(np.float32)} for i in range(count)
+    ]
+    return RowStore(model, samples_of(feeds, model.inputs), {}, 1, path.parent)
+
+
+def windows(path: Path) -> dict[str, Window]:
+    model = ir.load(path)
+    nodes = {n.name: n for n in model.graph}
+    return {a.name: window_of(nodes[a.name], a) for a in find_anchors(model)[0]}
+
+
+def test_layers_that_read_alike_share_their_rows(tmp_path: Path) -> None:
+    path = net(tmp_path / "m.onnx")
+    found, taken = windows(path), store(path)
+    assert found["one"] == found["other"]
+    taken.capture(found.values())
+    # 6 samples of 4 to 6 lines: every output position of 6 columns, every row of 4 channels.
+    assert taken.rows(found["conv"]).shape == (180, 1, 18)
+    assert taken.rows(found["one"]).shape == (120, 1, 6)
+    before = sorted(f.name for f in tmp_path.iterdir())
+    taken.capture(found.values())
+    assert sorted(f.name for f in tmp_path.iterdir()) == before
+
+
+def test_rows_stay_within_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = net(tmp_path / "m.onnx")
+    monkeypatch.setattr(module, "_LAYER_BYTES", 18 * 4 * 60)
+    monkeypatch.setattr(module, "MAX_ROWS", 100)
+    taken = store(path)
+    taken.capture(windows(path).values())
+    shapes = [taken.rows(w).shape for w in dict.fromkeys(windows(path).values())]
+    assert shapes == [(60, 1, 18), (96, 1, 6)]
+    for shape in shapes:
+        assert math.prod(shape) * 4 <= max(18 * 4 * 60, 100 * 6 * 4)
+
+
+def test_another_graph_has_rows_of_its_own(tmp_path: Path) -> None:
+    taken = store(net(tmp_path / "m.onnx"))
+    other = read_model(tiny.linear(tmp_path / "n.onnx"))
+    assert taken.of(taken.model) is taken
+    assert taken.of(other) is taken.of(other) is not taken
+    assert taken.of(other).model is other
+
+
+def test_an_answer_is_worked_out_once() -> None:
+    calls: list[int] = []
+    taken = RowStore(None, None, {}, 1, Path())  # type: ignore[arg-type]
+    for _ in range(2):
+        assert taken.once("key", lambda: calls.append(1)) is None
+    assert calls == [1]
