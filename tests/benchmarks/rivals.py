@@ -80,7 +80,7 @@ def _fp32(order: Order) -> tuple[Path, dict[str, float]]:
 
 
 def _native(order: Order) -> tuple[Path, dict[str, float]]:
-    """vnnify's engine without its search: one plan, the range method with the least noise."""
+    """vnnify's engine without its search: one plan, its variant with the least noise."""
     import onnx_ir as ir
 
     from quantize.anchors import find_anchors
@@ -88,6 +88,7 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
     from quantize.placement import watch_list
     from quantize.prepare import prepare
     from quantize.search import plans
+    from quantize.smoothing import even_out
     from quantize.trials import PROBES, Workbench, best_variant, run_probes
 
     threads, data = available_threads(), order.data
@@ -99,20 +100,22 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
     count = len(data.calibration)
     held = sorted({i * count // PROBES for i in range(PROBES)}) if count > 4 * PROBES else [0]
     rest = [i for i in range(count) if i not in held] or held
+    samples, states = data.calibration.subset(rest), dict(order.case.states)
     start = perf_counter()
     found = calibrate(
         fp32,
         watch_list(model, anchors),
-        data.calibration.subset(rest),
+        samples,
         threads=threads,
         scratch=order.folder,
-        states=dict(order.case.states),
+        states=states,
     )
     calibrated = perf_counter()
     probes = tuple(data.calibration[i].feeds for i in held)
     outputs = run_probes(fp32, probes, threads)
     runtimes = ("onnxruntime",)
     bench = Workbench(fp32, anchors, found, probes, outputs, runtimes, threads, order.folder)
+    bench = even_out(bench, order.target, samples, states)
     name, plan = next(iter(plans(anchors, order.target, runtimes).items()))
     trial = best_variant(bench, plan, name)
     if trial is None:
