@@ -26,6 +26,8 @@ from bench.store import dump, load
 from quantize.calibrate import Calibration
 from quantize.evaluate import Evaluation
 from quantize.histograms import TensorStatistics
+from quantize.job import Limits
+from quantize.outputs import OutputStore
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,12 @@ def digest_of_plugin(text: str | None) -> str:
     return ""
 
 
+def metric_digest(limits: Limits) -> str:
+    """What tells metrics of one name apart: what was asked for, and the user's own files."""
+    parts = (limits.metric, limits.output, limits.decode)
+    return "|".join([*map(str, parts), *(digest_of_plugin(p) for p in parts)])
+
+
 def storable(found: Evaluation) -> bool:
     """Whether a file holds all that a verdict needs; the rows of a corpus metric stay in memory."""
     return found.corpus_value is None
@@ -194,3 +202,32 @@ def _value(archive: zipfile.ZipFile, value: Any) -> Any:
         return value
     with archive.open(value["array"]) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def remember_calibration(
+    journal: Journal, key: Mapping[str, Any], make: Callable[[], Calibration]
+) -> Calibration:
+    """The statistics of this key: recalled, or made and kept."""
+    found = recall_calibration(journal, key)
+    if found is None:
+        found = make()
+        keep_calibration(journal, key, found)
+    return found
+
+
+def remember_scores(
+    journal: Journal, key: Mapping[str, Any], outputs: OutputStore, make: Callable[[], Evaluation]
+) -> Evaluation:
+    """FP32's scores, recalled with `outputs`, or made by what fills `outputs`, and both kept."""
+    file = journal.file("outputs", key, ".zip")
+    known = journal.recall(Evaluation, "baseline", key)
+    if known is not None and file is not None and file.is_file():
+        with suppress(OSError, ValueError):
+            outputs.read(file)
+            return known
+    found = make()
+    if file is not None and storable(found):
+        with not_fatal("outputs of FP32"), renamed(file) as beside:
+            outputs.write(beside)
+        journal.keep(found, "baseline", key)
+    return found

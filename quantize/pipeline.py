@@ -9,59 +9,56 @@ goes to `refused/` in it.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import onnx_ir as ir
 
-from bench.errors import UnsupportedError, UsageError
+from bench.errors import UnsupportedError
 from bench.isolate import Stage, stage
 from bench.machine import available_threads, canary
-from bench.models import Model, TensorSpec
+from bench.models import Model
 from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
 from quantize.calibrate import Calibration, calibrate
-from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
+from quantize.data import Samples
 from quantize.debian import require_packages
-from quantize.drift import Drift, drift, drift_note, read_seen, seen_ranges
-from quantize.evaluate import Evaluation, Execution, evaluate, is_deterministic
+from quantize.drift import Drift, drift_note
+from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.finishing import Results, fastest, finish, keep_best
 from quantize.gate import judge
 from quantize.job import Effort, Job, Progress
 from quantize.journal import (
     Journal,
     context_of,
-    digest_of_plugin,
-    keep_calibration,
+    metric_digest,
     not_fatal,
-    recall_calibration,
-    renamed,
-    storable,
+    remember_calibration,
+    remember_scores,
 )
 from quantize.judging import Judging
-from quantize.metrics import Metric, resolve_metric
+from quantize.metrics import Metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
-from quantize.prepare import prepare
 from quantize.proofs import Proof
 from quantize.proving import prove_model
 from quantize.quantizers import find_engines
-from quantize.recipe import Recipe, fingerprints, from_toml
+from quantize.recipe import fingerprints
+from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe
 from quantize.report import Data, Report
 from quantize.rows import RowStore
 from quantize.search import Aim, Found, Judged, search
 from quantize.sequential import Looks
 from quantize.smoothing import even_out, even_out_as
-from quantize.sources import check_parity, convert, describe_inputs
+from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
 from quantize.timing import time_models
 from quantize.tolerance import Tolerance, default_tolerance, parse_tolerance
-from quantize.trials import PROBES, Workbench, attempt, run_probes
+from quantize.trials import PROBES, Workbench, run_probes
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +111,7 @@ class _Run:
         self.job, self.staging, self.progress = job, staging, progress
         self.scratch, self.journal, self.interrupt = staging / "scratch", journal, interrupt
         self.stages: list[Stage] = []
-        self.replayed: Recipe | None = None
+        self.replay: Replay | None = None
         self.drift: tuple[Drift, ...] = ()
         self.notes: list[str] = []
         self.threads = job.effort.threads or available_threads()
@@ -124,7 +121,7 @@ class _Run:
             _AUTO if job.effort.target == "auto" else (find_target(job.effort.target).name,)
         )
         if job.effort.recipe is not None:
-            _text_of(job.effort.recipe)  # Now, and not after the calibration.
+            recipe_text(job.effort.recipe)  # Now, and not after the calibration.
         if job.effort.prove is not None:
             require_packages(job.effort.prove)
 
@@ -142,12 +139,12 @@ class _Run:
                 f"going on where an earlier run ended: {count} results of it are kept"
             )
         with self.stage("read"):
-            everything, calibration = self.read()
-            source = self.convert(everything)
+            everything, calibration = read(self.job, self.scratch)
+            source = converted(self.job, everything, self.scratch)
         with self.stage("prepare"):
             fp32 = self.prepare(source, everything)
             calibration, evaluation = self.divide(everything, calibration)
-            metric = self.metric(evaluation)
+            metric = chosen_metric(self.job.limits, evaluation)
         with OutputStore(folder=self.scratch) as reference:
             with self.stage("baseline"):
                 baseline, tolerance = self.baseline(fp32, evaluation, metric, reference)
@@ -161,7 +158,7 @@ class _Run:
                 threads=self.threads,
                 states=self.job.data.states,
                 watch=self._watch,
-                metric_sha256=digest_of_plugin(self.job.limits.metric),
+                metric_sha256=metric_digest(self.job.limits),
                 journal=self.journal,
                 interrupt=self.interrupt,
                 looks=self.looks(baseline, tolerance),
@@ -212,120 +209,42 @@ class _Run:
 
     # Stages
 
-    def read(self) -> tuple[Samples, Samples | None]:
-        spec, data = self.job.model, self.job.data
-        inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data.source)
-        everything = self._samples(data.source, inputs)
-        calibration = self._samples(data.calibration, inputs) if data.calibration else None
-        return everything, calibration
-
-    def _samples(self, source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
-        data = self.job.data
-        return read_samples(
-            source,
-            inputs,
-            scratch=self.scratch,
-            preprocessing=data.preprocessing,
-            states={i: o for o, i in data.states.items()},
-            limit=data.limit,
-        )
-
-    def convert(self, samples: Samples) -> Model:
-        folder = self.scratch / "source"
-        folder.mkdir()
-        model = convert(self.job.model, samples, folder / "model.onnx")
-        _refuse_unknown_states(model, self.job.data.states)
-        return model
-
     def prepare(self, source: Model, samples: Samples) -> Model:
-        prepared = prepare(source, self.staging / "model.fp32.onnx", name=self.job.model.text)
-        self.notes += prepared.notes
-        reference = RUNTIMES["onnxruntime"].open(source.path, Settings(threads=self.threads))
-        feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
-        check_parity(reference.run, prepared.model.path, feeds)
-        reference.close()
-        execution = Execution(RUNTIMES["onnxruntime"], Settings(threads=self.threads))
-        if not is_deterministic(prepared.model, samples[0], execution):
-            raise UnsupportedError(
-                f"{self.job.model.text}: two runs on one sample give different outputs, so INT8 "
-                f"cannot "
-                "be compared with FP32. Export it in evaluation mode (dropout and noise off)."
-            )
-        return prepared.model
+        out = self.staging / "model.fp32.onnx"
+        made = prepared(self.job, source, samples, out, self.threads)
+        self.notes += made.notes
+        return made.model
 
     def divide(self, everything: Samples, calibration: Samples | None) -> tuple[Samples, Samples]:
-        data = self.job.data
-        if calibration is None:
-            calibration, evaluation = split(
-                everything,
-                calibration_count=data.calibration_count,
-                seed=data.seed,
-                ordered=bool(data.states),
-            )
-        else:
-            evaluation = everything
-            if len(calibration) > data.calibration_count:
-                count = data.calibration_count
-                chosen = range(count) if data.states else _spread(len(calibration), count)
-                calibration = calibration.subset(list(chosen))
-            refuse_overlap(calibration, evaluation)
-        if not data.states:
-            # So that the first samples of an evaluation stand for all of them.
-            order = np.random.default_rng(data.seed).permutation(len(evaluation))
-            evaluation = evaluation.subset([int(i) for i in order])
+        calibration, evaluation = divide(self.job.data, everything, calibration)
         if len(calibration) < _FEW:
             self.notes.append(
                 f"only {len(calibration)} samples calibrate; ranges settle with {_FEW} and more"
             )
         return calibration, evaluation
 
-    def metric(self, evaluation: Samples) -> Metric:
-        limits = self.job.limits
-        label = evaluation.label(0) if evaluation.labelled else None
-        return resolve_metric(
-            limits.metric,
-            labelled=evaluation.labelled,
-            first_label=label,
-            output=limits.output,
-            decode=limits.decode,
-        )
-
     def baseline(
         self, fp32: Model, samples: Samples, metric: Metric, keep: OutputStore
     ) -> tuple[Evaluation, Tolerance]:
-        found = self._scores(fp32, samples, metric, keep)
+        states, runtime = self.job.data.states, RUNTIMES["onnxruntime"]
+        execution = Execution(runtime, Settings(threads=self.threads), states)
+        found = remember_scores(
+            self.journal,
+            {
+                "fp32": fp32.sha256,
+                "samples": samples.digest,
+                "metric": (metric.name, metric_digest(self.job.limits)),
+                "states": states,
+            },
+            keep,
+            lambda: evaluate(fp32, samples, metric, execution, keep=keep, watch=self._watch),
+        )
         asked = self.job.limits.max_drop
         tolerance = parse_tolerance(asked) if asked else default_tolerance(found)
         self.progress.say(f"FP32: {metric.name} {found.value:.4f} on {len(samples):,} samples")
         # Refuses a broken baseline and a tolerance that does not fit, before the work begins.
         judge(found, found, tolerance, confidence=self.job.limits.confidence)
         return found, tolerance
-
-    def _scores(
-        self, fp32: Model, samples: Samples, metric: Metric, keep: OutputStore
-    ) -> Evaluation:
-        """FP32's scores and, in `keep`, its outputs: from the journal, or by running it."""
-        execution = Execution(
-            RUNTIMES["onnxruntime"], Settings(threads=self.threads), self.job.data.states
-        )
-        key = {
-            "fp32": fp32.sha256,
-            "samples": samples.digest,
-            "metric": (metric.name, metric.output, digest_of_plugin(self.job.limits.metric)),
-            "states": self.job.data.states,
-        }
-        outputs = self.journal.file("outputs", key, ".zip")
-        known = self.journal.recall(Evaluation, "baseline", key)
-        if known is not None and outputs is not None and outputs.is_file():
-            with suppress(OSError, ValueError):
-                keep.read(outputs)
-                return known
-        found = evaluate(fp32, samples, metric, execution, keep=keep, watch=self._watch)
-        if outputs is not None and storable(found):
-            with not_fatal("outputs of FP32"), renamed(outputs) as beside:
-                keep.write(beside)
-            self.journal.keep(found, "baseline", key)
-        return found
 
     def _watch(self, _scores: object, done: int, total: int) -> bool:
         self.progress.step(done, total)
@@ -338,7 +257,8 @@ class _Run:
             why = "; ".join(sorted(set(left.values()))) or "it has no Conv, Gemm, MatMul or LSTM"
             raise UnsupportedError(f"nothing to quantize (0 of {len(left)}): {why}.")
         # Whether it fits is known before anything is calibrated.
-        self.replayed = self._recipe(fingerprints(model, anchors))
+        if self.job.effort.recipe is not None:
+            self.replay = fitted(self.job.effort.recipe, fingerprints(model, anchors))
         held, rest = self._held(len(samples))
         statistics = self._statistics(fp32, watch_list(model, anchors), samples.subset(rest))
         probes = tuple(samples[i].feeds for i in held)
@@ -359,16 +279,16 @@ class _Run:
 
     def _statistics(self, fp32: Model, tensors: tuple[str, ...], samples: Samples) -> Calibration:
         states = self.job.data.states
-        key = {
-            "fp32": fp32.sha256,
-            "samples": samples.digest,
-            "tensors": tensors,
-            "states": states,
-            "threads": self.threads,
-        }
-        found = recall_calibration(self.journal, key)
-        if found is None:
-            found = calibrate(
+        found = remember_calibration(
+            self.journal,
+            {
+                "fp32": fp32.sha256,
+                "samples": samples.digest,
+                "tensors": tensors,
+                "states": states,
+                "threads": self.threads,
+            },
+            lambda: calibrate(
                 fp32,
                 tensors,
                 samples,
@@ -376,11 +296,14 @@ class _Run:
                 scratch=self.scratch,
                 states=states,
                 progress=self.progress.step,
-            )
-            keep_calibration(self.journal, key, found)
+            ),
+        )
         # The journal keeps what was learned, not the samples; an engine may want to see them.
         rows = RowStore(fp32, samples, states, self.threads, self.scratch)
         return replace(found, source=samples, states=states, rows=rows)
+
+    def _held(self, total: int) -> tuple[list[int], list[int]]:
+        return held_out(total, PROBES, ordered=bool(self.job.data.states))
 
     def looks(self, baseline: Evaluation, tolerance: Tolerance) -> Looks | None:
         """When evaluations may end early; never where samples hang together."""
@@ -390,20 +313,12 @@ class _Run:
         itself = judge(baseline, baseline, tolerance, confidence=confidence)
         return Looks(baseline, itself.limit, confidence, itself.outcome == "pass")
 
-    def _held(self, total: int) -> tuple[list[int], list[int]]:
-        """Which calibration samples are held out as probes, and the rest."""
-        count = min(PROBES, max(total // 4, 1))
-        ordered = bool(self.job.data.states)
-        # A state is carried from sample to sample, so a sequence is cut once and not thinned out.
-        held = _last(total, count) if ordered else _spread(total, count)
-        return held, [i for i in range(total) if i not in set(held)] or held
-
     def even_out(self, bench: Workbench, samples: Samples) -> Workbench:
         """Offer graphs with evened-out channels, as the recipe says or where it may help."""
         states, effort = self.job.data.states, self.job.effort
         rest = samples.subset(self._held(len(samples))[1])
-        if self.replayed is not None:
-            strengths = self.replayed.strengths
+        if self.replay is not None:
+            strengths = self.replay.recipe.strengths
             return even_out_as(bench, strengths, rest, states) if strengths else bench
         if "native" not in self.engines:
             return bench
@@ -416,8 +331,12 @@ class _Run:
         return even_out(bench, self.targets[0], rest, states)
 
     def search(self, bench: Workbench, judging: Judging) -> Found:
-        if self.job.effort.recipe is not None:
-            return self._replay(bench, judging, self.job.effort.recipe)
+        if self.replay is not None:
+            self.drift = drift_of(self.replay, bench)
+            if (note := drift_note(self.drift)) is not None:
+                self.notes.append(note)
+                self.progress.say(note)
+            return run_recipe(self.replay, bench, judging)
         itself = judge(
             judging.baseline,
             judging.baseline,
@@ -451,33 +370,6 @@ class _Run:
 
     def _is_throughput(self) -> bool:
         return self.job.limits.objective == "throughput"
-
-    def _recipe(self, marks: dict[str, str]) -> Recipe | None:
-        path = self.job.effort.recipe
-        return None if path is None else from_toml(_text_of(path), marks, str(path))
-
-    def _replay(self, bench: Workbench, judging: Judging, path: Path) -> Found:
-        from quantize.trials import time_quickly
-
-        recipe = self.replayed
-        assert recipe is not None
-        marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
-        before = read_seen(_text_of(path), str(path))
-        self.drift = drift(before, seen_ranges(bench.calibration, bench.anchors), marks)
-        if (note := drift_note(self.drift)) is not None:
-            self.notes.append(note)
-            self.progress.say(note)
-        timed, fp32_ms = time_quickly(bench, [attempt(bench, recipe, "recipe")])
-        runtime = timed[0].fastest
-        if runtime is None:
-            raise UnsupportedError(
-                f"recipe {path}: its model opens in none of {', '.join(self.runtimes)}. Allow "
-                "another --runtime."
-            )
-        if (outcome := judging(timed[0].quantized, runtime)) is None:
-            raise KeyboardInterrupt
-        judged = Judged(timed[0], runtime, *outcome)
-        return Found(judged, (judged,), timed, fp32_ms, "the recipe was replayed")
 
     def verify(
         self, found: Found, judging: Judging
@@ -535,31 +427,3 @@ def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
             find_runtime(name).version()
         return asked
     return installed_runtimes()
-
-
-def _text_of(recipe: Path) -> str:
-    try:
-        return recipe.read_text(encoding="utf-8")
-    except OSError as e:
-        raise UsageError(f"recipe {recipe}: cannot be read: {e.strerror}.") from e
-    except UnicodeDecodeError as e:
-        raise UsageError(f"recipe {recipe}: not TOML: {e}.") from e
-
-
-def _refuse_unknown_states(model: Model, states: dict[str, str]) -> None:
-    inputs, outputs = {i.name for i in model.inputs}, {o.name for o in model.outputs}
-    for output, target in states.items():
-        if output not in outputs or target not in inputs:
-            raise UsageError(
-                f"--state {output}:{target}: the model has outputs {sorted(outputs)} and inputs "
-                f"{sorted(inputs)}. Write --state OUTPUT:INPUT."
-            )
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """`count` indices spread evenly over `total`."""
-    return sorted({i * total // count for i in range(count)})
-
-
-def _last(total: int, count: int) -> list[int]:
-    return list(range(total - count, total))

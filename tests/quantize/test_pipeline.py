@@ -16,7 +16,7 @@ from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.render import render
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import debian, finishing, judging, pipeline, timing, trials
+from quantize import debian, finishing, judging, pipeline, starting, timing, trials
 from quantize.data import Samples
 from quantize.document import document
 from quantize.gate import Outcome, Verdict
@@ -544,7 +544,7 @@ def test_the_best_verdict_serves_and_of_equals_the_fastest(job: Job, staging: Pa
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_a_spread_is_even_and_of_the_size_asked_for(total: int, count: int) -> None:
-    found = pipeline._spread(total, count)
+    found = starting.spread(total, count)
     assert found == sorted(set(found))
     assert len(found) == min(total, count)
     assert all(0 <= i < total for i in found)

@@ -1,0 +1,139 @@
+"""What a run starts from: samples, the converted model, one clean FP32 graph, who judges it.
+
+job ─▶ read ─▶ convert ─▶ prepare ─▶ divide ─▶ metric
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from bench.errors import UnsupportedError, UsageError
+from bench.models import Model, TensorSpec
+from bench.runtimes import RUNTIMES, Settings
+from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
+from quantize.evaluate import Execution, is_deterministic
+from quantize.job import DataSpec, Job, Limits
+from quantize.metrics import Metric, resolve_metric
+from quantize.prepare import Prepared, prepare
+from quantize.sources import check_parity, convert, describe_inputs
+
+_PARITY_SAMPLES = 4
+
+
+def read(job: Job, scratch: Path) -> tuple[Samples, Samples | None]:
+    """The samples of `--data`, and those of `--calibration` where it is given."""
+    spec, data = job.model, job.data
+    inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data.source)
+    everything = _samples(data, data.source, inputs, scratch)
+    if not data.calibration:
+        return everything, None
+    return everything, _samples(data, data.calibration, inputs, scratch)
+
+
+def _samples(data: DataSpec, source: str, inputs: tuple[TensorSpec, ...], scratch: Path) -> Samples:
+    return read_samples(
+        source,
+        inputs,
+        scratch=scratch,
+        preprocessing=data.preprocessing,
+        states={i: o for o, i in data.states.items()},
+        limit=data.limit,
+    )
+
+
+def converted(job: Job, samples: Samples, scratch: Path) -> Model:
+    """The trained model as ONNX.
+
+    Raises:
+        UsageError: It lacks an output or input that `--state` names.
+    """
+    folder = scratch / "source"
+    folder.mkdir()
+    model = convert(job.model, samples, folder / "model.onnx")
+    _refuse_unknown_states(model, job.data.states)
+    return model
+
+
+def _refuse_unknown_states(model: Model, states: dict[str, str]) -> None:
+    inputs, outputs = {i.name for i in model.inputs}, {o.name for o in model.outputs}
+    for output, target in states.items():
+        if output not in outputs or target not in inputs:
+            raise UsageError(
+                f"--state {output}:{target}: the model has outputs {sorted(outputs)} and inputs "
+                f"{sorted(inputs)}. Write --state OUTPUT:INPUT."
+            )
+
+
+def prepared(job: Job, source: Model, samples: Samples, out: Path, threads: int) -> Prepared:
+    """One clean FP32 graph that computes what `source` does, the same each time.
+
+    Raises:
+        UnsupportedError: Two runs on one sample differ.
+    """
+    made = prepare(source, out, name=job.model.text)
+    settings = Settings(threads=threads)
+    reference = RUNTIMES["onnxruntime"].open(source.path, settings)
+    feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
+    check_parity(reference.run, made.model.path, feeds)
+    reference.close()
+    if not is_deterministic(made.model, samples[0], Execution(RUNTIMES["onnxruntime"], settings)):
+        raise UnsupportedError(
+            f"{job.model.text}: two runs on one sample give different outputs, so INT8 cannot "
+            "be compared with FP32. Export it in evaluation mode (dropout and noise off)."
+        )
+    return made
+
+
+def divide(
+    data: DataSpec, everything: Samples, calibration: Samples | None
+) -> tuple[Samples, Samples]:
+    """Samples to calibrate with, and those to judge by, in random order where they may be."""
+    if calibration is None:
+        calibration, evaluation = split(
+            everything,
+            calibration_count=data.calibration_count,
+            seed=data.seed,
+            ordered=bool(data.states),
+        )
+    else:
+        evaluation = everything
+        if len(calibration) > data.calibration_count:
+            count = data.calibration_count
+            chosen = range(count) if data.states else spread(len(calibration), count)
+            calibration = calibration.subset(list(chosen))
+        refuse_overlap(calibration, evaluation)
+    if not data.states:
+        # So that the first samples of an evaluation stand for all of them.
+        order = np.random.default_rng(data.seed).permutation(len(evaluation))
+        evaluation = evaluation.subset([int(i) for i in order])
+    return calibration, evaluation
+
+
+def chosen_metric(limits: Limits, evaluation: Samples) -> Metric:
+    """The metric that was asked for, or the one that fits the labels."""
+    label = evaluation.label(0) if evaluation.labelled else None
+    return resolve_metric(
+        limits.metric,
+        labelled=evaluation.labelled,
+        first_label=label,
+        output=limits.output,
+        decode=limits.decode,
+    )
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` indices spread evenly over `total`."""
+    return sorted({i * total // count for i in range(count)})
+
+
+def held_out(total: int, count: int, *, ordered: bool) -> tuple[list[int], list[int]]:
+    """Which of so many calibration samples are held out as probes, and the rest.
+
+    Args:
+        total: Samples.
+        count: To hold out, at most; at most a quarter.
+        ordered: They carry a state, so the sequence is cut once and not thinned out.
+    """
+    count = min(count, max(total // 4, 1))
+    held = list(range(total - count, total)) if ordered else spread(total, count)
+    return held, [i for i in range(total) if i not in set(held)] or held
