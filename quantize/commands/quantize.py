@@ -171,6 +171,8 @@ def quantize(
     if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
         say(f"warning: shipped without certainty: {report.conclusion.headline}")
     if github:
+        from quantize.rendering import relocated
+
         tell_github(relocated(report, out))
     end(report.conclusion.exit_code, f"files: {out}")
 
@@ -215,6 +217,8 @@ def _resumable(out: Path, *, fresh: bool) -> Iterator[Path]:
 
 
 def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None:
+    from quantize.rendering import relocated
+
     shown = relocated(report, out)
     (staging / "report.html").write_text(render(shown, "html"), encoding="utf-8")
     (staging / "report.md").write_text(render(shown, "markdown"), encoding="utf-8")
@@ -228,10 +232,3 @@ def _summary(report: "Report", out: Path) -> Any:
 
     shown = replace(report, int8=replace(report.int8, path=out / report.int8.path))
     return summary(shown, str(out))
-
-
-def relocated(report: "Report", out: Path) -> Any:
-    """The report's document, naming the model by the path at which a reader finds it."""
-    from quantize.document import document
-
-    return document(replace(report, int8=replace(report.int8, path=out / report.int8.path)))

@@ -8,26 +8,30 @@ import typer
 from bench.cli import emit, refuse_existing
 from bench.errors import UsageError
 from bench.render import render
-from bench.store import atomic_write, load
-from quantize.commands.quantize import relocated
+from bench.store import atomic_write
 
 
 def report(
-    file: Annotated[Path, typer.Argument(metavar="REPORT.json", help="From `vnnify quantize`.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REPORT.json", help="JSON of quantize, gate, bench, inspect or doctor."
+        ),
+    ],
     html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Render a stored report; without an option, as text."""
-    from quantize.report import Report
+    from quantize.rendering import stored_document
 
     refuse_existing([html, markdown, junit], force=force)
     try:
         data = file.read_bytes()
     except OSError as e:
         raise UsageError(f"{file}: cannot be read: {e.strerror}.") from e
-    stored = relocated(load(Report, data, file), file.parent)
+    stored = stored_document(data, file)
     for target, form in ((html, "html"), (markdown, "markdown"), (junit, "junit")):
         if target is not None:
             atomic_write(target, render(stored, form).encode())

@@ -384,3 +384,16 @@ def test_the_report_is_json_even_for_odd_names(run: Cli, tmp_path: Path) -> None
     path = tiny.linear(tmp_path / 'we"ird é.onnx')
     _, out, _ = run("bench", path, *QUICK, "--json")
     assert json.loads(out)["kind"] == "BenchReport"
+
+
+def test_a_working_folder_that_is_gone_is_no_bug(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os, sys; sys.path.insert(0, {ROOT!r}); os.rmdir({str(gone)!r})\n"
+    code += "from bench.cli import app, guard; guard(app)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"], cwd=gone, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.count("\n") == 1
+    assert "the working folder is gone" in done.stderr
