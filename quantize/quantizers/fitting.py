@@ -4,15 +4,21 @@ weights + rows + range of the input ─▶ codes rounded to the nearest, or lear
 ─▶ mean error into the bias ─▶ each kept only where held-out rows come out better
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quantize.anchors import Anchor
 from quantize.quantizers.reading import codes_of
 from quantize.quantizers.rounding import learn
 from quantize.quantizers.weights import Codes, quantize_weights
 from quantize.ranges import Range
+from quantize.recipe import Recipe
+from quantize.rows import RowStore, Window, window_of
+from quantize.targets import TARGETS
 
 # Of the rows, the last part decides what is kept; it comes from other samples than the rest.
 _HELD = 0.25
@@ -112,3 +118,58 @@ def _outputs(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray
     turned = weights.reshape(groups, -1, inputs).transpose(0, 2, 1)
     by_group: NDArray[np.float32] = np.matmul(rows.transpose(1, 0, 2), turned)
     return by_group.transpose(1, 0, 2).reshape(count, -1)
+
+
+class Fitter:
+    """Integers for the layers of one candidate, from rows taken once for all candidates."""
+
+    def __init__(
+        self,
+        nodes: Mapping[str, ir.Node],
+        anchors: tuple[Anchor, ...],
+        store: RowStore | None,
+        recipe: Recipe,
+    ) -> None:
+        self.store, self.recipe = store, recipe
+        self.windows: dict[str, Window] = {}
+        if store is not None and (recipe.correct_bias or recipe.rounding == "learned"):
+            flat = (a for a in anchors if a.op != "LSTM" and not a.nested)
+            self.windows = {a.name: window_of(nodes[a.name], a) for a in flat}
+            store.capture(self.windows.values())
+
+    def fit(
+        self,
+        anchor: Anchor,
+        weights: NDArray[np.float32],
+        source: Range | None = None,
+        room: NDArray[np.float32] | None = None,
+        *,
+        movable: bool = True,
+    ) -> Fit:
+        """One layer's integers; worked out once for all candidates that ask for the same.
+
+        Args:
+            anchor: The layer.
+            weights: float32 [out channels, in channels / groups, *taps].
+            source: Of its input; None where it is quantized while the model runs.
+            room: float32 [out channels], least scales, so that the bias fits int32.
+            movable: Whether there is a bias that may take up a shift.
+        """
+        store, recipe = self.store, self.recipe
+        window = self.windows.get(anchor.name)
+        narrow, correct = TARGETS[recipe.target].narrow, recipe.correct_bias and movable
+
+        def make() -> Fit:
+            return fit(
+                weights,
+                store.rows(window) if store is not None and window is not None else None,
+                source,
+                narrow=narrow,
+                least_scales=room,
+                correct=correct,
+                rounding=recipe.rounding,
+            )
+
+        if store is None:
+            return make()
+        return store.once((anchor.name, source, narrow, correct, recipe.rounding), make)

@@ -12,29 +12,15 @@ from quantize.recipe import Recipe
 
 
 def choose_ranges(
-    placement: Placement, calibration: Calibration, recipe: Recipe, model: ir.Model
+    placement: Placement, calibration: Calibration, recipe: Recipe
 ) -> dict[str, Range]:
     """The range of every quantized tensor that has a scale of its own."""
-    caps = {end: _cap(model, end) for end in placement.rectified.values()}
-    ranges = {}
-    for name in sorted(set(placement.tensors.values())):
-        method = recipe.ranges_by_tensor.get(name, recipe.ranges)
-        chosen = RANGE_METHODS[method](calibration.tensors[name])
-        if name in caps:
-            # A folded Relu or Clip must find nothing left to do below 0 and above its limit.
-            chosen = Range(0.0, min(chosen.high, caps[name]))
-        ranges[name] = chosen
-    return ranges
-
-
-def _cap(model: ir.Model, end: str) -> float:
-    """Upper limit of the Relu or Clip that makes the tensor `end`."""
-    for node in model.graph:
-        if node.outputs[0].name == end and node.op_type == "Clip" and len(node.inputs) > 2:
-            high = node.inputs[2]
-            if high is not None and high.const_value is not None:
-                return float(high.const_value.numpy().reshape(-1)[0])
-    return float("inf")
+    return {
+        name: RANGE_METHODS[recipe.ranges_by_tensor.get(name, recipe.ranges)](
+            calibration.tensors[name]
+        )
+        for name in sorted(set(placement.tensors.values()))
+    }
 
 
 def keeps_float_weights(node: ir.Node) -> bool:
@@ -68,6 +54,14 @@ def constant_of(value: ir.Value | None) -> NDArray[np.float32]:
     assert value is not None
     assert value.const_value is not None
     return np.asarray(value.const_value.numpy(), np.float32)
+
+
+def bias_of(node: ir.Node, channels: int) -> NDArray[np.float64]:
+    """The bias of a Conv or Gemm, one value per channel; zeros for what has none."""
+    if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return np.zeros(channels)
+    flat = constant_of(node.inputs[2]).reshape(-1)
+    return np.broadcast_to(flat, (channels,)).astype(np.float64)
 
 
 def channels_first(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
