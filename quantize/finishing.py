@@ -17,6 +17,7 @@ from bench.machine import describe
 from bench.models import Model, read_model
 from bench.store import dump
 from quantize.anchors import find_anchors
+from quantize.candidates import Found, Judged
 from quantize.drift import Drift, seen_ranges
 from quantize.evaluate import Evaluation
 from quantize.inspection import Inspection, Means, inspect_model
@@ -26,7 +27,6 @@ from quantize.proofs import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
-from quantize.search import Found, Judged
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench

@@ -24,6 +24,7 @@ from bench.models import Model
 from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
 from quantize.calibrate import Calibration, calibrate
+from quantize.candidates import Aim, Found, Judged
 from quantize.data import Samples
 from quantize.debian import require_packages
 from quantize.drift import Drift, drift_note
@@ -50,7 +51,7 @@ from quantize.recipe import fingerprints
 from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe
 from quantize.report import Data, Report
 from quantize.rows import RowStore
-from quantize.search import Aim, Found, Judged, search
+from quantize.search import search
 from quantize.sequential import Looks
 from quantize.smoothing import even_out, even_out_as
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read

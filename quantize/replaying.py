@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UnsupportedError, UsageError
+from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
 from quantize.recipe import Recipe, from_toml
-from quantize.search import Found, Judge, Judged
 from quantize.trials import Workbench, attempt, time_quickly
 
 

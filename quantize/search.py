@@ -9,29 +9,23 @@ everything but the verdict.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import log
 from time import perf_counter
 
 from bench.kernels import TELLING
-from quantize.anchors import Anchor, Mode
-from quantize.evaluate import Evaluation
-from quantize.gate import Verdict
-from quantize.placement import Fusion
-from quantize.quantizers import QuantizedModel
-from quantize.recipe import Engine, Recipe
+from quantize.anchors import Mode
+from quantize.candidates import Aim, Found, Judge, Judged, plans
+from quantize.ranking import Group, fusion_groups, paying, single_noise
+from quantize.recipe import Recipe
 from quantize.trials import (
-    Group,
     Trial,
     Workbench,
     attempt_or_none,
     best_variant,
     explained,
-    fusion_groups,
-    paying,
-    single_noise,
     smoothed,
     time_quickly,
     to_db,
@@ -56,113 +50,6 @@ _NEAR = 1.1
 _SAME_SIZE = 1.02
 # Below this the outputs have nothing to do with FP32's any more, whatever the metric.
 _HOPELESS_DB = 0.0
-
-Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict] | None]
-"""(candidate, runtime) -> its evaluation and the verdict against FP32; None if interrupted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A candidate with its verdict.
-
-    Attributes:
-        trial: The candidate.
-        runtime: Where it was judged and would be served.
-        evaluation: Its scores.
-        verdict: Against FP32.
-        cost: What counts among candidates of the same verdict; None: time.
-    """
-
-    trial: Trial
-    runtime: str
-    evaluation: Evaluation
-    verdict: Verdict
-    cost: float | None = None
-
-    @property
-    def rank(self) -> tuple[int, float]:
-        """Sorts the best first: a pass, then within the limit, then by drop; then by cost."""
-        verdict, ms = self.verdict, self.trial.latency_ms.get(self.runtime, float("inf"))
-        ms = ms if self.cost is None else self.cost
-        if verdict.outcome == "pass":
-            return (0, ms)
-        if verdict.outcome == "inconclusive" and verdict.drop <= verdict.limit:
-            return (1, ms)
-        return (2 if verdict.outcome == "inconclusive" else 3, verdict.drop)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a search learned.
-
-    Attributes:
-        best: The candidate to ship or to refuse; None where no candidate ran.
-        judged: Everything that was evaluated, in order.
-        trials: Everything that was made, timed or not.
-        fp32_ms: Quick median of FP32 by runtime.
-        reason: Why it ended, one sentence.
-    """
-
-    best: Judged | None
-    judged: tuple[Judged, ...]
-    trials: tuple[Trial, ...]
-    fp32_ms: dict[str, float]
-    reason: str
-
-
-def plans(
-    anchors: Sequence[Anchor],
-    target: str,
-    runtimes: Sequence[str],
-    engines: Sequence[Engine] = ("native",),
-) -> dict[str, Recipe]:
-    """Ways to divide the anchors among static, dynamic and float, without duplicates."""
-    static: dict[str, Mode] = {a.name: a.modes[0] for a in anchors}
-    divided: list[tuple[str, dict[str, Mode], Fusion]] = [("static", static, "onnxruntime")]
-    if "openvino" in runtimes and "static" in static.values():
-        divided.append(("static for OpenVINO", static, "openvino"))
-    mixed: dict[str, Mode] = {a.name: "static" if a.op == "Conv" else "dynamic" for a in anchors}
-    divided.append(("convolutions static, rest dynamic", mixed, "onnxruntime"))
-    dynamic: dict[str, Mode] = {
-        a.name: "dynamic" if "dynamic" in a.modes else "float" for a in anchors
-    }
-    divided.append(("dynamic", dynamic, "onnxruntime"))
-    distinct: dict[str, Recipe] = {}
-    for name, modes, fused_for in divided if "native" in engines else []:
-        recipe = Recipe(target, "mse", correct_bias=True, modes=modes, fused_for=fused_for)
-        if recipe not in distinct.values() and any(m != "float" for m in modes.values()):
-            distinct[f"{name}, {target}"] = recipe
-    fitting: dict[str, Mode] = {
-        a.name: "static" if "static" in a.modes else "float" for a in anchors
-    }
-    for engine in engines:
-        if engine != "native" and "static" in fitting.values():
-            distinct[f"{engine}, {target}"] = Recipe(
-                target, "minmax", correct_bias=True, modes=fitting, engine=engine
-            )
-    return distinct
-
-
-@dataclass(frozen=True, slots=True)
-class Aim:
-    """What a search is for, and when it ends.
-
-    Attributes:
-        can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
-            verdict, and the first candidate within the limit is taken.
-        need_speed: Whether a candidate that is not faster than FP32 is of no use.
-        deadline_s: By `time.perf_counter`; nothing new is started after it.
-        say: Told what happens, one line at a time.
-        stopped: Whether a person asked for the end.
-        keep: Given each candidate that is the best so far.
-    """
-
-    can_pass: bool
-    need_speed: bool
-    deadline_s: float
-    say: Callable[[str], None]
-    stopped: Callable[[], bool] = lambda: False
-    keep: Callable[[Judged], None] = lambda _: None
 
 
 def search(bench: Workbench, judge: Judge, targets: Sequence[str], aim: Aim) -> Found:

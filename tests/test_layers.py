@@ -53,7 +53,7 @@ GRAPH_MODULES = (
     "quantize/recipe.py",
     "quantize/rewrites.py",
     "quantize/smoothing.py",
-    "quantize/trials.py",
+    "quantize/ranking.py",
     "quantize/quantizers/*.py",
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}

@@ -85,9 +85,9 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
 
     from quantize.anchors import find_anchors
     from quantize.calibrate import calibrate
+    from quantize.candidates import plans
     from quantize.placement import watch_list
     from quantize.prepare import prepare
-    from quantize.search import plans
     from quantize.smoothing import even_out
     from quantize.trials import PROBES, Workbench, best_variant, run_probes
 

@@ -16,7 +16,8 @@ from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.render import render
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import debian, finishing, judging, pipeline, starting, timing, trials
+from quantize import debian, finishing, judging, pipeline, ranking, starting, timing, trials
+from quantize.candidates import Judged
 from quantize.data import Samples
 from quantize.document import document
 from quantize.gate import Outcome, Verdict
@@ -26,7 +27,6 @@ from quantize.journal import Journal
 from quantize.pipeline import run
 from quantize.proofs import Compared, Proof
 from quantize.report import Report, TrialRow
-from quantize.search import Judged
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
@@ -222,7 +222,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     # A profile says something else each time.
-    monkeypatch.setattr(trials, "node_times", lambda *_, **__: {})
+    monkeypatch.setattr(ranking, "node_times", lambda *_, **__: {})
     whole = run(job, staging, Silent())
     for name in ("killed", "resumed"):
         (tmp_path / name).mkdir()

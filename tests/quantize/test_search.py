@@ -15,11 +15,12 @@ from bench.models import Model
 from quantize import search as searching
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
+from quantize.candidates import Aim, Found, Judged, plans
 from quantize.evaluate import Evaluation
 from quantize.gate import Outcome, Verdict
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Recipe
-from quantize.search import MAX_EVALUATIONS, Aim, Found, Judged, plans, search
+from quantize.search import MAX_EVALUATIONS, search
 from quantize.trials import Trial, Workbench
 
 LIMIT = 1.0

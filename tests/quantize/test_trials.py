@@ -15,12 +15,13 @@ from onnx import TensorProto, helper
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, read_model
 from bench.runtimes import Settings
-from quantize import trials
+from quantize import ranking, trials
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QuantizedLayer, QuantizedModel
+from quantize.ranking import fusion_groups, paying, single_noise
 from quantize.recipe import Recipe
 from quantize.trials import (
     RANGE_CHOICES,
@@ -29,11 +30,8 @@ from quantize.trials import (
     attempt,
     attempt_or_none,
     best_variant,
-    fusion_groups,
     noise_shares,
-    paying,
     run_probes,
-    single_noise,
     time_quickly,
     to_db,
 )
@@ -242,8 +240,8 @@ def test_the_native_engine_tells_which_layers_of_another_are_delicate(
     ours = attempt(bench, recipe(), "native")
     theirs = replace(ours, quantized=replace(ours.quantized, recipe=recipe(engine="nncf")))
     asked = []
-    real = trials.quantize
-    monkeypatch.setattr(trials, "quantize", lambda *a: asked.append(a[3].engine) or real(*a))
+    real = ranking.quantize
+    monkeypatch.setattr(ranking, "quantize", lambda *a: asked.append(a[3].engine) or real(*a))
     wanted = noises(bench, ours, enough=False)
     assert noises(bench, theirs, enough=False) == wanted
     assert set(asked) == {"native"}
@@ -391,7 +389,7 @@ def test_a_layer_whose_int8_kernel_gains_nothing_goes_back_to_float(
     end = next(a.end for a in bench.anchors if a.name == "first")
     fp32 = {f"{end}_nchwc": 1.0, "second": 1.0, "head": 1.0, "other": 9.0}
     int8 = {"first_token_3": 0.5, "second_token_12": 0.95, "head_token_1": 0.89}
-    monkeypatch.setattr(trials, "node_times", profiles(fp32, int8))
+    monkeypatch.setattr(ranking, "node_times", profiles(fp32, int8))
     assert paying(bench, trial, "onnxruntime") == {**STATIC, "second": "float"}
 
 
@@ -400,10 +398,10 @@ def test_in_openvino_the_kernels_of_openvino_are_looked_at(
 ) -> None:
     pytest.importorskip("openvino")
     trial = attempt(bench, recipe(fused_for="openvino"), "static for OpenVINO")
-    monkeypatch.setattr(trials, "node_times", None)
-    monkeypatch.setattr(trials, "_GAIN", 1e9)
+    monkeypatch.setattr(ranking, "node_times", None)
+    monkeypatch.setattr(ranking, "_GAIN", 1e9)
     assert paying(bench, trial, "openvino") == STATIC
-    monkeypatch.setattr(trials, "_GAIN", 1e-9)
+    monkeypatch.setattr(ranking, "_GAIN", 1e-9)
     back = {n for n, m in paying(bench, trial, "openvino").items() if m == "float"}
     assert {"first", "second"} <= back
 
@@ -414,7 +412,7 @@ def test_a_runtime_that_refuses_to_tell_changes_nothing(
     def refuse(*_: Any, **__: Any) -> Any:
         raise InputError("no")
 
-    monkeypatch.setattr(trials, "find_kernels", refuse)
+    monkeypatch.setattr(ranking, "find_kernels", refuse)
     assert paying(bench, attempt(bench, recipe(), "static"), "openvino") == STATIC
 
 
@@ -425,7 +423,7 @@ def test_a_layer_that_a_profile_does_not_show_keeps_its_mode(
     # "first_token_1" is of the first; "first2" is another node.
     fp32 = {"first": 1.0, "second": 1.0}
     int8 = {"first2": 9.0, "head_token_1": 9.0}
-    monkeypatch.setattr(trials, "node_times", profiles(fp32, int8))
+    monkeypatch.setattr(ranking, "node_times", profiles(fp32, int8))
     assert paying(bench, trial, "onnxruntime") == STATIC
 
 
@@ -434,7 +432,7 @@ def test_the_real_profiler_finds_every_layer_in_both_models(
 ) -> None:
     trial = attempt(bench, recipe(), "static")
     # Whatever gains, nothing gains this much: each layer that is found goes back.
-    monkeypatch.setattr(trials, "_GAIN", 1e-9)
+    monkeypatch.setattr(ranking, "_GAIN", 1e-9)
     assert set(paying(bench, trial, "onnxruntime").values()) == {"float"}
     assert list(bench.scratch.glob("profile*")) == []
 
