@@ -95,8 +95,9 @@ def decode(record: list[Any]) -> Any:
 
 def loaded_files() -> list[str]:
     """Every file that this process has needed so far: sources, their bytecode, libraries."""
-    modules = list(sys.modules.values())
-    found = {str(getattr(m, k, None)) for m in modules for k in ("__file__", "__cached__")}
+    # Not by getattr: some modules make up any attribute that they are asked for.
+    modules = [getattr(m, "__dict__", {}) for m in list(sys.modules.values())]
+    found = {str(m.get(k)) for m in modules for k in ("__file__", "__cached__")}
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     found |= {line.split(maxsplit=5)[5] for line in maps if ".so" in line}
     found.add(sys.executable)

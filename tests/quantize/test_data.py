@@ -473,6 +473,7 @@ def _fake(contents: list[int], labels: list[object] | None = None) -> Samples:
         labelled=labels is not None,
         digests=tuple(f"d{c}" for c in contents),
         _load=lambda i: {"x": np.array([contents[i]], np.float32)},
+        _where=str,
         _label=labels.__getitem__ if labels is not None else None,
         _indices=tuple(range(len(contents))),
     )
