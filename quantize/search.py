@@ -116,7 +116,7 @@ class _Search:
             if trial is not None:
                 chosen = chosen or trial.quantized.recipe
                 trials.append(trial)
-        even = [t for t in (smoothed(self.bench, t) for t in trials) if t is not None]
+        even = smoothed(self.bench, trials)
         return [*trials, *even, *self._where_it_pays(trials, target)]
 
     def _where_it_pays(self, trials: Sequence[Trial], target: str) -> list[Trial]:

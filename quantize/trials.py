@@ -269,26 +269,33 @@ def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
     return trial
 
 
-def smoothed(bench: Workbench, trial: Trial) -> Trial | None:
-    """The same candidate with channels evened out by Muls too; None where it gains too little.
+def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:
+    """The same candidates with channels evened out by Muls too, where that gains enough.
 
-    It is a candidate beside the other, since it takes a little longer.
+    They stand beside the others, since each takes a little longer. Ranges are chosen on the first.
 
     Args:
         bench: What all candidates share.
-        trial: Another, whose recipe is kept but for the ranges.
+        trials: Others, whose recipes are kept but for the ranges.
     """
-    best: Trial | None = None
-    recipe, name = trial.quantized.recipe, f"{trial.name}, smoothed"
-    choices = RANGE_CHOICES if "static" in recipe.modes.values() else RANGE_CHOICES[:1]
-    for start in (s for s in bench.starts if s.muls and recipe.engine == "native"):
-        for ranges in choices:
-            like = replace(recipe, ranges=ranges, strengths=start.strengths, rounding="nearest")
-            best = _quieter(best, attempt_or_none(bench, like, name))
-    if best is not None and recipe.rounding == "learned":
-        best = _learned(bench, best, recipe.modes)
-    gains = best is not None and best.noise_db >= trial.noise_db + _SMOOTH_GAIN_DB
-    return best if gains else None
+    found: list[Trial] = []
+    chosen: tuple[str, ...] = RANGE_CHOICES
+    for start in (s for s in bench.starts if s.muls):
+        for trial in (t for t in trials if t.quantized.recipe.engine == "native"):
+            recipe, name = trial.quantized.recipe, f"{trial.name}, smoothed"
+            like = replace(recipe, strengths=start.strengths, rounding="nearest")
+            best: Trial | None = None
+            for ranges in chosen if "static" in recipe.modes.values() else chosen[:1]:
+                best = _quieter(best, attempt_or_none(bench, replace(like, ranges=ranges), name))
+            if best is None:
+                continue
+            if "static" in recipe.modes.values():
+                chosen = (best.quantized.recipe.ranges,)
+            if recipe.rounding == "learned":
+                best = _learned(bench, best, recipe.modes)
+            if best.noise_db >= trial.noise_db + _SMOOTH_GAIN_DB:
+                found.append(best)
+    return found
 
 
 @overload

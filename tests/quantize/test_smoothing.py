@@ -100,7 +100,7 @@ def test_an_outlier_is_folded_into_the_norm_and_int8_gets_better(tmp_path: Path)
     assert best is not None
     assert best.quantized.recipe.strengths == start.strengths
     # A Mul in front costs nothing here that the norm does not take.
-    assert smoothed(bench, best) is None
+    assert smoothed(bench, [best]) == []
 
 
 def test_beside_a_residual_a_mul_is_a_candidate_of_its_own(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_beside_a_residual_a_mul_is_a_candidate_of_its_own(tmp_path: Path) -> No
     best = best_variant(bench, static(bench), "best")
     assert best is not None
     assert best.quantized.recipe.strengths == {}
-    other = smoothed(bench, best)
-    assert other is not None
+    other, again = smoothed(bench, [best, best])
+    assert other.quantized.recipe == again.quantized.recipe
     assert other.name == "best, smoothed"
     assert other.quantized.recipe.strengths == start.strengths
     assert other.noise_db > best.noise_db + 10
