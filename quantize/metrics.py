@@ -49,6 +49,7 @@ from quantize.scores import (
 from quantize.tasks.classes import count_classes, macro_f1, mean_iou
 from quantize.tasks.detection import average_precision, match
 from quantize.tasks.features import gain, keep_features, keep_pairs, probe, rank_correlation, recall
+from quantize.tasks.fidelity import keep_both, neighbours, psnr, ranking, sqnr, ssim
 from quantize.tasks.transcripts import count_errors, error_rate
 
 # (outputs, labels, reference outputs, name of the output to score or None) -> one score per sample,
@@ -380,6 +381,9 @@ _RATE = Metric(
 )
 _CHARACTERS, _WORDS = (partial(count_errors, unit) for unit in ("characters", "words"))
 
+_FIDELITY = Metric("fidelity", keep_both, binary=False, needs="reference")
+_RATIO = Metric("ratio", sqnr, binary=False, bounded=False, needs="reference", decibels=True)
+
 METRICS: dict[str, Metric] = {
     "top1": Metric(
         "top1", partial(top, 1), guessing=partial(chance_of_top, 1), answering=named_class
@@ -395,6 +399,11 @@ METRICS: dict[str, Metric] = {
     "mse": Metric("mse", partial(error, 2), higher_is_better=False, binary=False, bounded=False),
     "cosine": Metric("cosine", likeness, binary=False, needs="reference"),
     "agreement": Metric("agreement", agreement, needs="reference", answering=named_class),
+    "ranking": replace(_FIDELITY, name="ranking", finish=ranking),
+    "neighbours@10": replace(_FIDELITY, name="neighbours@10", finish=partial(neighbours, k=10)),
+    "sqnr": replace(_RATIO, name="sqnr"),
+    "psnr": replace(_RATIO, name="psnr", function=psnr),
+    "ssim": replace(_FIDELITY, name="ssim", function=ssim),
     "f1": Metric("f1", count_classes, binary=False, corpus=macro_f1),
     "miou": Metric("miou", count_classes, binary=False, corpus=mean_iou),
     "map": Metric("map", match, binary=False, corpus=average_precision),
