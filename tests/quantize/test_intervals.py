@@ -14,11 +14,13 @@ from quantize.intervals import (
     mean_bounds,
     paired_bounds,
     samples_to_certify,
+    score_quantile,
     student_quantile,
     tango_z,
     wilson,
     zero_loss_samples,
 )
+from tests.benchmarks.gate import false_passes, false_refusals
 
 Z95 = 1.6448536269514722
 
@@ -93,8 +95,8 @@ def test_tango_is_the_score_statistic_at_the_most_likely_rates(n, data, drop):
 
 def test_paired_bounds_are_where_the_test_turns():
     low, high = paired_bounds(35, 20, 1000)
-    assert tango_z(35, 20, 1000, high) == pytest.approx(-Z95, abs=1e-9)
-    assert tango_z(35, 20, 1000, low) == pytest.approx(Z95, abs=1e-9)
+    assert tango_z(35, 20, 1000, high) == pytest.approx(-score_quantile(0.95), abs=1e-9)
+    assert tango_z(35, 20, 1000, low) == pytest.approx(score_quantile(0.95), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,8 @@ def test_samples_to_certify_no_drop(discordant, certify):
         samples_to_certify(discordant / 2, discordant / 2, limit, 0.95)
         for limit in (0.005, 0.01, 0.02)
     )
-    assert found == certify
+    # The test alone; 3 % of its error are set aside (`score_quantile`), which asks for more.
+    assert all(c <= f <= 1.03 * c + 2 for f, c in zip(found, certify, strict=True))
 
 
 def test_samples_to_certify_a_small_drop_grows_as_wald_says():
@@ -150,29 +153,42 @@ def test_more_losses_never_lower_the_bounds(n, data):
     assert after[1] >= before[1] - 1e-9
 
 
-def _false_pass_rate(n, limit, gain_rate):
-    """Exact probability of a pass when the true drop is the limit: a sum over all outcomes."""
-    most = min(n, int(n * (limit + 2 * gain_rate)) + 40)
-    losses, gains = (a.ravel() for a in np.mgrid[: most + 1, : most + 1])
-    inside = losses + gains <= n
-    losses, gains = losses[inside], gains[inside]
-    rest = n - losses - gains
-    log_factorial = np.cumsum(np.log(np.maximum(1, np.arange(n + 1))))
-    log_p = log_factorial[n] - log_factorial[losses] - log_factorial[gains] - log_factorial[rest]
-    log_p += losses * np.log(limit + gain_rate) + rest * np.log1p(-limit - 2 * gain_rate)
-    log_p += gains * np.log(gain_rate)
-    likely = log_p > -30
-    assert np.exp(log_p[likely]).sum() == pytest.approx(1, abs=1e-4)
-    cells = zip(losses[likely], gains[likely], np.exp(log_p[likely]), strict=True)
-    return sum(
-        p for b, c, p in cells if tango_z(int(b), int(c), n, limit) < -Z95 and (b or c or n >= 299)
+@pytest.mark.parametrize("limit", [0.005, 0.01, 0.02, 0.05])
+def test_a_model_at_the_limit_passes_in_five_percent_at_most(limit):
+    rates = [
+        false_passes(n, limit, d)
+        for n in (100, 200, 250, 300, 350, 500, 700, 1000, 2000, 10_000)
+        for d in (0.01, 0.02, 0.03, 0.05, 0.06, 0.1, 0.15, 0.2)
+        if d >= limit
+    ]
+    assert max(rates) <= 0.05
+    # Nor is it so careful that it tells nothing.
+    assert max(rates) > 0.045
+
+
+def test_a_model_at_the_limit_is_refused_about_as_rarely():
+    rates = [false_refusals(n, 0.01, d) for n in (100, 500, 2000) for d in (0.01, 0.05, 0.2)]
+    assert max(rates) < 0.06
+
+
+def test_a_worse_model_passes_more_rarely_and_a_better_one_more_often():
+    rates = [false_passes(1000, 0.01, 0.05, drop) for drop in (0.02, 0.01, 0.005, 0.0, -0.01)]
+    assert rates == sorted(rates)
+    assert rates[0] < 0.002
+    assert rates[-1] > 0.85
+
+
+def test_the_sums_are_those_of_the_gate_itself():
+    # A simulation of the same, through the verdict's own bounds.
+    cells = np.random.default_rng(7).multinomial(500, [0.03, 0.02, 0.95], size=20_000)
+    unique, counts = np.unique(cells[:, :2], axis=0, return_counts=True)
+    passed = sum(
+        int(c)
+        for (b, g), c in zip(unique, counts, strict=True)
+        if paired_bounds(int(b), int(g), 500)[1] < 0.01
     )
-
-
-@pytest.mark.parametrize("n", [299, 600, 1400])
-@pytest.mark.parametrize("gain_rate", [1e-6, 0.002, 0.01, 0.03])
-def test_tango_passes_a_model_at_the_limit_in_five_percent_at_most(n, gain_rate):
-    assert _false_pass_rate(n, 0.01, gain_rate) <= 0.0515
+    exact = false_passes(500, 0.01, 0.05)
+    assert passed / 20_000 == pytest.approx(exact, abs=3 * math.sqrt(exact / 20_000))
 
 
 def test_mean_bounds_of_equal_values_are_that_value():

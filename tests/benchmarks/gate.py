@@ -1,0 +1,222 @@
+"""`make bench-gate`: how often the gate errs, and what an evaluation costs besides the model.
+
+    python -m tests.benchmarks.gate docs/gate.md MODEL.onnx DATA.npz
+
+writes the tables of docs/gate.md anew. Error rates of 0/1 scores are sums over all outcomes, so
+they are exact; those of the bootstrap are simulated with a fixed seed. Times are ratios to a loop
+that does nothing but run the model in ONNX Runtime.
+"""
+
+import datetime
+import math
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench.machine import describe
+from bench.models import Model, read_model
+from bench.runtimes import Settings, find_runtime
+from quantize.data import Samples, read_samples
+from quantize.evaluate import Execution, evaluate
+from quantize.intervals import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    mean_bounds,
+    score_quantile,
+    tango_z,
+    zero_loss_samples,
+)
+from quantize.metrics import METRICS
+from quantize.outputs import OutputStore
+
+LIMIT = 0.01
+SIZES = (100, 200, 300, 500, 1000, 2000, 5000, 10_000)
+DISCORDANCES = (0.01, 0.02, 0.03, 0.05, 0.10, 0.20)
+BEGIN, END = "<!-- bench-gate:begin -->", "<!-- bench-gate:end -->"
+_CONFIDENCE = 0.95
+_UNLIKELY = 1e-10
+_TIMED = 1000
+
+
+# --- error rates ---
+
+
+def false_passes(n: int, limit: float, discordance: float, drop: float | None = None) -> float:
+    """Exact probability of a pass, summed over all outcomes.
+
+    Args:
+        n: Paired samples.
+        limit: Tolerated drop.
+        discordance: Share of samples that the models score otherwise, at least `drop`.
+        drop: The true one; None for the limit itself, where a pass is an error.
+    """
+    if n < zero_loss_samples(limit, _CONFIDENCE):
+        return 0.0
+    z = score_quantile(_CONFIDENCE)
+
+    def passes(losses: int, gains: int) -> bool:
+        exact = gains or clopper_pearson_upper(losses, n, _CONFIDENCE) < limit
+        return bool(exact) and tango_z(losses, gains, n, limit) < -z
+
+    return _probability(n, discordance, limit if drop is None else drop, passes)
+
+
+def false_refusals(n: int, limit: float, discordance: float) -> float:
+    """Exact probability of a refusal where the true drop is the limit."""
+    z = score_quantile(_CONFIDENCE)
+
+    def kept(losses: int, gains: int) -> bool:
+        exact = not gains and clopper_pearson_lower(losses, n, _CONFIDENCE) <= limit
+        return exact or tango_z(losses, gains, n, limit) <= z
+
+    return max(0.0, 1 - _probability(n, discordance, limit, kept))
+
+
+def _probability(
+    n: int, discordance: float, drop: float, holds: Callable[[int, int], bool]
+) -> float:
+    """Of outcomes (losses, gains) that hold, where fewer losses hold with any that do."""
+    loss_rate, gain_rate = (discordance + drop) / 2, max(0.0, (discordance - drop) / 2)
+    total, most = 0.0, -1
+    gains_p = _binomial(n, gain_rate)
+    for gains in map(int, np.flatnonzero(gains_p > _UNLIKELY)):
+        # More gains allow more losses, so the search goes on from where it was.
+        while most + 1 <= n - gains and holds(most + 1, gains):
+            most += 1
+        if most >= 0:
+            losses_p = _binomial(n - gains, loss_rate / (1 - gain_rate))
+            total += float(gains_p[gains] * losses_p[: most + 1].sum())
+    return total
+
+
+def _binomial(n: int, rate: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    if rate <= 0:
+        return np.eye(1, n + 1)[0]
+    k = np.arange(n + 1)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    logs = factorials[n] - factorials[k] - factorials[n - k]
+    return np.exp(logs + k * math.log(rate) + (n - k) * math.log1p(-rate))
+
+
+def bootstrap_errors(n: int, trials: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Share of trials in which the true mean lies beyond the upper and the lower bound.
+
+    Args:
+        n: Samples of one trial.
+        trials: How many.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    draws: dict[str, tuple[Callable[..., object], float]] = {
+        "normal": (rng.standard_normal, 0.0),
+        "skewed (exponential)": (rng.standard_exponential, 1.0),
+        "mostly zero (1 in 10)": (
+            lambda size: rng.standard_exponential(size) * (rng.random(size) < 0.1),
+            0.1,
+        ),
+    }
+    found = {}
+    for name, (draw, truth) in draws.items():
+        bounds = [
+            mean_bounds(np.asarray(draw(size=n)), _CONFIDENCE, resamples=1000)
+            for _ in range(trials)
+        ]
+        high = sum(b[1] < truth for b in bounds) / trials
+        low = sum(b[0] > truth for b in bounds) / trials
+        found[name] = (high, low)
+    return found
+
+
+# --- cost ---
+
+
+def throughput(model: Model, samples: Samples, rounds: int = 5) -> tuple[float, float]:
+    """Samples per second of a bare loop and of an evaluation, medians of rounds that alternate."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model.path), options)
+    feeds = [s.feeds for s in samples]
+    execution = Execution(find_runtime("onnxruntime"), Settings(threads=1))
+    bare, ours = [], []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for one in feeds:
+            session.run(None, one)
+        bare.append(time.perf_counter() - begun)
+        found = evaluate(model, samples, METRICS["top1"], execution)
+        ours.append(found.seconds)
+    count = len(feeds)
+    return count / statistics.median(bare), count / statistics.median(ours)
+
+
+def memory(model: Model, samples: Samples, times: Sequence[int]) -> list[tuple[int, float]]:
+    """Peak memory of this process, MiB, after evaluations of more and more samples."""
+    execution = Execution(find_runtime("onnxruntime"), Settings(threads=1))
+    found = []
+    for factor in times:
+        many = samples.subset(list(range(len(samples))) * factor)
+        with OutputStore() as kept:
+            evaluate(model, many, METRICS["top1"], execution, keep=kept)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found.append((len(many), peak))
+    return found
+
+
+# --- the document ---
+
+
+def tables(model: Model, samples: Samples) -> str:
+    """The measured part of docs/gate.md."""
+    machine = describe()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    lines = [f"Made by `make bench-gate` on {machine.cpu}, {today}.", ""]
+    lines += _rates("False passes, %: the true drop is the limit of 1 pt", false_passes)
+    lines += _rates("False refusals, %: the true drop is the limit of 1 pt", false_refusals)
+    lines += ["Bootstrap (BCa and Student's t), 100 samples, 2,000 trials, %:", ""]
+    lines += ["| Scores | false passes | false refusals |", "| --- | ---: | ---: |"]
+    for name, (high, low) in bootstrap_errors(100, 2000).items():
+        lines.append(f"| {name} | {high * 100:.1f} | {low * 100:.1f} |")
+    samples = samples.subset(list(range(min(len(samples), _TIMED))))
+    bare, ours = throughput(model, samples)
+    lines += ["", f"Evaluation of {model.path.name} on {len(samples):,} samples, 1 thread:", ""]
+    lines += ["| | samples/s | of the bare loop |", "| --- | ---: | ---: |"]
+    lines.append(f"| bare ONNX Runtime loop | {bare:,.0f} | 100 % |")
+    lines.append(f"| `evaluate` | {ours:,.0f} | {ours / bare:.1%} |".replace("%", " %"))
+    lines += ["", "| Samples | peak memory, MiB |", "| ---: | ---: |"]
+    lines += [f"| {n:,} | {peak:.0f} |" for n, peak in memory(model, samples, (1, 4, 16))]
+    return "\n".join(lines)
+
+
+def _rates(title: str, rate: Callable[[int, float, float], float]) -> list[str]:
+    head = " | ".join(f"{d:.0%}".replace("%", " %") for d in DISCORDANCES)
+    lines = [f"{title}.", "", f"| n | {head} |", "| ---: |" + " ---: |" * len(DISCORDANCES)]
+    for n in SIZES:
+        cells = " | ".join(f"{rate(n, LIMIT, d) * 100:.2f}" for d in DISCORDANCES)
+        lines.append(f"| {n:,} | {cells} |")
+    return [*lines, ""]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the tables between the marks of a document."""
+    document, model_file, data = Path(arguments[0]), Path(arguments[1]), arguments[2]
+    model = read_model(model_file)
+    with tempfile.TemporaryDirectory() as scratch:
+        samples = read_samples(data, model.inputs, scratch=Path(scratch))
+        made = tables(model, samples)
+    text = document.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    document.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", "utf-8")
+    sys.stdout.write(made + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
