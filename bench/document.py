@@ -189,14 +189,14 @@ def _changes(report: BenchReport) -> Iterator[Block]:
 def _loads(report: BenchReport) -> Iterator[Block]:
     if not report.loads:
         return
-    names = ("streams", "threads each", "asked per s", "answered per s")
+    names = ("streams", "threads", "asked/s", "per s")
     columns = (*names, "median ms", "p90 ms", "p99 ms")
     yield Table(
         "Throughput and latency under load",
         (Column("variant"), *(Column(n, "right") for n in columns), Column("kept up")),
         tuple(_load_row(x) for x in report.loads),
         "Without a rate each stream asks again as soon as it is answered. With one, arrivals were "
-        "drawn up front (Poisson) and latency counts from the moment at which each was due.",
+        "drawn up front (Poisson), and latency counts from the moment at which each was due.",
     )
     curves = tuple(
         Curve(

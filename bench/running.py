@@ -124,8 +124,9 @@ def run(
         variants = [replace(v, batch=batch) for v in possible]
         variants, failed = _runnable(variants, feeds, progress)
         missing += [m for m in failed if m not in missing]
+        variants = _named(variants, plan)
         *found, control = measure(
-            _named(variants, plan),
+            variants,
             feeds,
             rounds=plan.rounds,
             seconds_per_round=plan.seconds,

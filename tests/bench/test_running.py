@@ -98,7 +98,10 @@ def test_batches_and_loads_are_measured(here: Machine, path: str, tmp_path: Path
         ("m, onnxruntime, batch 4", 4),
     ]
     assert len(report.controls) == 2
-    assert [x.streams for x in report.loads] == [1, 1]
+    assert [(x.variant.name, x.streams) for x in report.loads] == [
+        ("m, onnxruntime, batch 1", 1),
+        ("m, onnxruntime, batch 4", 1),
+    ]
     assert [w.float_ops for w in report.works] == [24, 96]
     assert report.comparisons == ()
 
