@@ -1,6 +1,6 @@
 """How a run of `vnnify bench` is told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.compare import Comparison
 from bench.cost import costs, verdict
@@ -29,10 +29,26 @@ from bench.report import BenchReport, supplies
 from bench.work import bound_by, shortest_ms
 
 
+def _columns(*names: str) -> tuple[Column, ...]:
+    return (Column("variant"), *(Column(n, "right") for n in names))
+
+
+_LATENCY = _columns("median ms", "p90 ms", "p99 ms", "per s")
+_STARTS = _columns("load ms", "compile ms", "first ms", "cold ms", "peak MiB", "file MiB")
+
+
 def bench_document(report: BenchReport) -> Document:
     """The report as a document for any format."""
     sections = (
-        Section("Latency", (_latencies(report), _bars(report), _samples(report))),
+        Section(
+            "Latency",
+            (
+                _latencies(report),
+                _bars(report),
+                _samples(report),
+                _starts(report.latencies),
+            ),
+        ),
         Section("Comparisons", _comparisons(report)),
         Section("Changes", tuple(_changes(report))),
         Section("Under load", tuple(_loads(report))),
@@ -68,6 +84,8 @@ def _banner(report: BenchReport) -> Banner:
             figures.append(KeyFigure("speed", f"{found[0].ratio:.2f}x", _interval(found[0])))
     lines = ["Arrays in, arrays out: copies to and from a device are counted."]
     lines += [f"Noise: {c.baseline} against itself, {speedup(c)}." for c in report.controls]
+    if any(x.variant.device != "cpu" for x in report.latencies):
+        lines.append("This version had not run on a GPU when it was made: check its GPU rows.")
     if report.prices:
         found_costs = costs(supplies(report), report.prices, report.utilisation)
         lines = [
@@ -90,21 +108,17 @@ def _interval(found: Comparison | Change) -> str:
 
 def _latencies(report: BenchReport) -> Table:
     first = report.latencies[0]
-    names = ("median ms", "p90 ms", "p99 ms", "per s", "load ms", "compile ms", "first ms")
-    columns = (*names, "cold ms", "peak MiB", "file MiB")
-    rows = [_latency_row(x) for x in report.latencies]
-    rows += [(m.name, "not measured", *["–"] * (len(columns) - 1)) for m in report.missing]
     batches = {x.variant.batch for x in report.latencies}
     threads = sorted({x.variant.threads for x in report.latencies})
+    rows = [_latency_row(x) for x in report.latencies]
+    rows += [(m.name, "not measured", "–", "–", "–") for m in report.missing]
     return Table(
         f"Batch {', '.join(map(str, sorted(batches)))}, "
         f"{' and '.join(map(str, threads))} threads, "
         f"{len(first.rounds)} rounds in fresh processes",
-        (Column("variant"), *(Column(n, "right") for n in columns)),
+        _LATENCY,
         tuple(rows),
-        "n/a: too few samples to know that percentile, or the runtime cannot tell. Median: of the "
-        "medians of the rounds. Load includes compile; PyTorch's compiler reuses its cache on "
-        "disk. Cold: from starting a process to its first answer, files in the page cache.",
+        "n/a: too few samples to know that percentile. Median: of the medians of the rounds.",
     )
 
 
@@ -115,12 +129,29 @@ def _latency_row(x: Latency) -> tuple[str, ...]:
         _optional(x.p90_ms),
         _optional(x.p99_ms),
         f"{x.per_second:,.0f}",
-        f"{x.load_ms:.0f}",
-        _optional(x.compile_ms, 0),
-        f"{x.first_ms:.2f}",
-        _optional(x.cold_ms, 0),
-        f"{x.peak_rss_bytes / 2**20:.0f}",
-        f"{x.variant.model.size_bytes / 2**20:.2f}",
+    )
+
+
+def _starts(latencies: Sequence[Latency]) -> Table:
+    rows = tuple(
+        (
+            x.variant.name,
+            f"{x.load_ms:.0f}",
+            _optional(x.compile_ms, 0),
+            f"{x.first_ms:.2f}",
+            _optional(x.cold_ms, 0),
+            f"{x.peak_rss_bytes / 2**20:.0f}",
+            f"{x.variant.model.size_bytes / 2**20:.2f}",
+        )
+        for x in latencies
+    )
+    return Table(
+        "Before the first answer, and memory",
+        _STARTS,
+        rows,
+        "Load includes compile, which not every runtime tells apart (n/a); PyTorch's compiler "
+        "reuses its cache on disk. First: the first inference after that. Cold: from starting a "
+        "process to its first answer, files in the page cache.",
     )
 
 
@@ -319,16 +350,13 @@ def _costs(report: BenchReport) -> Iterator[Block]:
 
 def _others(report: BenchReport) -> Iterator[Block]:
     for other in report.merged:
-        columns = ("median ms", "p90 ms", "p99 ms", "per s", "load ms", "compile ms", "first ms")
         yield Table(
             f"{other.source}: {other.machine.cpu}{_gpus(other)}",
-            (
-                Column("variant"),
-                *(Column(n, "right") for n in (*columns, "cold ms", "peak MiB", "file MiB")),
-            ),
+            _LATENCY,
             tuple(_latency_row(x) for x in other.latencies),
             "The same models on the same inputs. Machines share no noise, so there is no interval.",
         )
+        yield _starts(other.latencies)
 
 
 def _gpus(other: Other) -> str:
