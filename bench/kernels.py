@@ -24,7 +24,7 @@ from bench.runtimes.seam import Settings
 
 _LEAST_RUNS, _MOST_RUNS = 3, 20
 # Multiplications with weights, which is what INT8 is for.
-_PRODUCTS = re.compile(r"Conv|Gemm|MatMul|FullyConnected|LSTM|GRU|RNN|Attention|MHA")
+_PRODUCTS = re.compile(r"Conv|Deconv|Gemm|MatMul|FullyConnected|LSTM|GRU|RNN|Attention|MHA")
 _CONVERSIONS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
     | {"FakeQuantize", "Convert", "Reorder"}

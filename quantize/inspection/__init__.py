@@ -18,6 +18,7 @@ from bench.errors import InputError, UnsupportedError, VnnifyError
 from bench.islands import Kernel
 from bench.kernels import Kernels, find_kernels
 from bench.models import Feeds, Model
+from bench.runtimes import RUNTIMES, Settings
 from quantize.inspection.causes import causes, told_beside
 from quantize.inspection.constants import array_of
 from quantize.inspection.flags import Flag, find_flags
@@ -29,6 +30,9 @@ from quantize.prepare import prepare
 __all__ = ["Inspection", "Layer", "Means", "inspect_model"]
 
 logger = logging.getLogger(__name__)
+
+# What reading a graph raises where a node lacks an input, or a tensor is not as long as it says.
+_DAMAGE = (IndexError, KeyError, TypeError, ValueError, AttributeError, ir.serde.SerdeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,17 @@ def inspect_model(
     Raises:
         InputError: The file is damaged, or no runtime opens it.
     """
+    try:
+        return _looked_at(model, means, command, told)
+    except _DAMAGE:
+        # A graph that makes no sense, or a bug of ours? ONNX Runtime knows, and says what is wrong.
+        RUNTIMES["onnxruntime"].open(model.path, Settings(threads=1)).close()
+        raise
+
+
+def _looked_at(
+    model: Model, means: Means, command: str, told: Mapping[str, str] | None
+) -> Inspection:
     notes: list[str] = []
     graph, found = _read(model, means.scratch, notes)
     risks = {p.name: risk_of(p) for p in found}
@@ -195,13 +210,8 @@ def inspect_model(
 
 def _read(model: Model, scratch: Path, notes: list[str]) -> tuple[ir.Model, tuple[Product, ...]]:
     """Graph and products; an FP32 file is looked at as `quantize` would prepare it."""
-    try:
-        graph = lifted(ir.load(model.path))
-        found = products(graph)
-    except (ir.serde.SerdeError, TypeError, ValueError) as e:
-        raise InputError(
-            f"{model.path}: its graph makes no sense: {e}. Export or copy it again."
-        ) from e
+    graph = lifted(ir.load(model.path))
+    found = products(graph)
     if any(p.mode != "float" for p in found) or not found:
         return graph, found
     try:

@@ -162,8 +162,8 @@ def time_blocks(k: Kernels) -> Iterator[Block]:
             Column("Share", "right"),
         ),
         tuple((n, str(len(t)), in_ms(sum(t)), f"{sum(t) / total:.1%}") for n, t in ordered),
-        f"Means of {k.runs} inferences with the profiler on, batch 1; times of single kernels "
-        "add up to more than an inference takes without it.",
+        f"Means of {k.runs} inferences with the profiler on; times of single kernels add up to "
+        "more than an inference takes without it.",
     )
     slowest = sorted((x for x in k.kernels if x.ms), key=lambda x: -(x.ms or 0))[:_BARS]
     yield Bars(
@@ -171,7 +171,11 @@ def time_blocks(k: Kernels) -> Iterator[Block]:
         "Longer takes more time; those in float are the ones that INT8 has not reached.",
         "ms",
         tuple(
-            Bar(f"{x.name} ({_kind(x)})", x.ms or 0.0, tone="candidate" if x.integer else "plain")
+            Bar(
+                f"{x.name} ({_kind(x)})",
+                x.ms or 0.0,
+                tone="candidate" if _kind(x) == "INT8" else "plain",
+            )
             for x in slowest
         ),
     )
@@ -205,13 +209,16 @@ def layer_table(found: Inspection) -> Table:
         *(Column(r) for r in runtimes),
         Column("Cause"),
     )
-    note = "Under a runtime: the kernel that runs it, whether in INT8, and its ms."
+    note = (
+        "Under a runtime: the kernel that runs it, whether in INT8, and its ms. Not told: the "
+        "runtime merged it into a kernel of another name."
+    )
     return Table("Layers", columns, rows, note)
 
 
 def _cell(kernel: Kernel | None) -> str:
     if kernel is None:
-        return "merged"
+        return "not told"
     time = "" if kernel.ms is None else f", {in_ms(kernel.ms)}"
     return f"{code_of(kernel)}{time}"
 

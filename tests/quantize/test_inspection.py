@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
+from bench.errors import InputError
 from bench.models import Feeds, read_model
 from bench.store import dump, load
+from quantize import inspection
 from quantize.inspection import Inspection, Layer, Means, inspect_model
 from quantize.inspection.causes import told_beside
 from quantize.inspection.flags import find_flags, lost_channels
@@ -476,3 +478,31 @@ def test_a_layer_is_a_plain_record(tmp_path: Path) -> None:
     (layer,) = look(static(tmp_path / "m.onnx")).layers
     assert isinstance(layer, Layer)
     assert (layer.activation, layer.weights, layer.per_channel) == ("u8", "s8", False)
+
+
+@pytest.mark.parametrize("damage", ["no input", "another operator", "half a tensor"])
+def test_a_damaged_graph_is_refused(damage: str, tmp_path: Path) -> None:
+    path = static(tmp_path / "m.onnx")
+    model = onnx.load(str(path))
+    if damage == "no input":
+        del model.graph.node[3].input[1]
+    elif damage == "another operator":
+        model.graph.node[3].op_type = "Conv"
+        model.graph.node[3].input[1] = "one"
+    else:
+        (weights,) = (t for t in model.graph.initializer if t.name == "w")
+        weights.raw_data = weights.raw_data[:5]
+    onnx.save(model, str(path))
+    with pytest.raises(InputError, match="onnxruntime refuses the model"):
+        look(path)
+
+
+def test_a_bug_in_reading_a_sound_graph_stays_a_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(_: Any) -> Any:
+        raise IndexError("ours")
+
+    monkeypatch.setattr(inspection, "products", wrong)
+    with pytest.raises(IndexError, match="ours"):
+        look(static(tmp_path / "m.onnx"))
