@@ -349,6 +349,10 @@ def _layers(report: Report) -> Section:
         blocks.append(
             Table("In float", (Column("Layer"), Column("Operator"), Column("Why")), tuple(floats))
         )
+    if report.findings:
+        rows = tuple((f.layer, f.cause, f.done) for f in report.findings)
+        columns = (Column("Layer"), Column("Cause"), Column("Done"))
+        blocks.append(Table("Hard for 8 bits", columns, rows))
     if report.drift:
         blocks.append(_drift(report))
     return Section("Layers", tuple(blocks))

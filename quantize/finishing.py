@@ -20,6 +20,7 @@ from quantize.anchors import find_anchors
 from quantize.candidates import Found, Judged
 from quantize.drift import Drift, seen_ranges
 from quantize.evaluate import Evaluation
+from quantize.findings import find_causes
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
 from quantize.prepare import save
@@ -122,6 +123,7 @@ def finish(
         notes=tuple(dict.fromkeys(notes)),
         proofs=results.proofs,
         drift=results.drift,
+        findings=find_causes(results.bench, made),
         fp32_ms=results.found.fp32_ms,
         inspection=replace(inside, model=models[1]),
     )

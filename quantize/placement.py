@@ -42,7 +42,7 @@ _RECTIFIERS = frozenset({"Relu", "Clip"})
 _MAGNIFIERS = frozenset({"Log", "Pow", "Sqrt", "Reciprocal"})
 # Inputs of one Concat share a scale; one whose range is this many times smaller keeps too few
 # levels.
-_CONCAT_SPREAD = 8.0
+CONCAT_SPREAD = 8.0
 _FLOAT = ir.DataType.FLOAT
 
 
@@ -214,7 +214,7 @@ class _Placing:
         if self.magnitudes is None:
             return True
         sizes = [self.magnitudes[str(v.name)] for v in node.inputs if v is not None]
-        return max(sizes) <= _CONCAT_SPREAD * max(min(sizes), 1e-12)
+        return max(sizes) <= CONCAT_SPREAD * max(min(sizes), 1e-12)
 
     def _tensors(self, glue: set[str]) -> dict[str, str]:
         tensors: dict[str, str] = {}

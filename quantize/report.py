@@ -11,6 +11,7 @@ from bench.machine import Machine
 from bench.models import Model
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
+from quantize.findings import Finding
 from quantize.gate import Verdict
 from quantize.inspection import Inspection
 from quantize.proofs import Proof
@@ -123,6 +124,7 @@ class Report:
         notes: What a user may want to know.
         proofs: On emulated CPUs; none where none was asked for.
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
+        findings: What makes single layers hard for 8 bits, and what was done.
         fp32_ms: Quick median of FP32 by runtime, to compare with those of `trials`.
         inspection: What the runtimes make of the INT8 model, and what saturates in it; None in
             reports of older versions.
@@ -154,6 +156,7 @@ class Report:
     notes: tuple[str, ...]
     proofs: tuple[Proof, ...] = ()
     drift: tuple[Drift, ...] = ()
+    findings: tuple[Finding, ...] = ()
     fp32_ms: dict[str, float] = field(default_factory=dict)
     inspection: Inspection | None = None
 

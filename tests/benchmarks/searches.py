@@ -24,6 +24,7 @@ from bench.machine import available_threads, describe
 from bench.runtimes import RUNTIMES, Settings
 from quantize.evaluate import Execution, evaluate
 from quantize.metrics import run_labels
+from quantize.outputs import OutputStore
 from quantize.tolerance import parse_tolerance
 from tests.benchmarks import quantizers
 from tests.benchmarks.cases import Case, read_case
@@ -89,24 +90,25 @@ def _nncf(case: Case, folder: Path, calibrate_on: int, max_drop: str) -> dict[st
         raise RuntimeError("carries state from sample to sample, which its dataset cannot")
     data = read_case(case, folder, calibrate_on, _ALL)
     how = Execution(RUNTIMES["onnxruntime"], Settings(threads=available_threads()))
-    fp32 = evaluate(data.model, data.evaluation, data.metric, how)
-    if data.metric.needs == "reference" or data.metric.gathers:
-        raise RuntimeError(f"metric {data.metric.name} is no mean of scores without a reference")
+    if data.metric.gathers:
+        raise RuntimeError(f"metric {data.metric.name} is no mean of scores of samples")
+    kept = OutputStore(folder=folder)
+    fp32 = evaluate(data.model, data.evaluation, data.metric, how, keep=kept)
     limit = parse_tolerance(max_drop).absolute(fp32.value, bounded=fp32.bounded or fp32.binary)
     sign = 1.0 if data.metric.higher_is_better else -1.0
     seen = {"samples": 0}
 
     def score(compiled: Any, samples: Iterator[Any]) -> tuple[float, list[float]]:
         scores: list[float] = []
-        for feeds, label in samples:
+        for index, feeds, label in samples:
             answer = compiled(feeds)
             outputs = {o.get_any_name(): answer[o] for o in compiled.outputs}
             seen["samples"] += 1
-            scores += data.metric.score(outputs, run_labels(label, 1))
+            scores += data.metric.score(outputs, run_labels(label, 1), kept[index])
         return sign * sum(scores) / len(scores), [sign * s for s in scores]
 
     calibration = nncf.Dataset(data.calibration, lambda s: s.feeds)
-    validation = nncf.Dataset([(s.feeds, s.label) for s in data.evaluation])
+    validation = nncf.Dataset([(i, s.feeds, s.label) for i, s in enumerate(data.evaluation)])
     model = openvino.Core().read_model(str(case.path))
     started_s = perf_counter()
     made = nncf.quantize_with_accuracy_control(
