@@ -21,7 +21,7 @@ from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list
 from quantize.quantizers import QuantizedModel, find_engines, nncf, quantize
-from quantize.recipe import Recipe
+from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.targets import can_saturate
 from quantize.trials import noise_shares, run_probes, to_db
 from tests import tiny
@@ -103,6 +103,18 @@ def test_it_quantizes_what_it_was_asked_to(tmp_path: Path) -> None:
     assert found.recipe.engine == "nncf"
     assert found.samples_sha256 == known[2].samples_sha256
     assert noise_db(known, found, images(4)) > 5
+
+
+@needs_nncf
+def test_its_recipe_makes_the_same_file_again(tmp_path: Path) -> None:
+    known = parts(cnn(tmp_path / "fp32.onnx"), images(4))
+    model, anchors, found = known
+    first = made(known, "portable", floats=("gemm",))
+    marks = fingerprints(ir.load(model.path), anchors)
+    recipe = from_toml(to_toml(first.recipe, marks, {}), marks, "recipe.toml")
+    again = quantize(model, anchors, found, recipe, tmp_path / "again.onnx")
+    assert again.recipe == first.recipe
+    assert again.model.sha256 == first.model.sha256
 
 
 @needs_nncf
