@@ -25,6 +25,8 @@ from quantize.intervals import wilson
 from quantize.proofs import proof_checks, proof_section
 from quantize.report import Report
 from quantize.search_document import search_section
+from quantize.slice_document import slice_section
+from quantize.slices import hidden_losses
 
 
 def document(report: Report) -> Document:
@@ -34,6 +36,7 @@ def document(report: Report) -> Document:
         verdict=_banner(report),
         sections=(
             _accuracy(report),
+            *((sliced,) if (sliced := _slices(report)) is not None else ()),
             _latency(report),
             _layers(report),
             *((kernel_section(report.inspection),) if report.inspection else ()),
@@ -153,8 +156,13 @@ def _needs(report: Report) -> str:
     return TARGETS[report.target].needs
 
 
+def _slices(report: Report) -> Section | None:
+    v = report.verdict
+    return slice_section(report.slices, report.flips, v.limit, v.scale)
+
+
 def _caveats(report: Report) -> list[str]:
-    lines = []
+    lines = list(hidden_losses(report.slices, report.verdict.limit, report.evaluations[0]))
     if report.target in ("vnni", "amx"):
         lines.append(
             "Made for VNNI: on a CPU without it this file computes other, wrong answers. "

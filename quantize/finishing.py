@@ -28,6 +28,7 @@ from quantize.proofs import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, conclude
+from quantize.slices import Flip, SliceVerdict
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
@@ -52,6 +53,8 @@ class Results:
         timing: The benchmark.
         proofs: On emulated CPUs, if they were asked for.
         drift: Of a replayed recipe.
+        slices: How each class fares, the worst first.
+        flips: Samples that INT8 scores otherwise.
     """
 
     source: Model
@@ -65,6 +68,8 @@ class Results:
     evaluations: tuple[Evaluation, ...]
     timing: Timing
     proofs: tuple[Proof, ...] = ()
+    slices: tuple[SliceVerdict, ...] = ()
+    flips: tuple[Flip, ...] = ()
     drift: tuple[Drift, ...] = ()
 
 
@@ -114,6 +119,8 @@ def finish(
         coverage=made.coverage,
         data=results.data,
         evaluations=results.evaluations,
+        slices=results.slices,
+        flips=results.flips,
         latencies=tuple(_published(x, models) for x in results.timing.latencies),
         comparisons=results.timing.comparisons,
         control=results.timing.control,

@@ -53,6 +53,7 @@ from quantize.report import Data, Report
 from quantize.rows import RowStore
 from quantize.search import search
 from quantize.sequential import Looks
+from quantize.slices import look_into
 from quantize.smoothing import even_out, even_out_as
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
@@ -185,6 +186,13 @@ class _Run:
             proofs = self.prove(found.best, evaluation)
         best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
+        slices, flips = look_into(
+            baseline,
+            best.evaluation,
+            evaluation,
+            best.verdict.limit,
+            self.job.limits.confidence,
+        )
         results = Results(
             source=source,
             fp32=fp32,
@@ -202,6 +210,8 @@ class _Run:
                 evaluation.digest,
             ),
             evaluations=(baseline, best.evaluation, *others, *elsewhere),
+            slices=slices,
+            flips=flips,
             timing=timing,
             proofs=proofs,
             drift=self.drift,

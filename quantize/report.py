@@ -17,6 +17,7 @@ from quantize.inspection import Inspection
 from quantize.proofs import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
+from quantize.slices import Flip, SliceVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ class Report:
         proofs: On emulated CPUs; none where none was asked for.
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
         findings: What makes single layers hard for 8 bits, and what was done.
+        slices: How each class fares, the worst first.
+        flips: Samples that INT8 scores otherwise, what lost most first; at most a thousand.
         fp32_ms: Quick median of FP32 by runtime, to compare with those of `trials`.
         inspection: What the runtimes make of the INT8 model, and what saturates in it; None in
             reports of older versions.
@@ -157,6 +160,8 @@ class Report:
     proofs: tuple[Proof, ...] = ()
     drift: tuple[Drift, ...] = ()
     findings: tuple[Finding, ...] = ()
+    slices: tuple[SliceVerdict, ...] = ()
+    flips: tuple[Flip, ...] = ()
     fp32_ms: dict[str, float] = field(default_factory=dict)
     inspection: Inspection | None = None
 

@@ -27,6 +27,8 @@ CLASS = "class"
 KEY = "sample"
 # Fewer say nothing, and every one of them makes the correction harsher for the others.
 _FEWEST = 5
+# In the report of a whole run; `vnnify gate --flips` writes more.
+_MOST_STORED = 1000
 
 Columns = Mapping[str, Sequence[str]]
 """By name, the value of each scored sample."""
@@ -259,6 +261,25 @@ def find_flips(
         )
         for i in map(int, changed)
     )
+
+
+def look_into(
+    baseline: Evaluation, candidate: Evaluation, samples: Samples, limit: float, confidence: float
+) -> tuple[tuple[SliceVerdict, ...], tuple[Flip, ...]]:
+    """Classes and flips of two evaluations; nothing where one of them ended early.
+
+    Args:
+        baseline: Of FP32.
+        candidate: Of INT8.
+        samples: That were scored.
+        limit: The drop that the mean may have.
+        confidence: Of the verdicts.
+    """
+    if candidate.count < baseline.count or not baseline.scores or baseline.count % len(samples):
+        return (), ()
+    columns = class_column(samples, baseline)
+    slices = judge_slices(baseline, candidate, columns, limit, confidence)
+    return slices, find_flips(baseline, candidate, samples, _MOST_STORED)
 
 
 def flips_csv(flips: Sequence[Flip]) -> str:

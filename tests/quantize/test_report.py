@@ -23,6 +23,7 @@ from quantize.proofs import Compared, Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.report import Data, Report, TrialRow, conclude
+from quantize.slices import Flip, SliceVerdict
 from tests.timing import latency
 
 HOSTILE = '<script>alert("x")</script>'
@@ -394,3 +395,16 @@ def test_one_round_has_no_interval(report: Report) -> None:
         assert "None" not in render(document(changed), form)
         assert "None" not in render(summary(changed, "out"), form)
     assert load(Report, dump(changed), "r") == changed
+
+
+def test_a_lost_class_is_named_and_flips_are_listed(report: Report) -> None:
+    lost = SliceVerdict("class", "7", 100, 0.95, 0.6, 0.35, 0.2, 0.5, "refuse", None)
+    flip = Flip(3, HOSTILE, "d" * 64, "7", "7", "1", 1.0)
+    told = replace(report, slices=(lost,), flips=(flip,))
+    assert any(x.startswith("class=7 lost 35 pt") for x in summary(told, "out").verdict.lines)
+    tables = blocks(document(told), Table)
+    assert tables["Slices"].rows[0][:2] == ("class=7", "100")
+    assert tables["Samples that changed"].rows[0] == ("3", HOSTILE, "7", "7", "1", "100 pt")
+    assert blocks(document(told), Forest)["Worst slices"].rows[0].outcome == "refuse"
+    assert "<script" not in render(document(told), "html")
+    assert load(Report, dump(told), "r") == told
