@@ -13,6 +13,7 @@ _STAGES = {
     "prepare": "preparing the FP32 graph",
     "baseline": "scoring FP32",
     "calibrate": "calibrating",
+    "even out": "evening out channels",
     "search": "searching",
     "verify": "verifying",
     "benchmark": "timing",

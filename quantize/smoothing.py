@@ -79,8 +79,7 @@ def even_out(
         The same with up to two starts more: what folds into constants, and that with Muls put in
         front of products whose input others read as well.
     """
-    model = ir.load(bench.fp32.path)
-    groups = find_groups(model, bench.anchors)
+    groups = find_groups(ir.load(bench.fp32.path), bench.anchors)
     if not groups or not _is_noisy(bench, target):
         return bench
     try:
@@ -88,16 +87,27 @@ def even_out(
     except (InputError, UnsupportedError) as e:
         logger.info("channels stay as they are: %s", e)
         return bench
-    weights = _Weights(model, bench.anchors)
+    strengths, factors = _choose(bench, groups, captured)
+    return _started(bench, groups, strengths, factors, samples, states)
+
+
+def _choose(
+    bench: Workbench,
+    groups: Sequence[Group],
+    captured: Mapping[str, Captured],
+    given: Mapping[str, float] | None = None,
+) -> tuple[dict[str, float], dict[str, Factors]]:
+    """Strength and factors of the groups that gain from it, or of all with the strengths given."""
+    weights = _Weights(ir.load(bench.fp32.path), bench.anchors)
     strengths: dict[str, float] = {}
     factors: dict[str, Factors] = {}
     for group in groups:
         if all(tensor in captured for tensor, _ in group.reads):
-            strength = _strength(group, captured, weights)
-            if strength is not None:
-                strengths[group.name] = strength
-                factors[group.name] = factors_of(group, strength, captured, weights)
-    return _started(bench, groups, strengths, factors, samples, states)
+            found = given[group.name] if given else _strength(group, captured, weights)
+            if found is not None:
+                strengths[group.name] = found
+                factors[group.name] = factors_of(group, found, captured, weights)
+    return strengths, factors
 
 
 def _is_noisy(bench: Workbench, target: str) -> bool:
@@ -115,17 +125,12 @@ def even_out_as(
     Raises:
         UnsupportedError: The graph has no such groups, or they change what it computes.
     """
-    model = ir.load(bench.fp32.path)
-    groups = [g for g in find_groups(model, bench.anchors) if g.name in strengths]
+    known = find_groups(ir.load(bench.fp32.path), bench.anchors)
+    groups = [g for g in known if g.name in strengths]
     unknown = sorted(set(strengths) - {g.name for g in groups})
     if not unknown:
         captured = capture(bench, groups, samples, states)
-        weights = _Weights(model, bench.anchors)
-        factors = {
-            g.name: factors_of(g, strengths[g.name], captured, weights)
-            for g in groups
-            if all(tensor in captured for tensor, _ in g.reads)
-        }
+        _, factors = _choose(bench, groups, captured, strengths)
         if len(factors) == len(strengths):
             bench = _started(bench, groups, strengths, factors, samples, states)
     if not any(s.strengths == dict(strengths) for s in bench.starts):
