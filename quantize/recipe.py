@@ -51,7 +51,8 @@ class Recipe:
         fused_for: The runtime whose fusions decide where Q/DQ pairs stand.
         correct_bias: Whether biases take up a layer's mean error where that helps.
         modes: "static", "dynamic" or "float" by anchor name.
-        ranges_by_tensor: Methods of single tensors that differ from `ranges`.
+        ranges_by_tensor: Methods of single tensors that differ from `ranges`, by name of the first
+            anchor that reads it.
         engine: What quantizes; "nncf" chooses ranges by itself.
         strengths: How far the channels of a tensor are evened out before, 0..1, by name of the
             first anchor that reads it; see `quantize.smoothing`.
@@ -169,8 +170,9 @@ def to_toml(
         "[modes]",
     ]
     lines += [f"{_quote(marks[n])} = {_quote(m)}  # {_comment(n)}" for n, m in recipe.modes.items()]
-    lines += ["", "[ranges_by_tensor]"]
-    lines += [f"{_quote(t)} = {_quote(m)}" for t, m in sorted(recipe.ranges_by_tensor.items())]
+    lines += ["", "# Range methods that differ, of what a node reads.", "[ranges_by_tensor]"]
+    by_tensor = recipe.ranges_by_tensor.items()
+    lines += [f"{_quote(marks[n])} = {_quote(m)}  # {_comment(n)}" for n, m in by_tensor]
     if seen:
         lines += [
             "",
@@ -221,8 +223,9 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
     _check_types(raw, where)
     modes: dict[str, str] = raw["modes"]
     strengths: dict[str, float] = raw["strengths"]
+    by_tensor: dict[str, str] = raw["ranges_by_tensor"]
     missing = [n for n, mark in marks.items() if mark not in modes]
-    extra = sorted({*modes, *strengths} - set(marks.values()))
+    extra = sorted({*modes, *strengths, *by_tensor} - set(marks.values()))
     if missing or extra:
         at = f"node {missing[0]!r} is new" if missing else f"{extra[0]!r} is gone"
         raise UsageError(
@@ -236,7 +239,7 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         rounding=raw["rounding"],
         modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
         fused_for=raw["fused_for"],
-        ranges_by_tensor=raw["ranges_by_tensor"],
+        ranges_by_tensor={n: by_tensor[mark] for n, mark in marks.items() if mark in by_tensor},
         engine=raw["engine"],
         strengths={n: float(strengths[mark]) for n, mark in marks.items() if mark in strengths},
     )

@@ -20,6 +20,7 @@ from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
 from quantize.journal import Journal
 from quantize.quantizers import QuantizedModel, quantize
+from quantize.quantizers.choosing import least_error_ranges
 from quantize.recipe import Engine, Recipe
 
 logger = logging.getLogger(__name__)
@@ -257,8 +258,20 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
             best = _quieter(best, attempt_or_none(bench, recipe, name))
     if best is None:
         return None
+    best = _by_tensor(bench, best, plan.modes) if static else best
     recipe = replace(best.quantized.recipe, modes=plan.modes, correct_bias=False)
     return _learned(bench, _quieter(best, attempt_or_none(bench, recipe, name)), plan.modes)
+
+
+def _by_tensor(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
+    """The candidate with a range method per tensor where that makes less noise."""
+    recipe = replace(trial.quantized.recipe, modes=modes)
+    start = bench.start(recipe)
+    methods = least_error_ranges(start.model, start.anchors, start.calibration, recipe)
+    if not methods:
+        return trial
+    recipe = replace(recipe, ranges_by_tensor=methods)
+    return _quieter(trial, attempt_or_none(bench, recipe, trial.name))
 
 
 def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
@@ -283,7 +296,9 @@ def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:
     for start in (s for s in bench.starts if s.muls):
         for trial in (t for t in trials if t.quantized.recipe.engine == "native"):
             recipe, name = trial.quantized.recipe, f"{trial.name}, smoothed"
-            like = replace(recipe, strengths=start.strengths, rounding="nearest")
+            like = replace(
+                recipe, ranges_by_tensor={}, strengths=start.strengths, rounding="nearest"
+            )
             best: Trial | None = None
             for ranges in chosen if "static" in recipe.modes.values() else chosen[:1]:
                 best = _quieter(best, attempt_or_none(bench, replace(like, ranges=ranges), name))

@@ -73,18 +73,18 @@ def fit(
     if rows is None or len(rows) < _LEAST_ROWS or not (correct or rounding == "learned"):
         return nothing
     cut = len(rows) - max(int(_HELD * len(rows)), 1)
-    read = rows if source is None else _as_read(rows, source)
-    exact = _outputs(weights, rows)
-    shift, least = _corrected(exact - _outputs(plain.values(), read), cut, correct=correct)
+    read = rows if source is None else as_read(rows, source)
+    exact = outputs(weights, rows)
+    shift, least = _corrected(exact - outputs(plain.values(), read), cut, correct=correct)
     if rounding == "learned" and (rounder := learn(read[:cut])) is not None:
         codes = quantize_weights(weights, narrow=narrow, least_scales=least_scales, rounder=rounder)
-        other, error = _corrected(exact - _outputs(codes.values(), read), cut, correct=correct)
+        other, error = _corrected(exact - outputs(codes.values(), read), cut, correct=correct)
         if error < least:
             return Fit(codes, other, learned=True)
     return Fit(plain, shift)
 
 
-def _as_read(rows: NDArray[np.float32], source: Range) -> NDArray[np.float32]:
+def as_read(rows: NDArray[np.float32], source: Range) -> NDArray[np.float32]:
     """Rows as their codes stand for them."""
     found = codes_of(rows, source).astype(np.float32)
     found -= source.zero_point
@@ -112,7 +112,7 @@ def _corrected(
     return (mean, left) if correct and left < without else (np.zeros_like(mean), without)
 
 
-def _outputs(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def outputs(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """What a layer makes of its rows, without the bias: float32 [rows, out channels]."""
     count, groups, inputs = rows.shape
     turned = weights.reshape(groups, -1, inputs).transpose(0, 2, 1)

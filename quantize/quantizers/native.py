@@ -96,7 +96,7 @@ class _Writer:
         self.placement = placement
         self.fitter = Fitter(self.nodes, anchors, calibration.rows, recipe)
         self.dynamic = DynamicWriter(self.editor, self.fitter)
-        self.ranges = choose_ranges(placement, calibration, recipe)
+        self.ranges = choose_ranges(placement, calibration, recipe, anchors)
         static = {a.name for a in anchors if placement.modes[a.name] == "static"}
         self.integer_nodes = static | placement.glue
         self.integer_outputs = {

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantize.anchors import integer_of
+from quantize.anchors import Anchor, integer_of
 from quantize.calibrate import Calibration
 from quantize.placement import Placement
 from quantize.ranges import RANGE_METHODS, Range
@@ -12,13 +12,16 @@ from quantize.recipe import Recipe
 
 
 def choose_ranges(
-    placement: Placement, calibration: Calibration, recipe: Recipe
+    placement: Placement, calibration: Calibration, recipe: Recipe, anchors: tuple[Anchor, ...]
 ) -> dict[str, Range]:
     """The range of every quantized tensor that has a scale of its own."""
+    methods = {
+        placement.tensors[a.data]: recipe.ranges_by_tensor[a.name]
+        for a in anchors
+        if a.name in recipe.ranges_by_tensor and a.data in placement.tensors
+    }
     return {
-        name: RANGE_METHODS[recipe.ranges_by_tensor.get(name, recipe.ranges)](
-            calibration.tensors[name]
-        )
+        name: RANGE_METHODS[methods.get(name, recipe.ranges)](calibration.tensors[name])
         for name in sorted(set(placement.tensors.values()))
     }
 

@@ -106,8 +106,11 @@ def test_ranges_follow_the_recipe_tensor_by_tensor(tmp_path: Path) -> None:
 
     assert grid(RECIPE) == plain.scale
     assert grid(replace(RECIPE, ranges="mse")) == tight.scale
-    assert grid(replace(RECIPE, ranges_by_tensor={"x": "mse"})) == tight.scale
-    assert grid(replace(RECIPE, ranges="mse", ranges_by_tensor={"x": "minmax"})) == plain.scale
+    assert grid(replace(RECIPE, ranges_by_tensor={anchors[0].name: "mse"})) == tight.scale
+    assert (
+        grid(replace(RECIPE, ranges="mse", ranges_by_tensor={anchors[0].name: "minmax"}))
+        == plain.scale
+    )
 
 
 def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
