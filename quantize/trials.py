@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -236,9 +236,7 @@ def _is_there(model: Model) -> bool:
 
 
 def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
-    """The candidate with the least noise: range method, bias correction, learned rounding.
-
-    Channels that can be evened out for nothing are where that makes less noise.
+    """The candidate with the least noise: evened channels, ranges, bias correction, rounding.
 
     Args:
         bench: What all candidates share.
@@ -260,7 +258,8 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
         return None
     best = _by_tensor(bench, best, plan.modes) if static else best
     recipe = replace(best.quantized.recipe, modes=plan.modes, correct_bias=False)
-    return _learned(bench, _quieter(best, attempt_or_none(bench, recipe, name)), plan.modes)
+    best = _quieter(best, attempt_or_none(bench, recipe, name)) or best
+    return _learned(bench, best, plan.modes)
 
 
 def _by_tensor(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
@@ -271,14 +270,14 @@ def _by_tensor(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
     if not methods:
         return trial
     recipe = replace(recipe, ranges_by_tensor=methods)
-    return _quieter(trial, attempt_or_none(bench, recipe, trial.name))
+    return _quieter(trial, attempt_or_none(bench, recipe, trial.name)) or trial
 
 
 def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
     """The candidate with learned rounding where that was asked for, or may help, and helps."""
     if bench.rounding == "learned" or (bench.rounding == "auto" and trial.noise_db < _QUIET_DB):
         recipe = replace(trial.quantized.recipe, modes=modes, rounding="learned")
-        return _quieter(trial, attempt_or_none(bench, recipe, trial.name))
+        return _quieter(trial, attempt_or_none(bench, recipe, trial.name)) or trial
     return trial
 
 
@@ -295,10 +294,9 @@ def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:
     chosen: tuple[str, ...] = RANGE_CHOICES
     for start in (s for s in bench.starts if s.muls):
         for trial in (t for t in trials if t.quantized.recipe.engine == "native"):
-            recipe, name = trial.quantized.recipe, f"{trial.name}, smoothed"
-            like = replace(
-                recipe, ranges_by_tensor={}, strengths=start.strengths, rounding="nearest"
-            )
+            name, recipe = f"{trial.name}, smoothed", trial.quantized.recipe
+            recipe = replace(recipe, ranges_by_tensor={})
+            like = replace(recipe, strengths=start.strengths, rounding="nearest")
             best: Trial | None = None
             for ranges in chosen if "static" in recipe.modes.values() else chosen[:1]:
                 best = _quieter(best, attempt_or_none(bench, replace(like, ranges=ranges), name))
@@ -313,10 +311,6 @@ def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:
     return found
 
 
-@overload
-def _quieter(one: Trial, other: Trial | None) -> Trial: ...
-@overload
-def _quieter(one: Trial | None, other: Trial | None) -> Trial | None: ...
 def _quieter(one: Trial | None, other: Trial | None) -> Trial | None:
     """The trial with less noise; the other's files are removed, since models may be large."""
     if one is None or other is None:
