@@ -25,6 +25,7 @@ from quantize.calibrate import calibrate
 from quantize.data import Samples
 from quantize.equalize import Factors, Group, apply, find_groups
 from quantize.histograms import TensorStatistics
+from quantize.journal import remember_calibration
 from quantize.placement import watch_list
 from quantize.prepare import save
 from quantize.quantizers.reading import channels_first, constant_of
@@ -330,8 +331,13 @@ def _started(
     changed = {t for g in kept for t in g.tensors}
     old = bench.calibration.tensors
     watch = [t for t in watch_list(graph, anchors) if t in changed or t not in old]
-    new = calibrate(
-        model, watch, samples, threads=bench.threads, scratch=bench.scratch, states=states
+    key = bench.key(evened=model.sha256, samples=samples.digest, tensors=watch, states=states)
+    new = remember_calibration(
+        bench.journal,
+        {**key, "threads": bench.threads},
+        lambda: calibrate(
+            model, watch, samples, threads=bench.threads, scratch=bench.scratch, states=states
+        ),
     ).tensors
     starts = [_start(bench, strengths, every, new)]
     some = _rewritten(bench, folded, factors) if folded and len(folded) < len(kept) else None
