@@ -6,10 +6,13 @@ this machine needs. Everything comes from Debian's packages and the installed wh
 downloaded here.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import tty
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +61,7 @@ _MAKE_DISC = (
     *("-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"),
 )
 _POLL_S = 0.2
+_SCREEN = re.compile(r'Bochs connected to screen "([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,16 +285,43 @@ def _boot(folder: Path, cpu: str, limits: Limits) -> tuple[float, float]:
             stderr=subprocess.STDOUT,
         )
         try:
-            return _listen(machine, folder, limits)
+            with _watched(folder) as look:
+                return _listen(machine, folder, limits, look)
         finally:
             # In this process's group, so that whoever ends that ends the emulator too.
             machine.kill()
             machine.wait()
 
 
-def _listen(machine: subprocess.Popen[bytes], folder: Path, limits: Limits) -> tuple[float, float]:
+@contextlib.contextmanager
+def _watched(folder: Path) -> Iterator[Callable[[], None]]:
+    """Look at Bochs's screen from time to time: it stops for ever when too much is unread.
+
+    Its `term` display draws on a terminal of its own making, which it names in what it prints.
+    """
+    with contextlib.ExitStack() as opened:
+        screens: list[int] = []
+
+        def look() -> None:
+            # Of a machine that has ended, the terminal is gone.
+            with contextlib.suppress(OSError):
+                said = (folder / "screen.txt").read_text("utf-8", "replace")
+                if not screens and (found := _SCREEN.search(said)):
+                    screens.append(os.open(found[1], os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+                    opened.callback(os.close, screens[0])
+                    tty.setraw(screens[0])
+                while screens and os.read(screens[0], 65536):
+                    pass
+
+        yield look
+
+
+def _listen(
+    machine: subprocess.Popen[bytes], folder: Path, limits: Limits, look: Callable[[], None]
+) -> tuple[float, float]:
     answer, started, first = folder / "answer.txt", perf_counter(), 0.0
     while True:
+        look()
         if limits.stopped():
             raise ResourceError("the emulated machine was switched off by an interrupt.")
         over = machine.poll() is not None  # Asked before reading: what it said last is there.

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,17 @@ def test_a_machine_that_ends_before_python_starts_is_an_error(machine: Any) -> N
 def test_a_person_can_switch_it_off(machine: Any) -> None:
     with pytest.raises(ResourceError, match="switched off by an interrupt"):
         machine("exec sleep 60", lines(FIRST), Limits(stopped=lambda: True))
+
+
+def test_what_the_machine_draws_is_read_away(machine: Any, tmp_path: Path) -> None:
+    draw = tmp_path / "draw.py"
+    draw.write_text(
+        "import os, pty, tty\n"
+        "master, slave = pty.openpty()\n"
+        "tty.setraw(slave)\n"
+        "print(f'Bochs connected to screen \"{os.ttyname(slave)}\"', flush=True)\n"
+        "for _ in range(1536): os.write(master, b'screen ' * 8)\n"
+    )
+    script = f"{sys.executable} {draw} && echo '{json.dumps(END)}' >> answer.txt"
+    found = machine(script, lines(FIRST), Limits(timeout_s=20))
+    assert found.answer.onnxruntime == "1.2.3"
