@@ -42,13 +42,13 @@ def test_a_case_is_compared_from_graph_to_table(
 def test_a_quantizer_that_fails_is_a_row_that_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = quantizers.Row("a", "static", failed="Fail: no | pipe")
+    row = quantizers.Row("a", "static", failed="Fail: /a/b-c/int8.onnx: no | pipe")
     about = {"percent": True, "metric": "top1", "fp32": 0.9, "samples": 10}
     good = quantizers.Row("a", "native", {"seconds": 1.0}, {"exact": 0.88, "drop": 0.02})
     better = quantizers.Row("a", "nncf", {"seconds": 9.0}, {"exact": 0.895, "drop": 0.005})
     lines = quantizers._table("a", about, [row, good, better])
     assert any(x.startswith("| static | fails |") for x in lines)
-    assert "- static: Fail: no / pipe" in lines
+    assert "- static: Fail: int8.onnx: no / pipe" in lines
     assert "- **native is behind nncf by 0.015; one sample counts 0.1.**" in lines
     lucky = quantizers.Row("a", "nncf", {}, {"drop": -0.03})
     assert quantizers._behind(about, [replace(good, score={"drop": 0.0}), lucky]) == []

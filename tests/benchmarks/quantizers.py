@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -250,7 +251,9 @@ _SHORT = {"onnxruntime": "ORT", "openvino": "OV"}
 
 
 def _plain(row: Row) -> str:
-    return " ".join((row.failed or row.score.get("why", "")).replace("|", "/").split())
+    """Why it failed, on one line that a table bears and without this machine's folders."""
+    text = " ".join((row.failed or row.score.get("why", "")).split())
+    return re.sub(r"(?<!\w)/(?:[\w.@+-]+/)+", "", text).replace("|", "/")
 
 
 def _shown(value: float | None, factor: float, form: str) -> str:
