@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.compare import Comparison, compare
 from bench.errors import ExitCode, UnsupportedError, UsageError
 from bench.latency import Latency, Variant, measure
-from bench.machine import available_threads, canary, describe
+from bench.machine import canary, describe, granted_threads
 from bench.models import Model, read_model
 from bench.render import Check
 from bench.runtimes import Settings, find_runtime
@@ -74,7 +74,7 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
         output=job.limits.output,
         decode=job.limits.decode,
     )
-    threads = job.threads or available_threads()
+    threads = granted_threads(job.threads)
     gate = _Gate(job, fp32, int8, samples, metric, tolerance, threads, progress)
     judged = tuple(_judged(gate, runtime) for runtime in job.runtimes)
     latencies: tuple[Latency, ...] = ()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.errors import UnsupportedError
 from bench.kernels import TELLING
-from bench.machine import available_threads
+from bench.machine import granted_threads
 from bench.models import Feeds, Model, read_model, synthetic_feeds
 from bench.runtimes import find_runtime, installed_runtimes
 from quantize.data import read_samples
@@ -37,7 +37,7 @@ def run_inspect(job: InspectJob, scratch: Path) -> Inspection:
         timing, note = (samples[0], "") if samples else _made_up(model)
     means = Means(
         runtimes=_runtimes(job.runtimes),
-        threads=job.threads or available_threads(),
+        threads=granted_threads(job.threads),
         scratch=scratch,
         samples=samples,
         timing=timing,

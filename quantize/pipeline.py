@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from bench.errors import UnsupportedError
 from bench.isolate import Stage, stage
-from bench.machine import available_threads, canary
+from bench.machine import canary, granted_threads
 from bench.models import Model
 from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
@@ -116,7 +116,7 @@ class _Run:
         self.replay: Replay | None = None
         self.drift: tuple[Drift, ...] = ()
         self.notes: list[str] = []
-        self.threads = job.effort.threads or available_threads()
+        self.threads = granted_threads(job.effort.threads)
         self.runtimes = _runtimes(job.effort.runtimes)
         self.engines = find_engines(job.effort.engines)
         self.targets = (
