@@ -30,8 +30,8 @@ _QUICK_S = 0.4
 PROBES = 8
 # Tried in this order; what is left out of it was never best where these were not.
 RANGE_CHOICES = ("mse", "minmax", "percentile")
-# Above this, learned rounding has nothing to mend.
-_QUIET_DB = 40.0
+# Above this, ranges per tensor and learned rounding have little to mend.
+_QUIET_DB = 30.0
 # Noise beyond ONNX Runtime's on the same file that rounding and saturation do not explain.
 _GARBAGE_DB = 20.0
 # What Muls have to gain for a candidate of their own.
@@ -256,7 +256,7 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
             best = _quieter(best, attempt_or_none(bench, recipe, name))
     if best is None:
         return None
-    best = _by_tensor(bench, best, plan.modes) if static else best
+    best = _by_tensor(bench, best, plan.modes) if static and best.noise_db < _QUIET_DB else best
     recipe = replace(best.quantized.recipe, modes=plan.modes, correct_bias=False)
     best = _quieter(best, attempt_or_none(bench, recipe, name)) or best
     return _learned(bench, best, plan.modes)

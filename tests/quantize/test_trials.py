@@ -182,10 +182,10 @@ def test_the_least_noisy_ranges_are_chosen(
 @pytest.mark.parametrize(
     ("wanted", "nearest_db", "learned_db", "tried", "kept"),
     [
-        ("auto", 30.0, 33.0, True, "learned"),
-        ("auto", 30.0, 29.0, True, "nearest"),
+        ("auto", 25.0, 33.0, True, "learned"),
+        ("auto", 25.0, 24.0, True, "nearest"),
         ("auto", 60.0, 70.0, False, "nearest"),
-        ("nearest", 30.0, 33.0, False, "nearest"),
+        ("nearest", 25.0, 33.0, False, "nearest"),
         ("learned", 60.0, 70.0, True, "learned"),
     ],
 )
