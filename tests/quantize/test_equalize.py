@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from quantize.anchors import find_anchors
-from quantize.calibrate import expose
 from quantize.equalize import Group, apply, find_groups
+from quantize.watching import expose
 from tests import tiny
 from tests.int8 import run
 
