@@ -22,7 +22,7 @@ from bench.render import (
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
 from quantize.inspection.document import kernel_section
 from quantize.intervals import wilson
-from quantize.proofs import proof_checks, proof_section
+from quantize.proof.comparing import proof_checks, proof_section
 from quantize.report import Report
 from quantize.search_document import search_section
 from quantize.slice_document import slice_section

@@ -24,7 +24,7 @@ from quantize.findings import find_causes
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
 from quantize.prepare import save
-from quantize.proofs import Proof
+from quantize.proof.comparing import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, conclude

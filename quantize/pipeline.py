@@ -26,7 +26,6 @@ from quantize.anchors import find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.candidates import Aim, Found, Judged
 from quantize.data import Samples
-from quantize.debian import require_packages
 from quantize.drift import Drift, drift_note
 from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.finishing import Results, fastest, finish, keep_best
@@ -44,8 +43,9 @@ from quantize.judging import Judging
 from quantize.metrics import Metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
-from quantize.proofs import Proof
-from quantize.proving import prove_model
+from quantize.proof.comparing import Proof
+from quantize.proof.debian import require_packages
+from quantize.proof.proving import prove_model
 from quantize.quantizers import find_engines
 from quantize.recipe import fingerprints
 from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe

@@ -14,7 +14,7 @@ from quantize.evaluate import Evaluation
 from quantize.findings import Finding
 from quantize.gate import Verdict
 from quantize.inspection import Inspection
-from quantize.proofs import Proof
+from quantize.proof.comparing import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.slices import Flip, SliceVerdict

@@ -107,7 +107,6 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
-    from quantize.debian import cache_folder
     from quantize.job import DataSpec, Effort, Job, Limits
     from quantize.options import (
         between,
@@ -121,6 +120,7 @@ def quantize(
         parse_budget,
         parse_states,
     )
+    from quantize.proof.debian import cache_folder
     from quantize.report import Report
 
     job = Job(

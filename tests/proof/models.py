@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from bench.models import Feeds, TensorSpec
 from quantize.data import read_samples
-from quantize.proving import Case
+from quantize.proof.proving import Case
 from quantize.sources import convert
 from quantize.sources.seam import ModelSpec
 from tests import tiny

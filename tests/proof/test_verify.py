@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bench.errors import ResourceError, UnfitError
-from quantize.guest import AVX2_CPU, VNNI_CPU
-from quantize.proofs import Compared, Proof
+from quantize.proof.comparing import Compared, Proof
+from quantize.proof.guest import AVX2_CPU, VNNI_CPU
 from quantize.targets import can_saturate
 from tests.int8 import File
 from tests.proof import models, verify

@@ -16,10 +16,10 @@ from time import perf_counter
 
 from bench.errors import ExitCode, VnnifyError
 from bench.machine import canary, describe
-from quantize.debian import KERNEL_PACKAGE, cache_folder, missing_packages, require_packages
-from quantize.guest import AVX2_CPU, VNNI_CPU
-from quantize.proofs import TOLERANCE, Compared, Proof, share
-from quantize.proving import prove
+from quantize.proof.comparing import TOLERANCE, Compared, Proof, share
+from quantize.proof.debian import KERNEL_PACKAGE, cache_folder, missing_packages, require_packages
+from quantize.proof.guest import AVX2_CPU, VNNI_CPU
+from quantize.proof.proving import prove
 from tests.proof import models
 
 

@@ -26,9 +26,10 @@ from bench.errors import ExitCode
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from bench.store import load, read_manifest
-from quantize import cli, commands, debian, gating, pipeline, proving, timing, trials
+from quantize import cli, commands, gating, pipeline, timing, trials
 from quantize.gate_report import GateReport
-from quantize.guest import Answer, Job, Visit
+from quantize.proof import debian, proving
+from quantize.proof.guest import Answer, Job, Visit
 from quantize.report import Report
 from tests import classifier, tiny
 from tests.timing import Stopwatch

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ResourceError, UnfitError
-from quantize import debian
+from quantize.proof import debian
 
 
 @pytest.fixture

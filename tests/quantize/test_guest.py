@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bench.errors import ResourceError
-from quantize import guest, inside
-from quantize.guest import VNNI_CPU, Job, Limits, parse, visit
-from quantize.initramfs import plain_file
+from quantize.proof import guest, inside
+from quantize.proof.guest import VNNI_CPU, Job, Limits, parse, visit
+from quantize.proof.initramfs import plain_file
 from tests import tiny
 
 FIRST = {"flags": ["avx2", "avx512_vnni"], "onnxruntime": "1.2.3"}

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ResourceError
-from quantize import initramfs
-from quantize.initramfs import Entry, cpio, digest, needed_files, plain_file, system, with_links
+from quantize.proof import initramfs
+from quantize.proof.initramfs import (
+    Entry,
+    cpio,
+    digest,
+    needed_files,
+    plain_file,
+    system,
+    with_links,
+)
 
 
 def read(archive: bytes) -> Iterator[tuple[str, int, bytes, int]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bench.machine import canary_feeds, canary_model, canary_verdict
-from quantize import inside
+from quantize.proof import inside
 
 DTYPES = st.sampled_from(["f4", "f8", "i8", "u1", "?", "U5", "f2"]).flatmap(
     lambda d: hnp.arrays(np.dtype(d), hnp.array_shapes(min_dims=0, min_side=0))

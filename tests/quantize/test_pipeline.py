@@ -16,16 +16,17 @@ from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.render import render
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import debian, finishing, judging, pipeline, ranking, starting, timing, trials
+from quantize import finishing, judging, pipeline, ranking, starting, timing, trials
 from quantize.candidates import Judged
 from quantize.data import Samples
 from quantize.document import document
 from quantize.gate import Outcome, Verdict
-from quantize.guest import VNNI_CPU
 from quantize.job import DataSpec, Effort, Job, Limits
 from quantize.journal import Journal
 from quantize.pipeline import run
-from quantize.proofs import Compared, Proof
+from quantize.proof import debian
+from quantize.proof.comparing import Compared, Proof
+from quantize.proof.guest import VNNI_CPU
 from quantize.report import Report, TrialRow
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt

@@ -9,10 +9,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import ResourceError
-from quantize import guest, inside, proving
-from quantize.guest import AVX2_CPU, VNNI_CPU, Answer, Job, Visit
-from quantize.proofs import Compared
-from quantize.proving import Case, integers_decide, operators, prove, prove_model
+from quantize.proof import guest, inside, proving
+from quantize.proof.comparing import Compared
+from quantize.proof.guest import AVX2_CPU, VNNI_CPU, Answer, Job, Visit
+from quantize.proof.proving import Case, integers_decide, operators, prove, prove_model
 from quantize.targets import TARGETS
 from tests import tiny
 from tests.int8 import samples_of

@@ -18,8 +18,8 @@ from bench.store import dump, load
 from quantize.document import document, summary
 from quantize.evaluate import Evaluation
 from quantize.gate import Outcome, Verdict
-from quantize.guest import VNNI_CPU
-from quantize.proofs import Compared, Proof
+from quantize.proof.comparing import Compared, Proof
+from quantize.proof.guest import VNNI_CPU
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.report import Data, Report, TrialRow, conclude

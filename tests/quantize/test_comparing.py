@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from bench.models import Feeds
-from quantize.guest import AVX2_CPU, VNNI_CPU
-from quantize.proofs import (
+from quantize.proof.comparing import (
     TOLERANCE,
     Compared,
     Proof,
@@ -15,6 +14,7 @@ from quantize.proofs import (
     proof_section,
     share,
 )
+from quantize.proof.guest import AVX2_CPU, VNNI_CPU
 
 
 def of(*values: Any, dtype: Any = np.float32) -> list[Feeds]:

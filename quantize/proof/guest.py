@@ -23,9 +23,9 @@ import numpy as np
 
 from bench.errors import ResourceError
 from bench.models import Feeds
-from quantize import inside
-from quantize.debian import kernel_in, require_packages, run_tool
-from quantize.initramfs import Entry, cpio, digest, needed_files, plain_file, system
+from quantize.proof import inside
+from quantize.proof.debian import kernel_in, require_packages, run_tool
+from quantize.proof.initramfs import Entry, cpio, digest, needed_files, plain_file, system
 
 VNNI_CPU = "corei7_icelake_u"
 AVX2_CPU = "corei7_haswell_4770"

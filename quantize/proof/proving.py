@@ -17,8 +17,8 @@ from bench.models import Feeds
 from bench.runtimes import Settings, find_runtime
 from bench.runtimes.onnxruntime import session_options
 from quantize.data import Samples
-from quantize.guest import AVX2_CPU, VNNI_CPU, Answer, Job, Limits, Visit, visit
-from quantize.proofs import Compared, Proof, compare
+from quantize.proof.comparing import Compared, Proof, compare
+from quantize.proof.guest import AVX2_CPU, VNNI_CPU, Answer, Job, Limits, Visit, visit
 from quantize.targets import Target
 
 # Operators that compute with integers, move values, or round once per value as IEEE 754 says: every

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bench.models import Feeds
 from bench.render import Check, Column, Paragraph, Section, Table
-from quantize.guest import AVX2_CPU
+from quantize.proof.guest import AVX2_CPU
 
 # Of the range of an output, where float kernels have a say: their sums differ in the last bits, and
 # such a bit may move a value that is quantized afterwards by one of 255 steps.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import ResourceError
-from quantize import inside
+from quantize.proof import inside
 
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
