@@ -88,8 +88,9 @@ def require() -> Any:
         raise UnfitError(
             f"--engine nncf needs the package nncf: pip install 'vnnify[nncf]' ({e})"
         ) from e
-    # Its log goes to stdout, which belongs to reports; what matters comes as an exception.
-    nncf.set_log_level(logging.ERROR)
+    # Its log goes to stdout, which belongs to reports; what matters comes as an exception. Not by
+    # nncf.set_log_level: that turns down the handlers of the logger too, whoever's they are.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 

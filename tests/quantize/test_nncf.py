@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -359,6 +360,18 @@ def test_engines_are_known_by_name() -> None:
 
 
 @needs_nncf
+@needs_nncf
+def test_handlers_of_others_keep_their_level() -> None:
+    nncf.require()
+    log, handler = logging.getLogger("nncf"), logging.NullHandler(logging.INFO)
+    log.addHandler(handler)
+    try:
+        nncf.require()
+        assert (log.level, handler.level) == (logging.ERROR, logging.INFO)
+    finally:
+        log.removeHandler(handler)
+
+
 def test_its_telemetry_is_a_stub_and_stdout_stays_empty(tmp_path: Path) -> None:
     """In a process of its own: NNCF switches telemetry off by itself where pytest is loaded."""
     code = (
