@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import UsageError
 from quantize.evaluate import Evaluation
-from quantize.intervals import Bounds, mean_bounds, paired_bounds, statistic_bounds
+from quantize.evidence import Rows
+from quantize.intervals import (
+    FEW_CHANGES,
+    Bounds,
+    clopper_pearson_upper,
+    mean_bounds,
+    paired_bounds,
+    statistic_bounds,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ def pair(
     members = _members(units, n)
     if len(members) < n:
         bounds = statistic_bounds(lambda i: float(differences[i].mean()), members, confidence)
-        method = f"paired bootstrap (BCa) of {len(members):,} units"
+        method = f"paired bootstrap (BCa and t) of {len(members):,} units"
         return Paired(bounds, len(members), method, losses, gains)
     if binary:
         low, high = paired_bounds(losses, gains, n, confidence)
@@ -93,7 +101,7 @@ def pair(
     # Clipped, because a sum of nearly equal differences may round to just beside them.
     drop = min(max(math.fsum(differences) / n, low), high)
     bounds = Bounds(drop, low, high, float(differences.std(ddof=1)))
-    return Paired(bounds, n, "paired bootstrap (BCa) and Student's t", losses, gains)
+    return Paired(bounds, n, "paired bootstrap (BCa and t)", losses, gains)
 
 
 def own_bounds(evaluation: Evaluation, confidence: float) -> Bounds:
@@ -125,7 +133,22 @@ def _pair_wholes(
     bounds = statistic_bounds(
         lambda i: sign * (first.value(i) - second.value(i)) + 0.0, members, confidence
     )
-    return Paired(bounds, len(members), f"paired bootstrap (BCa) of {len(members):,} units")
+    changed = _changed(first.rows, second.rows)
+    if changed is not None and 0 < changed < FEW_CHANGES:
+        # So few do not tell how often samples change; what they cost is scaled to how often it
+        # may be.
+        share = clopper_pearson_upper(changed, baseline.count, confidence)
+        most = bounds.value * share * baseline.count / changed
+        bounds = replace(bounds, high=max(bounds.high, most))
+    return Paired(bounds, len(members), f"paired bootstrap (BCa and t) of {len(members):,} units")
+
+
+def _changed(first: Rows, second: Rows) -> int | None:
+    """Samples whose rows differ; None where rows are no numbers."""
+    if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
+        return None
+    differ = first != second
+    return int(differ.reshape(len(differ), -1).any(axis=1).sum())
 
 
 def _members(units: Sequence[int] | None, count: int) -> list[NDArray[np.intp]]:

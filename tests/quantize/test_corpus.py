@@ -115,7 +115,7 @@ def test_units_of_scored_samples_widen_the_bounds(tmp_path: Path, model: Model) 
     alone = judge(*pair, Tolerance(5, "pt"))
     grouped = judge(*pair, Tolerance(5, "pt"), units=[i % 20 for i in range(400)])
     assert alone.method == "Tango score test"
-    assert grouped.method == "paired bootstrap (BCa) of 20 units"
+    assert grouped.method == "paired bootstrap (BCa and t) of 20 units"
     assert (grouped.n, grouped.losses, grouped.gains) == (20, alone.losses, alone.gains)
     assert grouped.drop == pytest.approx(alone.drop)
 

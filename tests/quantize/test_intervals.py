@@ -1,12 +1,14 @@
 """Known values, exact error rates by enumeration, and properties of the bounds."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantize import intervals
 from quantize.intervals import (
     beta_cdf,
     binomial_tail,
@@ -20,7 +22,7 @@ from quantize.intervals import (
     wilson,
     zero_loss_samples,
 )
-from tests.benchmarks.gate import false_passes, false_refusals
+from tests.benchmarks.gate import bootstrap_errors, corpus_errors, false_passes, false_refusals
 
 Z95 = 1.6448536269514722
 
@@ -246,3 +248,35 @@ def test_mean_bounds_enclose_the_mean(values, scale):
     assert low <= mean <= high
     assert math.isfinite(low)
     assert math.isfinite(high)
+
+
+def test_skewed_scores_do_not_pass_too_often() -> None:
+    # BCa and Student's t alone let 7 to 13 % pass where most scores are zero.
+    for name, (passes, refusals) in bootstrap_errors(100, 150).items():
+        assert max(passes, refusals) < 0.09, name
+
+
+def test_a_metric_of_the_whole_data_set_does_not_pass_too_often() -> None:
+    for name, (passes, refusals) in corpus_errors(200, 40).items():
+        assert max(passes, refusals) < 0.13, name
+
+
+def test_few_changed_scores_are_bounded_by_how_often_samples_may_change() -> None:
+    values = np.zeros(400)
+    values[3] = 0.5
+    assert mean_bounds(values)[1] >= 2 * 0.5 * clopper_pearson_upper(1, 400)
+    assert mean_bounds(-values)[0] <= -2 * 0.5 * clopper_pearson_upper(1, 400)
+
+
+def test_many_samples_are_resampled_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = intervals._resampled
+
+    def counted(values: Any, resamples: int, seed: int) -> Any:
+        drawn.append(values.size * resamples)
+        return real(values, resamples, seed)
+
+    monkeypatch.setattr(intervals, "_resampled", counted)
+    for n in (1_000, 50_000):
+        mean_bounds(np.random.default_rng(0).normal(size=n))
+    assert drawn == [10_000_000, 30_000_000]

@@ -360,7 +360,6 @@ def test_engines_are_known_by_name() -> None:
 
 
 @needs_nncf
-@needs_nncf
 def test_handlers_of_others_keep_their_level() -> None:
     nncf.require()
     log, handler = logging.getLogger("nncf"), logging.NullHandler(logging.INFO)
@@ -372,6 +371,7 @@ def test_handlers_of_others_keep_their_level() -> None:
         log.removeHandler(handler)
 
 
+@needs_nncf
 def test_its_telemetry_is_a_stub_and_stdout_stays_empty(tmp_path: Path) -> None:
     """In a process of its own: NNCF switches telemetry off by itself where pytest is loaded."""
     code = (
