@@ -265,6 +265,43 @@ def measure(
     )
 
 
+def glance(
+    variants: Sequence[Variant], feeds: Sequence[Feeds], *, rounds: int, seconds: float
+) -> dict[str, float]:
+    """A quick look: medians in ms by variant, all of a runtime's rounds in one fresh process.
+
+    It saves starting Python and importing the runtime for every round. What two processes differ by
+    stays unseen, so it may choose what to measure, and is no measurement.
+
+    Args:
+        variants: What to compare; one runtime's take turns.
+        feeds: Distinct inputs, given in rotation.
+        rounds: Turns of each variant.
+        seconds: Of one turn.
+
+    Raises:
+        VnnifyError: As `measure`.
+    """
+    _refuse_nonsense(variants, feeds, rounds, seconds)
+    found: dict[str, list[float]] = {v.name: [] for v in variants}
+    with tempfile.TemporaryDirectory(prefix="vnnify-glance-") as folder:
+        inputs = Path(folder) / "feeds.npz"
+        save_feeds(feeds, inputs)
+        for runtime in dict.fromkeys(v.runtime for v in variants):
+            own = [v for v in variants if v.runtime == runtime]
+            order = [own[i] for turn in turns(len(own), rounds, seed=0) for i in turn]
+            medians = run_isolated(
+                "bench.sampling:run_turns",
+                {"turns": [_job(v, inputs, seconds) for v in order]},
+                scratch=Path(folder),
+                name=f"a quick look at {len(own)} models in {runtime}",
+                timeout_s=len(order) * (_TIMEOUT_S + 10 * seconds),
+            )
+            for variant, median_ns in zip(order, medians, strict=True):
+                found[variant.name].append(median_ns / 1e6)
+    return {name: statistics.median(ms) for name, ms in found.items()}
+
+
 def refusal(variant: Variant, feeds: Sequence[Feeds]) -> VnnifyError | None:
     """Why a variant cannot run here, seen by running it once; None if it can."""
     _refuse_nonsense([variant], feeds, 1, 1.0)

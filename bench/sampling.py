@@ -77,6 +77,11 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_turns(job: dict[str, Any]) -> list[float]:
+    """Median ns of several rounds, one after the other in this process; each opens its session."""
+    return [statistics.median(run_round(turn)["samples_ns"]) for turn in job["turns"]]
+
+
 def time_calls(
     calls: Sequence[Callable[[], object]],
     *,

@@ -99,13 +99,12 @@ def plans(
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a search is for, and when it ends.
+    """What a search is for, and who is told.
 
     Attributes:
         can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
             verdict, and the first candidate within the limit is taken.
         need_speed: Whether a candidate that is not faster than FP32 is of no use.
-        deadline_s: By `time.perf_counter`; nothing new is started after it.
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.
         keep: Given each candidate that is the best so far.
@@ -113,7 +112,6 @@ class Aim:
 
     can_pass: bool
     need_speed: bool
-    deadline_s: float
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     keep: Callable[[Judged], None] = lambda _: None

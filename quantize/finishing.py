@@ -189,6 +189,7 @@ def keep_best(best: Judged, bench: Workbench, folder: Path) -> None:
 
 def _recipe(best: Judged, bench: Workbench, calibration_sha256: str) -> str:
     facts = {"fp32_sha256": bench.fp32.sha256, "calibration_sha256": calibration_sha256}
+    facts["served_by"] = best.runtime
     marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
     seen = seen_ranges(bench.calibration, bench.anchors)
     return to_toml(best.trial.quantized.recipe, marks, facts, seen)

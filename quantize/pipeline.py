@@ -48,7 +48,7 @@ from quantize.proof.debian import require_packages
 from quantize.proof.proving import prove_model
 from quantize.quantizers import find_engines
 from quantize.recipe import fingerprints
-from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe
+from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe, serving_fp32
 from quantize.report import Data, Report
 from quantize.rows import RowStore
 from quantize.search import search
@@ -178,8 +178,7 @@ class _Run:
                 timing = time_models(
                     bench,
                     found.best.trial.quantized.model,
-                    found.fp32_ms,
-                    found.best.trial.latency_ms,
+                    *self.runtimes_to_time(bench, found),
                     self.effort(),
                     self.progress.step,
                 )
@@ -286,6 +285,7 @@ class _Run:
             journal=self.journal,
             engines=self.engines,
             rounding=self.job.effort.rounding,
+            deadline_s=perf_counter() + self.job.effort.budget_s,
         )
 
     def _statistics(self, fp32: Model, tensors: tuple[str, ...], samples: Samples) -> Calibration:
@@ -359,7 +359,6 @@ class _Run:
         aim = Aim(
             can_pass=itself.outcome == "pass",
             need_speed=self.job.limits.need_speed,
-            deadline_s=perf_counter() + self.job.effort.budget_s,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
             keep=partial(self._keep, bench),
@@ -381,6 +380,14 @@ class _Run:
         hurried = replace(effort, rounds=min(effort.rounds, _HURRIED_ROUNDS))
         return hurried if self.interrupt.asked else effort
 
+    def runtimes_to_time(self, bench: Workbench, found: Found) -> tuple[list[str], list[str]]:
+        """Those of FP32, the fastest of the quick look first, and those of INT8."""
+        assert found.best is not None
+        if self.replay is None:
+            fp32_ms, int8_ms = found.fp32_ms, found.best.trial.latency_ms
+            return sorted(fp32_ms, key=fp32_ms.__getitem__), list(int8_ms)
+        return serving_fp32(bench), [found.best.runtime]
+
     def _is_throughput(self) -> bool:
         return self.job.limits.objective == "throughput"
 
@@ -398,7 +405,8 @@ class _Run:
             )
         best, native = found.best, list[Evaluation]()
         served, quantized = [best], best.trial.quantized
-        for runtime in sorted(best.trial.latency_ms, key=lambda r: r != best.runtime):
+        others = [r for r in best.trial.latency_ms if r != best.runtime]
+        for runtime in (best.runtime, *others):
             judged = best
             if runtime != best.runtime or best.evaluation.count < judging.baseline.count:
                 if (outcome := judging(quantized, runtime, whole=True)) is None:

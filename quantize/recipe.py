@@ -95,6 +95,11 @@ class Recipe:
             )
 
     @property
+    def is_static(self) -> bool:
+        """Whether any layer reads integers of a range that calibration found."""
+        return "static" in self.modes.values()
+
+    @property
     def name(self) -> str:
         """`static 37, dynamic 2, float 4; mse ranges; portable`."""
         kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]
@@ -243,6 +248,11 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
         engine=raw["engine"],
         strengths={n: float(strengths[mark]) for n, mark in marks.items() if mark in strengths},
     )
+
+
+def served_by(text: str, recipe: Recipe) -> str:
+    """The runtime that served the model of a recipe; older ones do not say, but what it fits."""
+    return str(tomllib.loads(text).get("made", {}).get("served_by", recipe.fused_for))
 
 
 def _check_types(raw: Mapping[str, Any], where: str) -> None:

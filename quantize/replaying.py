@@ -6,8 +6,8 @@ from pathlib import Path
 from bench.errors import UnsupportedError, UsageError
 from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
-from quantize.recipe import Recipe, from_toml
-from quantize.trials import Workbench, attempt, time_quickly
+from quantize.recipe import Recipe, from_toml, served_by
+from quantize.trials import MOST_DB, Workbench, attempt, may_serve, serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,14 @@ class Replay:
         recipe: What it decides.
         seen: The ranges it was found with, by fingerprint.
         marks: Fingerprint by anchor name.
+        served_by: The runtime that served the model it comes from.
     """
 
     path: Path
     recipe: Recipe
     seen: Seen
     marks: dict[str, str]
+    served_by: str
 
 
 def recipe_text(path: Path) -> str:
@@ -49,7 +51,7 @@ def fitted(path: Path, marks: dict[str, str]) -> Replay:
     """
     text = recipe_text(path)
     recipe = from_toml(text, marks, str(path))
-    return Replay(path, recipe, read_seen(text, str(path)), marks)
+    return Replay(path, recipe, read_seen(text, str(path)), marks, served_by(text, recipe))
 
 
 def drift_of(replay: Replay, bench: Workbench) -> tuple[Drift, ...]:
@@ -57,21 +59,40 @@ def drift_of(replay: Replay, bench: Workbench) -> tuple[Drift, ...]:
     return drift(replay.seen, seen_ranges(bench.calibration, bench.anchors), replay.marks)
 
 
+def serving_fp32(bench: Workbench) -> list[str]:
+    """The runtimes that take FP32.
+
+    Raises:
+        UnsupportedError: None does.
+    """
+    found = [r for r in bench.runtimes if serves(r, bench.fp32, bench, MOST_DB)]
+    if not found:
+        raise UnsupportedError(
+            f"none of {', '.join(bench.runtimes)} takes the FP32 model. Allow another --runtime."
+        )
+    return found
+
+
 def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:
-    """Make and judge the one candidate.
+    """Make and judge the one candidate, in the runtime that served the model of the recipe.
+
+    Nothing is timed: the benchmark that ends the run does that.
 
     Raises:
         UnsupportedError: No runtime opens it.
         KeyboardInterrupt: A person asked for the end before there was a verdict.
     """
-    timed, fp32_ms = time_quickly(bench, [attempt(bench, replay.recipe, "recipe")])
-    runtime = timed[0].fastest
+    trial = attempt(bench, replay.recipe, "recipe")
+    model = trial.quantized.model
+    fitting = [r for r in bench.runtimes if may_serve(r, replay.recipe)]
+    runtimes = sorted(fitting, key=lambda r: r != replay.served_by)
+    runtime = next((r for r in runtimes if serves(r, model, bench, trial.noise_db)), None)
     if runtime is None:
         raise UnsupportedError(
             f"recipe {replay.path}: its model opens in none of {', '.join(bench.runtimes)}. Allow "
             "another --runtime."
         )
-    if (outcome := judge(timed[0].quantized, runtime)) is None:
+    if (outcome := judge(trial.quantized, runtime)) is None:
         raise KeyboardInterrupt
-    judged = Judged(timed[0], runtime, *outcome)
-    return Found(judged, (judged,), timed, fp32_ms, "the recipe was replayed")
+    judged = Judged(trial, runtime, *outcome)
+    return Found(judged, (judged,), (trial,), {}, "the recipe was replayed")

@@ -59,7 +59,7 @@ def search(bench: Workbench, judge: Judge, targets: Sequence[str], aim: Aim) -> 
         bench: What all candidates share.
         judge: Evaluates a candidate.
         targets: Names of targets, the preferred one first.
-        aim: What for, and for how long.
+        aim: What for.
     """
     return _Search(bench, judge, aim).run(targets)
 
@@ -108,6 +108,8 @@ class _Search:
         chosen: Recipe | None = None
         bench = self.bench
         for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines).items():
+            if trials and (bench.late or self.aim.stopped()):
+                break
             if plan.engine != "native" or chosen is None or "static" not in chosen.modes.values():
                 trial = best_variant(self.bench, plan, name)
             else:
@@ -122,7 +124,7 @@ class _Search:
     def _where_it_pays(self, trials: Sequence[Trial], target: str) -> list[Trial]:
         """Per runtime: its first static candidate without the layers that gain nothing in it."""
         made: list[Trial] = []
-        for runtime in self.bench.runtimes if self.need_speed else ():
+        for runtime in self.bench.runtimes if self.need_speed and not self.bench.late else ():
             fitting = [
                 t
                 for t in trials
@@ -160,7 +162,7 @@ class _Search:
     def _look_closer(self, ready: list[Trial]) -> list[Trial]:
         """The same, the fastest first, after a longer look at those that one look cannot tell."""
         near = [t for t in ready if self._ms(t) < _NEAR * self._ms(ready[0])]
-        if not self.need_speed or len(near) < 2 or self._spent():
+        if not self.need_speed or len(near) < 2 or self.bench.late or self._spent():
             return ready
         self.trials = [t for t in self.trials if t not in near]
         again = self._timed(near, rounds=3)
@@ -234,12 +236,12 @@ class _Search:
         if self._settled() or count <= 0:
             return ""
         seconds = max(j.evaluation.seconds for j in self.judged) * count
-        seconds = max(min(seconds, self.aim.deadline_s - perf_counter()), 0.0)
+        seconds = max(min(seconds, self.bench.deadline_s - perf_counter()), 0.0)
         return f"; at most {count} more, {_duration(seconds)} of evaluation"
 
     def _spent(self) -> bool:
         """Whether evaluations or time are used up; the first evaluation is always made."""
-        late = bool(self.judged) and perf_counter() > self.aim.deadline_s
+        late = bool(self.judged) and self.bench.late
         return late or self.aim.stopped() or len(self.judged) >= self.allowed
 
     def _settled(self) -> bool:
@@ -261,7 +263,7 @@ class _Search:
             self.say(f"{base.name}: looking for the layers that cost accuracy")
             # Half of what is left, so that there is time to use the answer.
             now = perf_counter()
-            half = now + (self.aim.deadline_s - now) / 2
+            half = now + (self.bench.deadline_s - now) / 2
             groups = fusion_groups(self.bench, base.quantized.recipe)
             alone = single_noise(self.bench, base, groups, partial(self._late, half))
             floats = self._bisect(base, alone)

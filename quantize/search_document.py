@@ -99,7 +99,8 @@ def _tried(report: Report, metric: str) -> Table:
             t.coverage,
             f"{t.noise_db:.1f}",
             f"{t.predicted_db:.1f}" if t.predicted_db is not None else "–",
-            ", ".join(f"{r} {ms:.3g}" for r, ms in t.latency_ms.items()) or "does not run",
+            ", ".join(f"{r} {ms:.3g}" for r, ms in t.latency_ms.items())
+            or ("–" if t.samples else "does not run"),
             size_text(t.size_bytes),
             _score(t, report),
             f"{t.samples:,}" if t.samples else "–",

@@ -81,7 +81,7 @@ def even_out(
         front of products whose input others read as well.
     """
     groups = find_groups(ir.load(bench.fp32.path), bench.anchors)
-    if not groups or not _is_noisy(bench, target):
+    if not groups or not _is_noisy(bench, target) or bench.late:
         return bench
     try:
         captured = capture(bench, groups, samples, states)
@@ -103,6 +103,8 @@ def _choose(
     strengths: dict[str, float] = {}
     factors: dict[str, Factors] = {}
     for group in groups:
+        if given is None and bench.late:
+            break
         if all(tensor in captured for tensor, _ in group.reads):
             found = given[group.name] if given else _strength(group, captured, weights)
             if found is not None:

@@ -32,31 +32,28 @@ class Timing:
 def time_models(
     bench: Workbench,
     int8: Model,
-    fp32_ms: dict[str, float],
-    int8_ms: dict[str, float],
+    fp32_in: Sequence[str],
+    int8_in: Sequence[str],
     effort: Effort,
     step: Callable[[int, int], None],
 ) -> Timing:
-    """Time FP32 and INT8 in every runtime that takes them.
+    """Time FP32 and INT8 in the runtimes that shall run them.
 
     Args:
         bench: FP32, feeds and threads.
         int8: The chosen model.
-        fp32_ms: Quick medians of FP32 by runtime.
-        int8_ms: The same of INT8.
-        effort: Rounds and seconds; as many rounds again if the first ones disagree.
+        fp32_in: Runtimes of FP32; the first one is its own control.
+        int8_in: Those of INT8.
+        effort: Rounds and seconds; as many rounds again if the first ones tell nothing.
         step: Told processes done and in all.
     """
     variants = [
         Variant(f"{kind} {runtime}", model, runtime, "cpu", bench.threads, bench.batch)
-        for kind, model, known in (("FP32", bench.fp32, fp32_ms), ("INT8", int8, int8_ms))
-        for runtime in bench.runtimes
-        if runtime in known
+        for kind, model, runtimes in (("FP32", bench.fp32, fp32_in), ("INT8", int8, int8_in))
+        for runtime in runtimes
     ]
-    # The fastest FP32 comes first: it is the one to beat, and its own control.
-    variants.sort(key=lambda v: (v.model is int8, fp32_ms.get(v.runtime, 0.0)))
     *timed, control = _measure(variants, bench, effort, step, seed=0)
-    if _noisy(timed):
+    if _is_open(timed, int8):
         more = _measure(variants, bench, effort, step, seed=1)
         *timed, control = (
             replace(a, rounds=a.rounds + b.rounds)
@@ -98,9 +95,16 @@ def _pairs(timed: Sequence[Latency], int8: Model) -> list[tuple[Latency, Latency
     ]
 
 
-def _noisy(timed: Sequence[Latency]) -> bool:
-    """Whether a variant's rounds disagree so much that as many more are worth their time."""
-    return any(
-        max(r.median_ns for r in x.rounds) > _DISAGREE * min(r.median_ns for r in x.rounds)
-        for x in timed
-    )
+def _is_open(timed: Sequence[Latency], int8: Model) -> bool:
+    """Whether rounds disagree so much that as many more are worth their time.
+
+    Not where every round of one INT8 variant is faster than every one of FP32: more rounds would
+    not make it the slower one.
+    """
+    rounds = [[r.median_ns for r in x.rounds] for x in timed]
+    disagree = any(max(x) > _DISAGREE * min(x) for x in rounds)
+    fp32 = [
+        ns for x, t in zip(rounds, timed, strict=True) if t.variant.model is not int8 for ns in x
+    ]
+    slowest = min(max(x) for x, t in zip(rounds, timed, strict=True) if t.variant.model is int8)
+    return disagree and slowest >= min(fp32)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import InputError, UnsupportedError
-from bench.latency import Variant, measure
+from bench.latency import Variant, glance
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, Mode
@@ -25,9 +25,11 @@ from quantize.recipe import Engine, Recipe
 
 logger = logging.getLogger(__name__)
 
-_QUICK_S = 0.4
+_QUICK_S = 0.2
 # Noise is an average over samples, so a few tell as much as many.
 PROBES = 8
+# What an output without noise counts as.
+MOST_DB = 200.0
 # Tried in this order; what is left out of it was never best where these were not.
 RANGE_CHOICES = ("mse", "minmax", "percentile")
 # Above this, ranges per tensor and learned rounding have little to mend.
@@ -75,6 +77,7 @@ class Workbench:
         engines: What quantizes.
         starts: The same function with evened-out channels, from `quantize.smoothing`.
         rounding: "nearest", "learned", or "auto": learned where outputs are noisy.
+        deadline_s: Of the search, by `time.perf_counter`.
     """
 
     fp32: Model
@@ -90,6 +93,12 @@ class Workbench:
     engines: tuple[Engine, ...] = ("native",)
     starts: tuple[Start, ...] = ()
     rounding: str = "auto"
+    deadline_s: float = float("inf")
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is used up; what was begun is finished, and nothing more begun."""
+        return perf_counter() > self.deadline_s
 
     def key(self, **more: Any) -> dict[str, Any]:
         """What names an entry of the journal: model, calibration samples, and `more`."""
@@ -196,9 +205,9 @@ def noise_shares(reference: Sequence[Feeds], found: Sequence[Feeds]) -> dict[str
 
 
 def to_db(shares: dict[str, float]) -> float:
-    """Signal to noise in dB, mean over outputs; at most 200."""
-    values = [min(-10 * np.log10(max(s, 1e-20)), 200.0) for s in shares.values()]
-    return float(np.mean(values)) if values else 200.0
+    """Signal to noise in dB, mean over outputs; at most `MOST_DB`."""
+    values = [min(-10 * np.log10(max(s, 1e-20)), MOST_DB) for s in shares.values()]
+    return float(np.mean(values)) if values else MOST_DB
 
 
 def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
@@ -248,17 +257,17 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     """
     if plan.engine != "native":
         return attempt_or_none(bench, plan, name)
-    static = any(m == "static" for m in plan.modes.values())
+    static = plan.is_static
     best: Trial | None = None
     for strengths in ({}, *(s.strengths for s in bench.starts if not s.muls)):
         for ranges in RANGE_CHOICES if static else RANGE_CHOICES[:1]:
             recipe = replace(plan, ranges=ranges, correct_bias=True, strengths=strengths)
-            best = _quieter(best, attempt_or_none(bench, recipe, name))
-    if best is None:
-        return None
+            best = _improved(bench, best, recipe, name)
+    if best is None or bench.late:
+        return best
     best = _by_tensor(bench, best, plan.modes) if static and best.noise_db < _QUIET_DB else best
     recipe = replace(best.quantized.recipe, modes=plan.modes, correct_bias=False)
-    best = _quieter(best, attempt_or_none(bench, recipe, name)) or best
+    best = _improved(bench, best, recipe, name) or best
     return _learned(bench, best, plan.modes)
 
 
@@ -270,14 +279,21 @@ def _by_tensor(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
     if not methods:
         return trial
     recipe = replace(recipe, ranges_by_tensor=methods)
-    return _quieter(trial, attempt_or_none(bench, recipe, trial.name)) or trial
+    return _improved(bench, trial, recipe, trial.name) or trial
+
+
+def _improved(bench: Workbench, best: Trial | None, recipe: Recipe, name: str) -> Trial | None:
+    """The best so far, or another candidate with less noise; once it is late, the best so far."""
+    if best is not None and bench.late:
+        return best
+    return _quieter(best, attempt_or_none(bench, recipe, name))
 
 
 def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
     """The candidate with learned rounding where that was asked for, or may help, and helps."""
     if bench.rounding == "learned" or (bench.rounding == "auto" and trial.noise_db < _QUIET_DB):
         recipe = replace(trial.quantized.recipe, modes=modes, rounding="learned")
-        return _quieter(trial, attempt_or_none(bench, recipe, trial.name)) or trial
+        return _improved(bench, trial, recipe, trial.name) or trial
     return trial
 
 
@@ -294,15 +310,17 @@ def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:
     chosen: tuple[str, ...] = RANGE_CHOICES
     for start in (s for s in bench.starts if s.muls):
         for trial in (t for t in trials if t.quantized.recipe.engine == "native"):
+            if bench.late:
+                return found
             name, recipe = f"{trial.name}, smoothed", trial.quantized.recipe
             recipe = replace(recipe, ranges_by_tensor={})
             like = replace(recipe, strengths=start.strengths, rounding="nearest")
             best: Trial | None = None
-            for ranges in chosen if "static" in recipe.modes.values() else chosen[:1]:
-                best = _quieter(best, attempt_or_none(bench, replace(like, ranges=ranges), name))
+            for ranges in chosen if recipe.is_static else chosen[:1]:
+                best = _improved(bench, best, replace(like, ranges=ranges), name)
             if best is None:
                 continue
-            if "static" in recipe.modes.values():
+            if recipe.is_static:
                 chosen = (best.quantized.recipe.ranges,)
             if recipe.rounding == "learned":
                 best = _learned(bench, best, recipe.modes)
@@ -334,12 +352,12 @@ def attempt_or_none(bench: Workbench, recipe: Recipe, name: str) -> Trial | None
 def time_quickly(
     bench: Workbench, trials: Sequence[Trial], *, rounds: int = 1
 ) -> tuple[tuple[Trial, ...], dict[str, float]]:
-    """Medians of short processes, one or more per candidate and runtime; FP32's come second.
+    """Medians of one or more short rounds per candidate and runtime; FP32's come second.
 
     Raises:
         UnsupportedError: No runtime takes FP32.
     """
-    rows = [(m.sha256, only) for _, m, only in _models(bench, trials)]
+    rows = [m.sha256 for _, m in _models(bench, trials)]
     key = bench.key(models=rows, runtimes=bench.runtimes, threads=bench.threads, rounds=rounds)
     times = bench.journal.remember(Quick, "quick", key, lambda: _quick(bench, trials, rounds)).ms
     timed = tuple(replace(t, latency_ms=dict(ms)) for t, ms in zip(trials, times[1:], strict=True))
@@ -349,9 +367,11 @@ def time_quickly(
 def _quick(bench: Workbench, trials: Sequence[Trial], rounds: int) -> Quick:
     variants = []
     for runtime in bench.runtimes:
-        for label, model, fused_for in _models(bench, trials):
-            wanted = 200.0 if label == "fp32" else trials[int(label)].noise_db
-            if fused_for not in (None, runtime) or not _serves(runtime, model, bench, wanted):
+        for label, model in _models(bench, trials):
+            wanted = MOST_DB if label == "fp32" else trials[int(label)].noise_db
+            if label != "fp32" and not may_serve(runtime, trials[int(label)].quantized.recipe):
+                continue
+            if not serves(runtime, model, bench, wanted):
                 continue
             name = f"{label} {runtime}"
             variants.append(Variant(name, model, runtime, "cpu", bench.threads, bench.batch))
@@ -359,27 +379,26 @@ def _quick(bench: Workbench, trials: Sequence[Trial], rounds: int) -> Quick:
         raise UnsupportedError(
             f"none of {', '.join(bench.runtimes)} takes the FP32 model. Allow another --runtime."
         )
-    found = measure(variants, bench.probes[:4], rounds=rounds, seconds_per_round=_QUICK_S)
-    by_name = {x.variant.name: x.median_ms for x in found}
+    ms = glance(variants, bench.probes[:4], rounds=rounds, seconds=_QUICK_S)
     return Quick(
         tuple(
-            {r: by_name[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in by_name}
-            for label, _, _ in _models(bench, trials)
+            {r: ms[f"{label} {r}"] for r in bench.runtimes if f"{label} {r}" in ms}
+            for label, _ in _models(bench, trials)
         )
     )
 
 
-def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model, str | None]]:
-    """Label, file and the only runtime it was fused for; None: try it in all."""
-    rows: list[tuple[str, Model, str | None]] = [("fp32", bench.fp32, None)]
-    for i, trial in enumerate(trials):
-        recipe = trial.quantized.recipe
-        only = recipe.fused_for if "static" in recipe.modes.values() else None
-        rows.append((str(i), trial.quantized.model, "openvino" if only == "openvino" else None))
-    return rows
+def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model]]:
+    """Label and file of everything that is timed together."""
+    return [("fp32", bench.fp32), *((str(i), t.quantized.model) for i, t in enumerate(trials))]
 
 
-def _serves(runtime: str, model: Model, bench: Workbench, noise_db: float) -> bool:
+def may_serve(runtime: str, recipe: Recipe) -> bool:
+    """Whether a model is worth a try in a runtime: pairs for OpenVINO only cost time elsewhere."""
+    return runtime == "openvino" or recipe.fused_for != "openvino" or not recipe.is_static
+
+
+def serves(runtime: str, model: Model, bench: Workbench, noise_db: float) -> bool:
     """Whether a runtime takes the file (contrib operators are onnxruntime's own) and computes it.
 
     Candidates are judged with one thread per sample and served with more. OpenVINO 2026.4 has INT8

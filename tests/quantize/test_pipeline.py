@@ -16,7 +16,7 @@ from bench.errors import UnfitError, UnsupportedError, UsageError
 from bench.render import render
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
-from quantize import finishing, judging, pipeline, ranking, starting, timing, trials
+from quantize import finishing, judging, pipeline, ranking, replaying, starting, timing, trials
 from quantize.candidates import Judged
 from quantize.data import Samples
 from quantize.document import document
@@ -66,8 +66,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     made = Stopwatch()
-    for module in (trials, timing):
-        monkeypatch.setattr(module, "measure", made)
+    monkeypatch.setattr(trials, "glance", made.glance)
+    monkeypatch.setattr(timing, "measure", made)
     return made
 
 
@@ -213,7 +213,7 @@ POINTS = {
         ("pipeline", "evaluate"),
         ("pipeline", "calibrate"),
         ("judging", "evaluate"),
-        ("trials", "measure"),
+        ("trials", "glance"),
     ),
 }
 
@@ -335,10 +335,10 @@ def test_a_recipe_that_no_runtime_takes_is_unsupported(
     run(job, staging, Silent())
     again = tmp_path / "again"
     again.mkdir()
-    real = trials._serves
+    real = trials.serves
     monkeypatch.setattr(
-        trials,
-        "_serves",
+        replaying,
+        "serves",
         lambda r, m, *rest: not m.path.name.startswith("trial") and real(r, m, *rest),
     )
     replay = replace(job.effort, recipe=staging / "recipe.toml")
@@ -396,24 +396,55 @@ def test_a_recipe_of_another_graph_is_refused_before_anything_is_calibrated(
 
 
 def test_a_replay_evaluates_once_and_says_how_ranges_moved(
-    job: Job, staging: Path, tmp_path: Path, stopwatch: Stopwatch
+    job: Job,
+    staging: Path,
+    tmp_path: Path,
+    stopwatch: Stopwatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = run(job, staging, Silent())
     assert first.drift == ()
     classifier.network(tmp_path / "retrained.onnx", seed=5)
     (tmp_path / "again").mkdir()
+    stopwatch.measured.clear()
+    evaluated: list[str] = []
+    real = judging.evaluate
+
+    def evaluate(model: Any, *rest: Any, **options: Any) -> Any:
+        evaluated.append(model.path.name)
+        return real(model, *rest, **options)
+
+    monkeypatch.setattr(judging, "evaluate", evaluate)
     retrained = replace(
         job,
         model=ModelSpec(str(tmp_path / "retrained.onnx")),
         effort=replace(job.effort, recipe=staging / "recipe.toml"),
     )
     report = run(retrained, tmp_path / "again", Silent())
-    assert len(report.trials) == 1
+    assert len(report.trials) == len(evaluated) == len(stopwatch.measured) == 1
     assert {d.name for d in report.drift} == {"first", "second", "head"}
     assert any(n.startswith("ranges against those of the recipe: ") for n in report.notes)
     # The images are the same ones.
     (image,) = (d for d in report.drift if d.name == "first")
     assert image.factor == 1.0
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_replay_serves_in_the_runtime_of_its_recipe(
+    job: Job, staging: Path, tmp_path: Path, runtime: str
+) -> None:
+    pytest.importorskip("openvino")
+    run(job, staging, Silent())
+    recipe = staging / "recipe.toml"
+    text = recipe.read_text(encoding="utf-8")
+    assert '"served_by" = "onnxruntime"' in text
+    recipe.write_text(text.replace('"served_by" = "onnxruntime"', f'"served_by" = "{runtime}"'))
+    (tmp_path / "again").mkdir()
+    effort = replace(job.effort, recipe=recipe, runtimes=("onnxruntime", "openvino"))
+    report = run(replace(job, effort=effort), tmp_path / "again", Silent())
+    assert report.served_by == runtime
+    timed = [x.variant.name for x in report.latencies]
+    assert timed == ["FP32 onnxruntime", "FP32 openvino", f"INT8 {runtime}"]
 
 
 # --- objectives ---
@@ -471,7 +502,7 @@ def test_states_hang_together_and_are_run_to_the_end(job: Job, staging: Path) ->
 
 
 @pytest.mark.parametrize(("spread", "rounds"), [(0.05, 2), (0.4, 4)])
-def test_rounds_that_disagree_are_measured_again(
+def test_rounds_that_disagree_and_tell_nothing_are_measured_again(
     job: Job, staging: Path, stopwatch: Stopwatch, spread: float, rounds: int
 ) -> None:
     stopwatch.spread = spread
@@ -479,6 +510,14 @@ def test_rounds_that_disagree_are_measured_again(
     assert [len(x.rounds) for x in report.latencies] == [rounds, rounds]
     names = ["FP32 onnxruntime", "INT8 onnxruntime", "FP32 onnxruntime (control)"]
     assert [m for m in stopwatch.measured if m == names] == [names] * (rounds // 2)
+
+
+def test_rounds_that_disagree_but_never_overlap_are_enough(
+    job: Job, staging: Path, stopwatch: Stopwatch
+) -> None:
+    stopwatch.spread, stopwatch.speedup = 0.4, 4.0
+    report = run(job, staging, Silent())
+    assert [len(x.rounds) for x in report.latencies] == [2, 2]
 
 
 # --- arithmetic ---

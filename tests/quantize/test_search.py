@@ -184,11 +184,11 @@ class World:
             self.runtimes,
             1,
             Path(),
+            deadline_s=deadline_s,
         )
         aim = Aim(
             can_pass=not self.few,
             need_speed=need_speed,
-            deadline_s=deadline_s,
             say=self.lines.append,
             stopped=lambda: self.stopped(),
             keep=self.kept.append,
@@ -554,6 +554,7 @@ def test_after_the_deadline_one_evaluation_is_made_and_no_more(world: Build) -> 
     found = w.search("portable", "vnni", deadline_s=perf_counter() - 1)
     assert len(w.judged) == 1
     assert w.rankings == 0
+    assert len(w.made) == 1
     assert found.best is not None
     assert not any(r.target == "vnni" for r in w.made)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from quantize.ranking import fusion_groups, paying, single_noise
 from quantize.recipe import Recipe
 from quantize.trials import (
     RANGE_CHOICES,
+    Start,
     Trial,
     Workbench,
     attempt,
@@ -32,6 +34,7 @@ from quantize.trials import (
     best_variant,
     noise_shares,
     run_probes,
+    smoothed,
     time_quickly,
     to_db,
 )
@@ -247,13 +250,35 @@ def test_the_native_engine_tells_which_layers_of_another_are_delicate(
     assert set(asked) == {"native"}
 
 
+def test_once_it_is_late_the_first_candidate_is_all(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Recipe] = []
+
+    def once(bench: Workbench, recipe: Recipe, name: str) -> Trial | None:
+        made.append(recipe)
+        return attempt(bench, recipe, name)
+
+    monkeypatch.setattr(trials, "attempt_or_none", once)
+    late = replace(bench, deadline_s=perf_counter() - 1)
+    best = best_variant(late, recipe(ranges="mse"), "static")
+    assert best is not None
+    assert len(made) == 1
+    assert best.quantized.model.path.is_file()
+    muls = replace(
+        late, starts=(Start({"x": 0.5}, 1, bench.fp32, bench.anchors, bench.calibration),)
+    )
+    assert smoothed(muls, [best]) == []
+    assert len(made) == 1
+
+
 # --- time ---
 
 
 @pytest.fixture
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     made = Stopwatch(speedup=4.0)
-    monkeypatch.setattr(trials, "measure", made)
+    monkeypatch.setattr(trials, "glance", made.glance)
     return made
 
 
@@ -278,7 +303,7 @@ def test_a_file_is_timed_only_where_it_belongs_and_opens(
         attempt(bench, recipe(dynamic), "contrib"),
     ]
     closed = ("openvino", made[2].quantized.model.path)
-    monkeypatch.setattr(trials, "_serves", lambda r, m, *_: (r, m.path) != closed)
+    monkeypatch.setattr(trials, "serves", lambda r, m, *_: (r, m.path) != closed)
     timed, fp32_ms = time_quickly(both, made)
     assert [set(t.latency_ms) for t in timed] == [
         {"onnxruntime", "openvino"},
@@ -292,7 +317,7 @@ def test_where_no_runtime_takes_fp32_it_is_unsupported(
     bench: Workbench, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [attempt(bench, recipe(), "a")]
-    monkeypatch.setattr(trials, "_serves", lambda *_: False)
+    monkeypatch.setattr(trials, "serves", lambda *_: False)
     with pytest.raises(UnsupportedError, match="onnxruntime"):
         time_quickly(bench, made)
 
@@ -301,8 +326,8 @@ def test_contrib_operators_open_in_their_own_runtime_only(bench: Workbench) -> N
     pytest.importorskip("openvino")
     dynamic: dict[str, Mode] = {"first": "float", "second": "float", "head": "dynamic"}
     made = attempt(bench, recipe(dynamic), "dynamic").quantized.model
-    assert trials._serves("onnxruntime", made, bench, 30.0)
-    assert trials._serves("openvino", bench.fp32, bench, 200.0)
+    assert trials.serves("onnxruntime", made, bench, 30.0)
+    assert trials.serves("openvino", bench.fp32, bench, 200.0)
 
 
 # --- single layers ---
@@ -463,6 +488,6 @@ def test_a_runtime_that_computes_garbage_does_not_serve(
             pass
 
     monkeypatch.setitem(trials.RUNTIMES, "openvino", Broken())
-    assert not trials._serves("openvino", bench.fp32, bench, 30.0)
+    assert not trials.serves("openvino", bench.fp32, bench, 30.0)
     # A candidate that is noise everywhere is not the runtime's fault.
-    assert trials._serves("openvino", bench.fp32, bench, -150.0)
+    assert trials.serves("openvino", bench.fp32, bench, -150.0)
