@@ -13,6 +13,7 @@ from bench.models import Model
 from quantize.data import Samples
 from quantize.histograms import TensorStatistics
 from quantize.rows import RowStore
+from quantize.sources.seam import ModelSpec
 from quantize.watching import stream, tensor_groups
 
 
@@ -28,6 +29,7 @@ class Calibration:
         source: The samples themselves, for what takes more of them than statistics.
         states: Output to input names that carry state from one to the next.
         rows: Of what FP32 feeds its layers; taken when the first candidate asks for them.
+        origin: The trained model as the user named it, for what quantizes that and not its graph.
     """
 
     tensors: dict[str, TensorStatistics]
@@ -37,6 +39,7 @@ class Calibration:
     source: Samples | None = None
     states: Mapping[str, str] = field(default_factory=dict)
     rows: RowStore | None = None
+    origin: ModelSpec | None = None
 
     def magnitudes(self) -> dict[str, float]:
         """Largest absolute value of every tensor that can be quantized."""

@@ -311,7 +311,7 @@ class _Run:
         )
         # The journal keeps what was learned, not the samples; an engine may want to see them.
         rows = RowStore(fp32, samples, states, self.threads, self.scratch)
-        return replace(found, source=samples, states=states, rows=rows)
+        return replace(found, source=samples, states=states, rows=rows, origin=self.job.model)
 
     def _held(self, total: int) -> tuple[list[int], list[int]]:
         return held_out(total, PROBES, ordered=bool(self.job.data.states))

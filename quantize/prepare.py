@@ -83,7 +83,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
         ) from e
     model = _fold(raw, model, notes)
     notes += rewrite(model)
-    model = _tidy(model)
+    model = tidy(model)
     refuse_nonfinite(model, shown)
     save(model, out)
     for leftover in out.parent.glob(f"{out.stem}.raw*"):
@@ -98,7 +98,7 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     _refuse_quantized(model, shown)
     _refuse_damaged(model, shown)
     _widen_half(model, notes)
-    model = _tidy(model)
+    model = tidy(model)
     # Here already, since folding renames weights and spreads what is in them.
     refuse_nonfinite(model, shown)
     return model
@@ -180,7 +180,7 @@ def _root(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _tidy(model: ir.Model) -> ir.Model:
+def tidy(model: ir.Model) -> ir.Model:
     """Lift Constant nodes, drop what is unused, give everything a unique name."""
     for domain_pass in (
         passes.RemoveInitializersFromInputsPass(),

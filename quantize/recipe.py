@@ -21,7 +21,7 @@ from quantize.ranges import RANGE_METHODS
 from quantize.targets import TARGETS
 
 SCHEMA = 1
-Engine: TypeAlias = Literal["native", "nncf"]
+Engine: TypeAlias = Literal["native", "nncf", "inc"]
 Rounding: TypeAlias = Literal["nearest", "learned"]
 _KEYS = {
     "schema": int,
@@ -53,7 +53,7 @@ class Recipe:
         modes: "static", "dynamic" or "float" by anchor name.
         ranges_by_tensor: Methods of single tensors that differ from `ranges`, by name of the first
             anchor that reads it.
-        engine: What quantizes; "nncf" chooses ranges by itself.
+        engine: What quantizes; others than "native" choose ranges by themselves.
         strengths: How far the channels of a tensor are evened out before, 0..1, by name of the
             first anchor that reads it; see `quantize.smoothing`.
         rounding: Of weights; "learned" is kept in the layers where it helps.

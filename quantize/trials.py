@@ -255,6 +255,9 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     Returns:
         None where nothing can be quantized this way.
     """
+    if bench.engines == (plan.engine,) != ("native",):
+        # There is nothing else to offer, so what it says is the answer.
+        return attempt(bench, plan, name)
     if plan.engine != "native":
         return attempt_or_none(bench, plan, name)
     static = plan.is_static

@@ -78,7 +78,7 @@ def quantize(
     ] = "",
     threads: Annotated[int, typer.Option(min=0, help="0: all that are granted.")] = 0,
     engine: Annotated[
-        str, typer.Option(help="native, nncf, or both with a comma: the best model is taken.")
+        str, typer.Option(help="native, nncf, inc, or several: the best model is taken.")
     ] = "native",
     rounding: Annotated[
         str,

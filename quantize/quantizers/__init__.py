@@ -20,7 +20,7 @@ from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
 from quantize.placement import place
 from quantize.prepare import save
-from quantize.quantizers import native, nncf
+from quantize.quantizers import inc, native, nncf
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.tables import compress_tables
 from quantize.recipe import Engine, Recipe
@@ -153,7 +153,11 @@ def find_engines(names: Sequence[str]) -> tuple[Engine, ...]:
 QUANTIZERS: dict[Engine, Callable[[Model, tuple[Anchor, ...], Calibration, Recipe], Made]] = {
     "native": _native,
     "nncf": nncf.write,
+    "inc": inc.write,
 }
 
 # What says early that an engine's package is missing.
-REQUIREMENTS: dict[Engine, Callable[[], object]] = {"nncf": nncf.require}
+REQUIREMENTS: dict[Engine, Callable[[], object]] = {
+    "nncf": nncf.require,
+    "inc": inc.require,
+}

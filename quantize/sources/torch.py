@@ -6,9 +6,10 @@ any other has to be trusted explicitly.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from quantize.data import Samples
 from quantize.plugins import blame, is_function_text
 from quantize.sources.parity import check_parity
 from quantize.sources.seam import ModelSpec
-from quantize.sources.torch_export import export, export_program, fix_batch
+from quantize.sources.torch_export import example_of, export, export_program, fix_batch, flat
 from quantize.sources.torch_program import (
     Program,
     import_torch,
@@ -65,6 +66,65 @@ def convert(spec: ModelSpec, samples: Samples | None, out: Path) -> Model:
     known = iter(outputs)
     check_parity(lambda _: next(known), out, feeds)
     return read_model(out)
+
+
+class Change(Protocol):
+    """Makes another module of a module of tensors in, tensors out."""
+
+    def __call__(
+        self, module: Any, example: tuple[Any, ...], free: Any, batches: Iterator[tuple[Any, ...]]
+    ) -> Any:
+        """The changed module; it takes and returns what `module` does.
+
+        Args:
+            module: `torch.nn.Module`.
+            example: Tensors that it takes, free axes stretched.
+            free: Its free axes, as `torch.export.export` takes them; None where there are none.
+            batches: Tensors that it takes, one sample after the other.
+        """
+        ...
+
+
+def convert_changed(
+    spec: ModelSpec,
+    like: Model,
+    samples: Samples,
+    feeds: Iterable[Feeds],
+    change: Change,
+    out: Path,
+) -> None:
+    """Export what `change` makes of a module.
+
+    Args:
+        spec: The module.
+        like: Its ONNX form, whose free axes and names the file gets.
+        samples: Real ones, to export with.
+        feeds: What `change` gets to see, by input name.
+        change: Makes another module of it.
+        out: The file to write.
+
+    Raises:
+        UnsupportedError: torch cannot export the result.
+    """
+    program = replace(_open(spec, samples), inputs=like.inputs)
+    torch = import_torch()
+    few = _samples_for(program, samples)
+    run = _reference(program, spec)
+    outputs = [run(f) for f in few]
+    order = [s.name for s in program.inputs]
+    example = example_of(program.inputs, few)
+    free = tuple(
+        {a: torch.export.Dim.AUTO for a, d in enumerate(s.shape or ()) if not isinstance(d, int)}
+        for s in program.inputs
+    )
+    changed = change(
+        flat(program, torch),
+        tuple(torch.tensor(example[n]) for n in order),
+        (free,) if any(free) else None,
+        (tuple(torch.tensor(f[n]) for n in order) for f in feeds),
+    )
+    changed = replace(program, module=changed, arrange=lambda tensors: (tuple(tensors), {}))
+    export(changed, few, outputs, out)
 
 
 def write_program(spec: ModelSpec, samples: Samples | None, out: Path) -> None:

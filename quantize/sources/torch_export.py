@@ -34,7 +34,7 @@ def export(program: Program, feeds: Sequence[Feeds], outputs: Sequence[Feeds], o
         UnsupportedError: torch cannot export it either way.
     """
     try:
-        _write(program, _example(program.inputs, feeds), outputs, out)
+        _write(program, example_of(program.inputs, feeds), outputs, out)
     except Exception as e:
         # torch.export passes on whatever the model's code raises.
         fixed = fix_batch(program.inputs, feeds[0])
@@ -61,7 +61,7 @@ def export_program(
         UnsupportedError: torch cannot export it.
     """
     torch = import_torch()
-    example = _example(program.inputs, feeds)
+    example = example_of(program.inputs, feeds)
     free = tuple(
         {a: torch.export.Dim.AUTO for a, d in enumerate(s.shape or ()) if not isinstance(d, int)}
         for s in program.inputs
@@ -70,7 +70,7 @@ def export_program(
     try:
         with quiet(), torch.no_grad():
             exported = torch.export.export(
-                _flat(program, torch), arguments, dynamic_shapes=(free,) if any(free) else None
+                flat(program, torch), arguments, dynamic_shapes=(free,) if any(free) else None
             )
     except Exception as e:
         raise UnsupportedError(f"torch cannot export the model: {_reason(e)}") from e
@@ -82,7 +82,7 @@ def _write_fixed(
 ) -> None:
     fixed = program.inputs
     try:
-        _write(program, _example(fixed, feeds), outputs, out)
+        _write(program, example_of(fixed, feeds), outputs, out)
     except Exception as e:
         free = [str(s) for s in fixed if any(not isinstance(d, int) for d in s.shape or ())]
         advice = f" Fix the free axes of {', '.join(free)} with --input." if free else ""
@@ -108,7 +108,7 @@ def fix_batch(inputs: Sequence[TensorSpec], sample: Feeds) -> tuple[TensorSpec, 
     )
 
 
-def _example(inputs: Sequence[TensorSpec], feeds: Sequence[Feeds]) -> Feeds:
+def example_of(inputs: Sequence[TensorSpec], feeds: Sequence[Feeds]) -> Feeds:
     """The first sample with every free axis stretched to a size of its own, at least 2.
 
     torch.export takes an axis of size 1 for fixed, and two axes of one size for the same.
@@ -143,7 +143,7 @@ def _write(program: Program, example: Feeds, outputs: Sequence[Feeds], out: Path
     )
     with quiet():
         exported = torch.onnx.export(
-            _flat(program, torch),
+            flat(program, torch),
             tuple(torch.tensor(example[n]) for n in order),
             dynamo=True,
             verbose=False,
@@ -160,7 +160,7 @@ def _write(program: Program, example: Feeds, outputs: Sequence[Feeds], out: Path
         exported.save(str(out), external_data=size > _MAX_INLINE_BYTES)
 
 
-def _flat(program: Program, torch: Any) -> Any:
+def flat(program: Program, torch: Any) -> Any:
     """A module of tensors in, tensors out, whatever structure the user's has."""
 
     class Flat(torch.nn.Module):  # type: ignore[misc]
@@ -169,6 +169,10 @@ def _flat(program: Program, torch: Any) -> Any:
             self.module = program.module
             # Not `eval()`: a module that comes from a .pt2 file refuses to be switched.
             self.training = False
+
+        def train(self, mode: bool = True) -> Any:  # noqa: ARG002, FBT001, FBT002 - torch's own
+            # Nor does it refuse when somebody else asks.
+            return self
 
         def forward(self, *tensors: Any) -> tuple[Any, ...]:
             return tuple(t for _, t in leaves(program.call(tensors), torch))

@@ -164,7 +164,7 @@ def test_writing_signed_codes_as_unsigned_changes_no_value(tmp_path: Path) -> No
     ports: tuple[tiny.Port, tiny.Port] = (("x", FLOAT, ["n"]), ("y", FLOAT, ["n"]))
     path = tiny.save(tmp_path / "signed.onnx", nodes, [ports[0]], [ports[1]], constants)
     model = ir.load(path)
-    nncf._unsign(model)
+    pairs.unsign(model)
     out = tmp_path / "unsigned.onnx"
     ir.save(model, out)
     feeds = {"x": np.linspace(-20, 20, 999, dtype=np.float32)}
@@ -203,7 +203,7 @@ def test_a_shared_zero_point_is_copied_for_each_tensor(tmp_path: Path) -> None:
     """Written by hand: the NNCF of today names its constants apart, but does not promise to."""
     path = tiny.qdq_matmul(tmp_path / "shared.onnx", np.ones((4, 3), np.int8))
     after = ir.load(path)
-    nncf._own(after)
+    pairs.own_constants(after)
     found = [n for n in after.graph if n.op_type.endswith("Linear")]
     scales = [str(n.inputs[1].name) for n in found if n.inputs[1] is not None]
     # The pair of x keeps the one scale of before; the weights have their own now.
@@ -267,10 +267,10 @@ def test_states_are_carried_while_it_calibrates(tmp_path: Path) -> None:
     known = parts(recurrent(tmp_path / "fp32.onnx"), feeds, {"state_out": "state"})
     source = known[2].source
     assert source is not None
-    seen = list(nncf._Replay(known[0], source, {"state_out": "state"}))
+    seen = list(Replay(known[0], source, {"state_out": "state"}))
     assert [float(f["state"][0, 0]) for f in seen] == [0, 2, 6, 14, 30]
     # And again from the start: NNCF reads the samples once for each of its algorithms.
-    again = nncf._Replay(known[0], source, {"state_out": "state"})
+    again = Replay(known[0], source, {"state_out": "state"})
     assert [float(f["state"][0, 0]) for f in again] == [0, 2, 6, 14, 30]
     found = made(known)
     late: Feeds = {"x": np.ones((1, 4), np.float32), "state": np.full((1, 4), 12.0, np.float32)}

@@ -1,0 +1,334 @@
+"""Intel Neural Compressor's static quantization of the PyTorch module, as an engine.
+
+    module ─export─▶ ATen graph ─prepare─▶ observers ◀─ calibration samples ─convert─▶ Q/DQ module
+    ─torch.onnx─▶ ONNX ─▶ weights as codes, layers named as FP32's, constants apart, safe weights
+
+It works by PT2E with Inductor's quantizer for x86 (`neural_compressor.torch`), on the module that
+the FP32 file was exported from, so it needs a PyTorch source. Its defaults are kept: unsigned
+asymmetric activations, signed symmetric weights per channel, ranges by a moving average. A layer
+that stays in float gets its weights back, and reads what stood before its input was rounded.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from bench.errors import InputError, UnfitError, UnsupportedError, VnnifyError, describe_error
+from bench.models import Model
+from bench.programs import quiet
+from quantize.anchors import Anchor, integer_of
+from quantize.calibrate import Calibration
+from quantize.prepare import tidy
+from quantize.quantizers.feeding import Replay
+from quantize.quantizers.native import QuantizedLayer
+from quantize.quantizers.pairs import held, is_constant, layers_of, own_constants, unsign
+from quantize.recipe import Recipe
+from quantize.rewrites import rewrite
+from quantize.sources import torch as torch_source
+
+_KEPT = "Neural Compressor left it in float"
+_LAYERS = ("Conv", "Gemm", "MatMul")
+# What reports every step on stderr, or misses kernels for GPUs.
+_NOISY = ("neural_compressor", "torchao", "torch.utils._pytree")
+# Codes of these are all that their type holds, so that a Clip to them changes nothing.
+_CODES = (ir.DataType.INT8, ir.DataType.UINT8)
+
+
+def write(
+    source: Model, anchors: tuple[Anchor, ...], calibration: Calibration, recipe: Recipe
+) -> tuple[ir.Model, tuple[QuantizedLayer, ...]]:
+    """Quantize with Neural Compressor.
+
+    Args:
+        source: The prepared FP32 model.
+        anchors: Of its graph; those whose mode is not "static" stay in float.
+        calibration: Knows the samples, and the module that the model was exported from.
+        recipe: Modes and target. Ranges are Neural Compressor's own.
+
+    Returns:
+        The INT8 graph and one entry per anchor, in graph order.
+
+    Raises:
+        UnfitError: The package neural-compressor is missing.
+        UnsupportedError: The model is not from PyTorch, or PT2E does not take it.
+    """
+    require()
+    spec, rows = calibration.origin, calibration.rows
+    if spec is not None and not torch_source.accepts(spec.text):
+        raise UnsupportedError(
+            f"{spec.text}: --engine inc quantizes PyTorch modules, not ONNX files. Give the module "
+            "that it was exported from (file.py:factory --weights FILE, or a .pt2 file), or use "
+            "another engine."
+        )
+    if spec is None or rows is None or calibration.source is None:
+        raise InputError("--engine inc needs the module and the samples. Calibrate again.")
+    file = rows.scratch / "inc.onnx"
+    # Made once: modes and target change only what is done with it.
+    rows.once("inc", lambda: _convert(source, calibration, file))
+    model = ir.load(file)
+    _drop_clips(model)
+    partners = _partners(model, anchors, ir.load(source.path))
+    _place(model, partners, {a.name: recipe.modes.get(a.name) == "static" for a in anchors})
+    rewrite(model)
+    model = tidy(model)
+    own_constants(model)
+    unsign(model)
+    layers = layers_of(model, anchors, recipe, _KEPT)
+    if all(x.mode == "float" for x in layers):
+        raise UnsupportedError(
+            f"Neural Compressor quantized none of the {len(anchors)} layers that were asked."
+        )
+    return model, layers
+
+
+def require() -> Any:
+    """The module neural_compressor.torch.quantization.
+
+    Raises:
+        UnfitError: It is missing, or does not work with what else is installed.
+    """
+    try:
+        with quiet():
+            # The logger first: it sets its own level and its handler for stderr on import.
+            import neural_compressor.common.utils.logger
+
+            for name in _NOISY:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            import neural_compressor.torch.algorithms.pt2e_quant  # noqa: F401 - needs torchao
+            import neural_compressor.torch.quantization as package
+    except ImportError as e:
+        raise UnfitError(
+            "--engine inc needs the packages neural-compressor and torchao: "
+            f"pip install 'vnnify[inc]' ({e})"
+        ) from e
+    return package
+
+
+def _convert(source: Model, calibration: Calibration, out: Path) -> Path:
+    """Neural Compressor's program as ONNX, whatever stays in float later."""
+    spec, samples = calibration.origin, calibration.source
+    assert spec is not None
+    assert samples is not None
+    feeds = Replay(source, samples, calibration.states)
+    torch_source.convert_changed(spec, source, samples, feeds, _quantized, out)
+    return out
+
+
+def _quantized(
+    module: Any, example: tuple[Any, ...], free: Any, batches: Iterator[tuple[Any, ...]]
+) -> Any:
+    """The module with Q/DQ pairs in it.
+
+    Raises:
+        UnsupportedError: PT2E cannot take it.
+    """
+    package = require()
+    heard = _Heard()
+    log = logging.getLogger("neural_compressor")
+    handlers, log.handlers = log.handlers, [heard]
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _observed(package, module, example, free, batches)
+    except (VnnifyError, MemoryError):
+        raise
+    except Exception as e:  # torch and torchao let errors of every kind through.
+        reason = heard.last or describe_error(e)
+        raise UnsupportedError(
+            f"Neural Compressor cannot quantize this model: {reason}. Use --engine native."
+        ) from e
+    finally:
+        log.handlers = handlers
+
+
+def _observed(
+    package: Any,
+    module: Any,
+    example: tuple[Any, ...],
+    free: Any,
+    batches: Iterator[tuple[Any, ...]],
+) -> Any:
+    from neural_compressor.torch.export import export
+
+    graph = export(module, example, dynamic_shapes=free)
+    prepared = package.prepare(graph, package.get_default_static_config())
+    for tensors in batches:
+        prepared(*tensors)
+    return package.convert(prepared)
+
+
+class _Heard(logging.Handler):
+    """Keeps the last error in place of printing it; `export` tells its reason nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = " ".join(record.getMessage().split())[:300]
+
+
+def _drop_clips(model: ir.Model) -> None:
+    """Take out the Clip that torch.onnx writes after a QuantizeLinear, to the range of its type."""
+    for node in list(model.graph):
+        value = node.inputs[0] if node.op_type == "Clip" else None
+        if value is None or value.dtype not in _CODES or not all(map(is_constant, node.inputs[1:])):
+            continue
+        limits = np.iinfo(value.dtype.numpy())
+        if held(node.inputs[1]) <= limits.min and held(node.inputs[2]) >= limits.max:
+            node.outputs[0].replace_all_uses_with(value)
+            model.graph.remove(node, safe=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Constant weights as a layer of the exported program reads them.
+
+    Attributes:
+        values: float32, as in FP32.
+        scales: float32, one or one per channel; None where they are in float.
+        points: int8, as `scales`.
+        axis: Of `values` that counts channels.
+    """
+
+    values: NDArray[np.float32]
+    scales: NDArray[np.float32] | None = None
+    points: NDArray[np.int8] | None = None
+    axis: int = 0
+
+    def turned(self, order: list[int]) -> "_Weights":
+        """The same weights behind a Transpose."""
+        turned = np.ascontiguousarray(self.values.transpose(order))
+        return _Weights(turned, self.scales, self.points, order.index(self.axis))
+
+    def codes(self) -> NDArray[np.int8]:
+        """As ONNX's QuantizeLinear rounds them."""
+        assert self.scales is not None
+        assert self.points is not None
+        along = [1] * self.values.ndim
+        if self.scales.ndim:
+            along[self.axis] = -1
+        codes = np.rint(self.values / self.scales.reshape(along)) + self.points.reshape(along)
+        rounded: NDArray[np.int8] = np.clip(codes, -128, 127).astype(np.int8)
+        return rounded
+
+
+def _weights(value: ir.Value | None) -> _Weights | None:
+    """What a constant, behind Transpose and a Q/DQ pair, holds; None where it is computed."""
+    if value is None or is_constant(value):
+        return None if value is None else _Weights(held(value))
+    node = value.producer()
+    if node is None:
+        return None
+    if node.op_type == "Transpose":
+        before = _weights(node.inputs[0])
+        order = node.attributes.get("perm")
+        if before is None or order is None:
+            return None
+        return before.turned([int(i) for i in order.as_ints()])
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+    maker = codes.producer() if codes is not None else None
+    if maker is None or maker.op_type != "QuantizeLinear" or not is_constant(maker.inputs[0]):
+        return None
+    values, scales, points = (held(v) for v in maker.inputs)
+    return _Weights(values, scales, points, integer_of(node, "axis", 1) % max(values.ndim, 1))
+
+
+def _partners(
+    model: ir.Model, anchors: tuple[Anchor, ...], fp32: ir.Model
+) -> dict[str, tuple[ir.Node, _Weights]]:
+    """The exported layer of each anchor, by the anchor's name: the one with the same weights.
+
+    Both graphs come of one module, but exporter and runtime name and order nodes as they like.
+    Layers that share weights stand in the same order in both.
+    """
+    left = []
+    for node in model.graph:
+        if node.op_type in _LAYERS and not node.domain:
+            weights = _weights(node.inputs[1])
+            if weights is not None:
+                left.append((node, weights))
+    nodes = {str(n.name): n for n in fp32.graph}
+    found: dict[str, tuple[ir.Node, _Weights]] = {}
+    for anchor in anchors:
+        layer = nodes.get(anchor.name)
+        if layer is None or layer.op_type not in _LAYERS:
+            continue
+        wanted = held(layer.inputs[1])
+        distances = [_distance(wanted, anchor, *other) for other in left]
+        best = int(np.argmin(distances)) if distances else 0
+        if distances and distances[best] < np.inf:
+            found[anchor.name] = left.pop(best)
+    return found
+
+
+def _distance(
+    wanted: NDArray[np.float32], anchor: Anchor, node: ir.Node, weights: _Weights
+) -> float:
+    """Squared difference of an anchor's weights and a layer's; infinite for other shapes."""
+    ours, theirs = wanted, weights.values
+    if anchor.op == "Conv" or node.op_type == "Conv":
+        if node.op_type != anchor.op or ours.shape != theirs.shape:
+            return float("inf")
+    else:
+        ours = ours if anchor.out_axis else ours.T
+        turned = node.op_type == "Gemm" and integer_of(node, "transB", 0)
+        theirs = theirs.T if turned else theirs
+        if ours.shape != theirs.shape:
+            return float("inf")
+    return float(np.square(ours - theirs, dtype=np.float64).sum())
+
+
+def _place(
+    model: ir.Model, partners: dict[str, tuple[ir.Node, _Weights]], static: dict[str, bool]
+) -> None:
+    """Name layers as their anchors, weights as codes, and those of float layers as they were."""
+    graph = model.graph
+    for node in graph:
+        if node.name in static:
+            node.name = f"{node.name}_of_inc"
+    for name, (node, weights) in partners.items():
+        node.name = name
+        if static[name] and weights.scales is not None:
+            node.replace_input_with(1, _coded(graph, node, weights))
+            continue
+        node.replace_input_with(1, _constant(graph, f"{name}_weights", weights.values))
+        pair = node.inputs[0].producer() if node.inputs[0] is not None else None
+        maker = pair.inputs[0].producer() if pair is not None and pair.inputs[0] else None
+        if pair is None or maker is None or pair.op_type != "DequantizeLinear":
+            continue
+        if maker.op_type == "QuantizeLinear":
+            node.replace_input_with(0, maker.inputs[0])
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _coded(graph: ir.Graph, node: ir.Node, weights: _Weights) -> ir.Value:
+    """A DequantizeLinear of constant codes, put in before a node."""
+    parts = [weights.codes(), weights.scales, weights.points]
+    names = ("weights_quantized", "weights_scale", "weights_zero_point")
+    inputs = [_constant(graph, f"{node.name}_{n}", p) for n, p in zip(names, parts, strict=True)]
+    pair = ir.node(
+        "DequantizeLinear",
+        inputs,
+        attributes={"axis": weights.axis},
+        name=f"{node.name}_weights_dequantize",
+    )
+    pair.outputs[0].name = f"{node.name}_weights_dequantized"
+    graph.insert_before(node, pair)
+    return pair.outputs[0]
+
+
+def _constant(graph: ir.Graph, name: str, values: Any) -> ir.Value:
+    tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
+    kind = ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, type=kind, shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
