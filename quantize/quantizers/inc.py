@@ -26,6 +26,7 @@ from bench.models import Model
 from bench.programs import quiet
 from quantize.anchors import Anchor, integer_of
 from quantize.calibrate import Calibration
+from quantize.plugins import is_function_text
 from quantize.prepare import tidy
 from quantize.quantizers.feeding import Replay
 from quantize.quantizers.native import QuantizedLayer
@@ -36,7 +37,7 @@ from quantize.sources import torch as torch_source
 
 _KEPT = "Neural Compressor left it in float"
 _LAYERS = ("Conv", "Gemm", "MatMul")
-# What reports every step on stderr, or misses kernels for GPUs.
+# They tell every step on stderr, or that GPU kernels are missing.
 _NOISY = ("neural_compressor", "torchao", "torch.utils._pytree")
 # Codes of these are all that their type holds, so that a Clip to them changes nothing.
 _CODES = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -62,11 +63,11 @@ def write(
     """
     require()
     spec, rows = calibration.origin, calibration.rows
-    if spec is not None and not torch_source.accepts(spec.text):
+    if spec is not None and not is_function_text(spec.text):
         raise UnsupportedError(
-            f"{spec.text}: --engine inc quantizes PyTorch modules, not ONNX files. Give the module "
-            "that it was exported from (file.py:factory --weights FILE, or a .pt2 file), or use "
-            "another engine."
+            f"{spec.text}: --engine inc quantizes a PyTorch module that a function makes "
+            "(file.py:factory --weights FILE). In an .onnx or .pt2 file Neural Compressor no "
+            "longer finds its layers. Give the function, or use another engine."
         )
     if spec is None or rows is None or calibration.source is None:
         raise InputError("--engine inc needs the module and the samples. Calibrate again.")
@@ -133,20 +134,23 @@ def _quantized(
     package = require()
     heard = _Heard()
     log = logging.getLogger("neural_compressor")
-    handlers, log.handlers = log.handlers, [heard]
+    level, handlers = log.level, log.handlers
+    log.handlers = [heard]
+    log.setLevel(logging.WARNING)
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _observed(package, module, example, free, batches)
+            return _observed(package, module, example, free, batches, heard)
     except (VnnifyError, MemoryError):
         raise
     except Exception as e:  # torch and torchao let errors of every kind through.
-        reason = heard.last or describe_error(e)
+        reason = heard.error or describe_error(e)
         raise UnsupportedError(
             f"Neural Compressor cannot quantize this model: {reason}. Use --engine native."
         ) from e
     finally:
         log.handlers = handlers
+        log.setLevel(level)
 
 
 def _observed(
@@ -155,10 +159,18 @@ def _observed(
     example: tuple[Any, ...],
     free: Any,
     batches: Iterator[tuple[Any, ...]],
+    heard: "_Heard",
 ) -> Any:
     from neural_compressor.torch.export import export
 
     graph = export(module, example, dynamic_shapes=free)
+    # Inductor's quantizer knows a layer by the function that it came from, which torch.export notes
+    # where it traces strictly and nowhere else. Neural Compressor then goes on with what is left.
+    if not any(node.meta.get("source_fn_stack") for node in graph.graph.nodes):
+        raise UnsupportedError(
+            "Neural Compressor finds no layers in this model, because torch.export cannot trace it "
+            f"strictly: {heard.warning or 'no reason given'}. Use --engine native."
+        )
     prepared = package.prepare(graph, package.get_default_static_config())
     for tensors in batches:
         prepared(*tensors)
@@ -166,14 +178,18 @@ def _observed(
 
 
 class _Heard(logging.Handler):
-    """Keeps the last error in place of printing it; `export` tells its reason nowhere else."""
+    """Keeps what the log says in place of printing it; `export` tells its reasons nowhere else."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.last = ""
+        super().__init__(logging.WARNING)
+        self.warning = self.error = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = " ".join(record.getMessage().split())[:300]
+        text = " ".join(record.getMessage().split())[:300]
+        if record.levelno >= logging.ERROR:
+            self.error = text
+        elif not self.warning:
+            self.warning = text
 
 
 def _drop_clips(model: ir.Model) -> None:

@@ -21,7 +21,8 @@ from bench.models import Feeds, Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list
-from quantize.quantizers import QuantizedModel, find_engines, nncf, quantize
+from quantize.quantizers import QuantizedModel, find_engines, nncf, pairs, quantize
+from quantize.quantizers.feeding import Replay
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.targets import can_saturate
 from quantize.trials import noise_shares, run_probes, to_db
@@ -355,8 +356,8 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_engines_are_known_by_name() -> None:
     assert find_engines(()) == find_engines(("native", "native")) == ("native",)
-    with pytest.raises(UsageError, match="unknown engine 'inc'; known: native, nncf"):
-        find_engines(("inc",))
+    with pytest.raises(UsageError, match="unknown engine 'xyz'; known: native, nncf, inc"):
+        find_engines(("xyz",))
 
 
 @needs_nncf
