@@ -27,6 +27,7 @@ from quantize.pipeline import run
 from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
+from quantize.quantizers import REQUIREMENTS, inc
 from quantize.report import Report, TrialRow
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt
@@ -380,6 +381,18 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
 
 
 # --- recipes ---
+
+
+def test_an_engine_is_told_what_the_model_was_made_from(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REQUIREMENTS, "inc", lambda: None)
+    monkeypatch.setattr(inc, "require", lambda: None)
+    wanted = replace(job, effort=replace(job.effort, engines=("inc",)))
+    with pytest.raises(
+        UnsupportedError, match=r"net\.onnx: --engine inc quantizes a PyTorch module"
+    ):
+        run(wanted, staging, Silent())
 
 
 def test_a_recipe_of_another_graph_is_refused_before_anything_is_calibrated(
