@@ -371,10 +371,7 @@ def _quick(bench: Workbench, trials: Sequence[Trial], rounds: int) -> Quick:
     variants = []
     for runtime in bench.runtimes:
         for label, model in _models(bench, trials):
-            wanted = MOST_DB if label == "fp32" else trials[int(label)].noise_db
-            if label != "fp32" and not may_serve(runtime, trials[int(label)].quantized.recipe):
-                continue
-            if not serves(runtime, model, bench, wanted):
+            if not _takes(runtime, bench, None if label == "fp32" else trials[int(label)]):
                 continue
             name = f"{label} {runtime}"
             variants.append(Variant(name, model, runtime, "cpu", bench.threads, bench.batch))
@@ -389,6 +386,19 @@ def _quick(bench: Workbench, trials: Sequence[Trial], rounds: int) -> Quick:
             for label, _ in _models(bench, trials)
         )
     )
+
+
+def _takes(runtime: str, bench: Workbench, trial: Trial | None) -> bool:
+    """Whether a trial is timed in a runtime; FP32 where there is no trial."""
+    if trial is None:
+        return serves(runtime, bench.fp32, bench, MOST_DB)
+    if trial.latency_ms:
+        # It was opened and run before the first look.
+        return runtime in trial.latency_ms
+    quantized = trial.quantized
+    if not may_serve(runtime, quantized.recipe):
+        return False
+    return serves(runtime, quantized.model, bench, trial.noise_db)
 
 
 def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
-from bench.models import Feeds, read_model
+from bench.models import Feeds, Model, read_model
 from bench.runtimes import Settings
 from quantize import ranking, trials
 from quantize.anchors import Mode, find_anchors
@@ -311,6 +311,17 @@ def test_a_file_is_timed_only_where_it_belongs_and_opens(
         {"onnxruntime"},
     ]
     assert set(fp32_ms) == {"onnxruntime", "openvino"}
+    # A second look asks of FP32 only what the first one told of the others.
+    asked: list[Path] = []
+
+    def serves(_runtime: str, model: Model, *_: Any) -> bool:
+        asked.append(model.path)
+        return True
+
+    monkeypatch.setattr(trials, "serves", serves)
+    again, _ = time_quickly(both, timed, rounds=3)
+    assert [set(t.latency_ms) for t in again] == [set(t.latency_ms) for t in timed]
+    assert set(asked) == {bench.fp32.path}
 
 
 def test_where_no_runtime_takes_fp32_it_is_unsupported(
