@@ -12,6 +12,7 @@ from quantize.amounts import drop_text, size_text
 from quantize.coverage import Coverage
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict, scale_of
+from quantize.job import GateBounds
 from quantize.slices import SliceVerdict
 
 _OUTCOMES: dict[str, CheckOutcome] = {
@@ -112,6 +113,16 @@ def speed_check(speed: Comparison, least: float, where: str = "") -> Check:
         f"{speed.ratio:.2f}x",
         f"{least:g}x",
     )
+
+
+def size_checks(bounds: GateBounds, fp32_bytes: int, int8_bytes: int) -> tuple[Check, ...]:
+    """Bounds on the size that were asked for, external data included."""
+    checks = []
+    if bounds.max_bytes is not None:
+        checks.append(size_check(int8_bytes, bounds.max_bytes))
+    if bounds.min_compression is not None:
+        checks.append(compression_check(fp32_bytes, int8_bytes, bounds.min_compression))
+    return tuple(checks)
 
 
 def size_check(size_bytes: int, most_bytes: int) -> Check:

@@ -15,19 +15,22 @@ from bench.kernels import TELLING
 from bench.latency import Latency
 from bench.machine import describe
 from bench.models import Model, read_model
+from bench.render import Check
 from bench.store import dump
 from quantize.anchors import find_anchors
 from quantize.candidates import Found, Judged
+from quantize.checks import size_checks, slices_check, speed_check
 from quantize.drift import Drift, seen_ranges
 from quantize.evaluate import Evaluation
 from quantize.findings import find_causes
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
+from quantize.lock import Lock, lock_checks, lock_of
 from quantize.prepare import save
 from quantize.proof.comparing import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
-from quantize.report import Data, Report, TrialRow, conclude
+from quantize.report import Data, Report, TrialRow, beside_fp32, conclude, served_speed
 from quantize.slices import Flip, SliceVerdict
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
@@ -53,8 +56,10 @@ class Results:
         timing: The benchmark.
         proofs: On emulated CPUs, if they were asked for.
         drift: Of a replayed recipe.
-        slices: How each class fares, the worst first.
+        slices: How each class and slice fares, the worst first.
+        slice_limit: What they are held against; None where nothing was asked.
         flips: Samples that INT8 scores otherwise.
+        lock: The committed baseline to compare with.
     """
 
     source: Model
@@ -70,6 +75,8 @@ class Results:
     proofs: tuple[Proof, ...] = ()
     slices: tuple[SliceVerdict, ...] = ()
     flips: tuple[Flip, ...] = ()
+    slice_limit: float | None = None
+    lock: Lock | None = None
     drift: tuple[Drift, ...] = ()
 
 
@@ -86,6 +93,8 @@ def finish(
         notes: What a user may want to know.
     """
     best, fp32 = results.best, results.fp32
+    made = best.trial.quantized
+    further = further_checks(job, results)
     conclusion = conclude(
         best.verdict,
         best.runtime,
@@ -93,8 +102,8 @@ def finish(
         job.limits.inconclusive,
         need_speed=job.limits.need_speed,
         proofs=results.proofs,
+        further=further,
     )
-    made = best.trial.quantized
     quantized = _place_model(made, staging if conclusion.ships else staging / "refused")
     text = _recipe(best, results.bench, results.data.calibration_sha256)
     (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
@@ -121,6 +130,8 @@ def finish(
         evaluations=results.evaluations,
         slices=results.slices,
         flips=results.flips,
+        slice_limit=results.slice_limit,
+        further=further,
         latencies=tuple(_published(x, models) for x in results.timing.latencies),
         comparisons=results.timing.comparisons,
         control=results.timing.control,
@@ -133,6 +144,46 @@ def finish(
         findings=find_causes(results.bench, made),
         fp32_ms=results.found.fp32_ms,
         inspection=replace(inside, model=models[1]),
+    )
+
+
+def further_checks(job: Job, results: Results) -> tuple[Check, ...]:
+    """What was asked besides accuracy and being no slower: slices, speed, size, the baseline."""
+    best, bounds = results.best, job.bounds
+    int8 = best.trial.quantized.model
+    checks: list[Check] = []
+    if results.slice_limit is not None:
+        checks.append(slices_check(results.slices, results.slice_limit, results.evaluations[0]))
+    if bounds.min_speedup is not None:
+        speed = served_speed(results.timing.comparisons, best.runtime)
+        checks.append(speed_check(speed, bounds.min_speedup))
+    checks += size_checks(bounds, results.fp32.size_bytes, int8.size_bytes)
+    if results.lock is not None:
+        checks += lock_checks(results.lock, _lock(results))
+    return tuple(checks)
+
+
+def lock_of_report(report: Report, folder: Path) -> Lock:
+    """What a baseline keeps of a run whose files lie in `folder`."""
+    return lock_of(
+        report.verdict,
+        report.data.evaluation_sha256,
+        report.metric,
+        replace(report.int8, path=folder / report.int8.path),
+        beside_fp32(report.comparisons, report.served_by),
+        report.served_by,
+    )
+
+
+def _lock(results: Results) -> Lock:
+    best = results.best
+    return lock_of(
+        best.verdict,
+        results.data.evaluation_sha256,
+        results.metric,
+        best.trial.quantized.model,
+        beside_fp32(results.timing.comparisons, best.runtime),
+        best.runtime,
     )
 
 

@@ -280,7 +280,7 @@ def _decide(
 
 
 def _fewest_to_pass(paired: Paired, limit: float, confidence: float) -> int:
-    if not paired.binary:
+    if not paired.right_or_wrong:
         return _FEWEST_SAMPLES
     # Whatever was observed: a model with no loss at all would need as many.
     return zero_loss_samples(limit, confidence) if limit > 0 else 1

@@ -1,6 +1,6 @@
 """`vnnify gate`: two existing models, one verdict per runtime. Nothing is quantized."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +13,9 @@ from bench.render import Check
 from bench.runtimes import Settings, find_runtime
 from quantize.checks import (
     accuracy_check,
-    compression_check,
     finite_check,
     plausible_check,
-    size_check,
+    size_checks,
     slices_check,
     speed_check,
 )
@@ -26,10 +25,10 @@ from quantize.evaluate import Evaluation, Execution, Watch, evaluate, is_determi
 from quantize.gate import judge
 from quantize.gate_report import GateReport, Judgement
 from quantize.job import GateJob, Limits, Progress
-from quantize.lock import Entry, Lock, lock_checks, read_lock
+from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metrics import Metric, resolve_metric
 from quantize.outputs import OutputStore
-from quantize.slices import class_column, find_flips, judge_slices, read_columns, units_of
+from quantize.slices import divide, look_into, slice_limit
 from quantize.tolerance import Tolerance, parse_tolerance
 
 _ROUNDS = 6
@@ -115,18 +114,7 @@ def lock_of(report: GateReport) -> Lock:
         int8_layers=report.coverage.int8,
         layers=report.coverage.layers,
         entries=tuple(
-            Entry(
-                runtime=j.runtime,
-                fp32=j.verdict.baseline_value,
-                int8=j.verdict.candidate_value,
-                drop=j.verdict.drop,
-                drop_high=j.verdict.high,
-                speedup=j.speed.ratio if j.speed is not None else None,
-                speedup_low=j.speed.low if j.speed is not None else None,
-                speedup_high=j.speed.high if j.speed is not None else None,
-                cpu=report.machine.cpu,
-            )
-            for j in report.judged
+            entry_of(j.verdict, j.speed, j.runtime, report.machine.cpu) for j in report.judged
         ),
     )
 
@@ -147,11 +135,7 @@ def _checks(report: GateReport, job: GateJob) -> tuple[Check, ...]:
     if report.calibration_apart:
         text = "No sample that calibrated is among those that judge."
         checks.append(Check("calibration apart", "pass", text))
-    fp32_bytes, int8_bytes = report.fp32.size_bytes, report.int8.size_bytes
-    if job.bounds.max_bytes is not None:
-        checks.append(size_check(int8_bytes, job.bounds.max_bytes))
-    if job.bounds.min_compression is not None:
-        checks.append(compression_check(fp32_bytes, int8_bytes, job.bounds.min_compression))
+    checks += size_checks(job.bounds, report.fp32.size_bytes, report.int8.size_bytes)
     return tuple(checks)
 
 
@@ -179,33 +163,29 @@ def _samples(job: GateJob, model: Model, source: str, scratch: Path) -> Samples:
 def _judged(gate: _Gate, runtime: str) -> Judgement:
     baseline, candidate = _evaluate(gate, runtime)
     limits = gate.job.limits
-    columns: Mapping[str, Sequence[str]] = {}
-    if limits.slices is not None:
-        columns = read_columns(limits.slices, gate.samples, baseline.count)
-    units = units_of(columns, limits.unit) if limits.unit is not None else None
-    verdict = judge(baseline, candidate, gate.tolerance, confidence=limits.confidence, units=units)
-    slice_limit = None
-    if limits.max_slice_drop is not None:
-        allowed = parse_tolerance(limits.max_slice_drop)
-        slice_limit = allowed.absolute(
-            baseline.value, bounded=baseline.bounded, decibels=baseline.decibels
-        )
-    divided = {k: v for k, v in columns.items() if k != limits.unit}
-    divided |= class_column(gate.samples, baseline)
+    division = divide(limits, gate.samples, baseline.count)
+    allowed = slice_limit(limits, baseline)
+    verdict = judge(
+        baseline,
+        candidate,
+        gate.tolerance,
+        confidence=limits.confidence,
+        units=division.units,
+    )
+    slices, flips = look_into(
+        (baseline, candidate),
+        gate.samples,
+        division,
+        verdict.limit if allowed is None else allowed,
+        limits.confidence,
+    )
     return Judgement(
         runtime=runtime,
         evaluations=(baseline, candidate),
         verdict=verdict,
-        slices=judge_slices(
-            baseline,
-            candidate,
-            divided,
-            verdict.limit if slice_limit is None else slice_limit,
-            limits.confidence,
-            units,
-        ),
-        slice_limit=slice_limit,
-        flips=find_flips(baseline, candidate, gate.samples) if baseline.scores else (),
+        slices=slices,
+        slice_limit=allowed,
+        flips=flips,
         speed=None,
     )
 

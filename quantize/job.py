@@ -97,22 +97,12 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Everything that one `vnnify quantize` was asked."""
-
-    model: ModelSpec
-    data: DataSpec
-    limits: Limits
-    effort: Effort
-    command: str
-
-
-@dataclass(frozen=True, slots=True)
 class GateBounds:
     """What INT8 has to meet besides accuracy; None where nothing was asked.
 
     Attributes:
-        min_speedup: Against FP32 in the same runtime.
+        min_speedup: Of `gate`, against FP32 in the same runtime; of `quantize`, against the fastest
+            FP32.
         max_bytes: Of the file and its external data.
         min_compression: FP32's size over INT8's.
     """
@@ -120,6 +110,31 @@ class GateBounds:
     min_speedup: float | None = None
     max_bytes: int | None = None
     min_compression: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that one `vnnify quantize` was asked.
+
+    Attributes:
+        model: To quantize.
+        data: To calibrate and to judge with.
+        limits: On accuracy.
+        effort: How it is made and timed.
+        command: As typed.
+        bounds: On everything else.
+        lock: The committed baseline to compare with.
+        flips: Whether every sample that changed is reported, and not the first thousand alone.
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    limits: Limits
+    effort: Effort
+    command: str
+    bounds: GateBounds = field(default_factory=GateBounds)
+    lock: Path | None = None
+    flips: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Judging:
         metric_sha256: Of the file that the metric comes from, if it is the user's.
         journal: What a run that was killed found before.
         interrupt: Armed with the first verdict.
+        units: Number of the independent unit of each sample; None where each sample is one.
         looks: When an evaluation of a candidate may end early; None: never.
     """
 
@@ -54,6 +55,7 @@ class Judging:
     journal: Journal = field(default_factory=Journal)
     interrupt: Interrupt = field(default_factory=Interrupt)
     looks: Looks | None = None
+    units: Sequence[int] | None = None
 
     def __call__(
         self, quantized: QuantizedModel, runtime: str, *, whole: bool = False
@@ -71,7 +73,13 @@ class Judging:
         self.interrupt.arm()
         if found.count < self.baseline.count:
             return found, self._lost(found)
-        return found, judge(self.baseline, found, self.tolerance, confidence=self.confidence)
+        return found, self.judge(found)
+
+    def judge(self, found: Evaluation) -> Verdict:
+        """The verdict on scores of every sample."""
+        return judge(
+            self.baseline, found, self.tolerance, confidence=self.confidence, units=self.units
+        )
 
     def _lost(self, found: Evaluation) -> Verdict:
         """The verdict on a candidate whose evaluation ended early."""

@@ -8,10 +8,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.compare import Comparison
 from bench.errors import InputError, UsageError
+from bench.machine import describe
+from bench.models import Model
 from bench.render import Check
 from bench.store import atomic_write, dump, load
 from quantize.amounts import Scale, drop_text, score_text, size_text
+from quantize.coverage import coverage_of
+from quantize.gate import Verdict
 
 # A file may grow by so much without being another model: names, metadata.
 _GROWTH = 1.01
@@ -94,6 +99,70 @@ def write_lock(path: Path, lock: Lock) -> None:
     atomic_write(path, text.encode() + b"\n")
 
 
+def lock_of(
+    verdict: Verdict,
+    data_sha256: str,
+    metric: str,
+    int8: Model,
+    speed: Comparison | None,
+    runtime: str,
+) -> Lock:
+    """What a baseline keeps of a model that one runtime serves.
+
+    Args:
+        verdict: On its accuracy.
+        data_sha256: Of the samples.
+        metric: Name.
+        int8: The model, on disk.
+        speed: Against FP32 in the same runtime; None where that was not timed.
+        runtime: Its name.
+    """
+    coverage = coverage_of(int8.path)
+    return Lock(
+        data_sha256=data_sha256,
+        metric=metric,
+        samples=verdict.n,
+        scale=verdict.scale,
+        size_bytes=int8.size_bytes,
+        int8_layers=coverage.int8,
+        layers=coverage.layers,
+        entries=(entry_of(verdict, speed, runtime, describe().cpu),),
+    )
+
+
+def entry_of(verdict: Verdict, speed: Comparison | None, runtime: str, cpu: str) -> Entry:
+    """What a baseline keeps of one runtime."""
+    return Entry(
+        runtime=runtime,
+        fp32=verdict.baseline_value,
+        int8=verdict.candidate_value,
+        drop=verdict.drop,
+        drop_high=verdict.high,
+        speedup=speed.ratio if speed is not None else None,
+        speedup_low=speed.low if speed is not None else None,
+        speedup_high=speed.high if speed is not None else None,
+        cpu=cpu,
+    )
+
+
+def refuse_other(old: Lock, data_sha256: str, metric: str) -> None:
+    """Refuse to compare with what was judged on other data, or otherwise.
+
+    Raises:
+        UsageError: It was.
+    """
+    pairs = (
+        ("data (SHA-256)", old.data_sha256[:12], data_sha256[:12]),
+        ("metric", old.metric, metric),
+    )
+    for field, before, now in pairs:
+        if before != now:
+            raise UsageError(
+                f"the baseline cannot be compared with: its {field} is {before}, and now it is "
+                f"{now}. If that is meant, make it anew with --update-baseline."
+            )
+
+
 def lock_checks(old: Lock, new: Lock) -> tuple[Check, ...]:
     """Whether the new model is no worse than the committed one.
 
@@ -103,16 +172,7 @@ def lock_checks(old: Lock, new: Lock) -> tuple[Check, ...]:
     Raises:
         UsageError: They were not judged alike.
     """
-    pairs = (
-        ("data (SHA-256)", old.data_sha256[:12], new.data_sha256[:12]),
-        ("metric", old.metric, new.metric),
-    )
-    for field, before, now in pairs:
-        if before != now:
-            raise UsageError(
-                f"the baseline cannot be compared with: its {field} is {before}, and now it is "
-                f"{now}. If that is meant, make it anew with --update-baseline."
-            )
+    refuse_other(old, new.data_sha256, new.metric)
     known = {e.runtime: e for e in old.entries}
     checks = [_size(old, new), _coverage(old, new)]
     for entry in new.entries:

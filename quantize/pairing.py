@@ -30,7 +30,8 @@ class Paired:
         method: How the bounds were computed.
         losses: Samples that INT8 scores worse; 0 where samples have no scores.
         gains: Samples that INT8 scores better.
-        binary: Whether all scores are 0 or 1.
+        binary: Whether all scores are 0 or 1 and each sample is a unit: Tango's test.
+        right_or_wrong: Whether all scores are 0 or 1, also where units are several samples.
     """
 
     bounds: Bounds
@@ -39,6 +40,7 @@ class Paired:
     losses: int = 0
     gains: int = 0
     binary: bool = False
+    right_or_wrong: bool = False
 
     @property
     def drop(self) -> float:
@@ -86,13 +88,13 @@ def pair(
     if len(members) < n:
         bounds = statistic_bounds(lambda i: float(differences[i].mean()), members, confidence)
         method = f"paired bootstrap (BCa and t) of {len(members):,} units"
-        return Paired(bounds, len(members), method, losses, gains)
+        return Paired(bounds, len(members), method, losses, gains, right_or_wrong=binary)
     if binary:
         low, high = paired_bounds(losses, gains, n, confidence)
         bounds = Bounds((losses - gains) / n, low, high, 0.0)
         # Without a gain, as in agreement, the exact bound of a rate of losses rules.
         method = "Clopper-Pearson" if baseline.metric == "agreement" else "Tango score test"
-        return Paired(bounds, n, method, losses, gains, binary=True)
+        return Paired(bounds, n, method, losses, gains, binary=True, right_or_wrong=True)
     if (differences == differences[0]).all():
         only = float(differences[0])
         bounds = Bounds(only, only, only, 0.0)

@@ -40,6 +40,7 @@ from quantize.journal import (
     remember_scores,
 )
 from quantize.judging import Judging
+from quantize.lock import read_lock, refuse_other
 from quantize.metrics import Metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
@@ -53,7 +54,8 @@ from quantize.report import Data, Report
 from quantize.rows import RowStore
 from quantize.search import search
 from quantize.sequential import Looks
-from quantize.slices import look_into
+from quantize.slices import FEW_FLIPS, MOST_FLIPS, Division, look_into, slice_limit
+from quantize.slices import divide as divided
 from quantize.smoothing import even_out, even_out_as
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
@@ -115,6 +117,8 @@ class _Run:
         self.stages: list[Stage] = []
         self.replay: Replay | None = None
         self.drift: tuple[Drift, ...] = ()
+        self.division = Division()
+        self.lock = read_lock(job.lock) if job.lock is not None else None
         self.notes: list[str] = []
         self.threads = granted_threads(job.effort.threads)
         self.runtimes = _runtimes(job.effort.runtimes)
@@ -147,6 +151,8 @@ class _Run:
             fp32 = self.prepare(source, everything)
             calibration, evaluation = self.divide(everything, calibration)
             metric = chosen_metric(self.job.limits, evaluation)
+            if self.lock is not None:
+                refuse_other(self.lock, evaluation.digest, metric.name)
         with OutputStore(folder=self.scratch) as reference:
             with self.stage("baseline"):
                 baseline, tolerance = self.baseline(fp32, evaluation, metric, reference)
@@ -164,6 +170,7 @@ class _Run:
                 journal=self.journal,
                 interrupt=self.interrupt,
                 looks=self.looks(baseline, tolerance),
+                units=self.division.units,
             )
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
@@ -185,12 +192,14 @@ class _Run:
             proofs = self.prove(found.best, evaluation)
         best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
+        allowed = slice_limit(self.job.limits, baseline)
         slices, flips = look_into(
-            baseline,
-            best.evaluation,
+            (baseline, best.evaluation),
             evaluation,
-            best.verdict.limit,
+            self.division,
+            best.verdict.limit if allowed is None else allowed,
             self.job.limits.confidence,
+            MOST_FLIPS if self.job.flips else FEW_FLIPS,
         )
         results = Results(
             source=source,
@@ -210,7 +219,9 @@ class _Run:
             ),
             evaluations=(baseline, best.evaluation, *others, *elsewhere),
             slices=slices,
+            slice_limit=allowed,
             flips=flips,
+            lock=self.lock,
             timing=timing,
             proofs=proofs,
             drift=self.drift,
@@ -252,8 +263,10 @@ class _Run:
         asked = self.job.limits.max_drop
         tolerance = parse_tolerance(asked) if asked else default_tolerance(found)
         self.progress.say(f"FP32: {metric.name} {found.value:.4f} on {len(samples):,} samples")
-        # Refuses a broken baseline and a tolerance that does not fit, before the work begins.
+        # Refuses a broken baseline and tolerances that do not fit, before the work begins.
         judge(found, found, tolerance, confidence=self.job.limits.confidence)
+        slice_limit(self.job.limits, found)
+        self.division = divided(self.job.limits, samples, found.count)
         return found, tolerance
 
     def _watch(self, _scores: object, done: int, total: int) -> bool:
@@ -318,7 +331,8 @@ class _Run:
 
     def looks(self, baseline: Evaluation, tolerance: Tolerance) -> Looks | None:
         """When evaluations may end early; never where samples hang together."""
-        if self.job.data.states or baseline.corpus_value is not None:
+        whole = baseline.corpus_value is not None
+        if self.job.data.states or whole or self.division.units is not None:
             return None
         confidence = self.job.limits.confidence
         itself = judge(baseline, baseline, tolerance, confidence=confidence)
@@ -350,12 +364,7 @@ class _Run:
                 self.notes.append(note)
                 self.progress.say(note)
             return run_recipe(self.replay, bench, judging)
-        itself = judge(
-            judging.baseline,
-            judging.baseline,
-            judging.tolerance,
-            confidence=self.job.limits.confidence,
-        )
+        itself = judging.judge(judging.baseline)
         aim = Aim(
             can_pass=itself.outcome == "pass",
             need_speed=self.job.limits.need_speed,

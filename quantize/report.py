@@ -1,5 +1,6 @@
 """Report: everything that one run learned, and the document that tells it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,7 @@ from bench.isolate import Stage
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.models import Model
+from bench.render import Check
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import Finding
@@ -127,10 +129,13 @@ class Report:
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
         findings: What makes single layers hard for 8 bits, and what was done.
         slices: How each class fares, the worst first.
-        flips: Samples that INT8 scores otherwise, what lost most first; at most a thousand.
+        flips: Samples that INT8 scores otherwise, what lost most first; at most a thousand, or all
+            where a file of them was asked for.
         fp32_ms: Quick median of FP32 by runtime, to compare with those of `trials`.
         inspection: What the runtimes make of the INT8 model, and what saturates in it; None in
             reports of older versions.
+        slice_limit: What slices were held against, if that was asked; else the limit of the mean.
+        further: What was asked besides accuracy and being no slower than FP32.
     """
 
     command: str
@@ -164,6 +169,19 @@ class Report:
     flips: tuple[Flip, ...] = ()
     fp32_ms: dict[str, float] = field(default_factory=dict)
     inspection: Inspection | None = None
+    slice_limit: float | None = None
+    further: tuple[Check, ...] = ()
+
+
+def served_speed(comparisons: Sequence[Comparison], served_by: str) -> Comparison:
+    """INT8 where it is served, against the fastest FP32."""
+    return next(c for c in comparisons if c.candidate == f"INT8 {served_by}")
+
+
+def beside_fp32(comparisons: Sequence[Comparison], served_by: str) -> Comparison | None:
+    """INT8 where it is served, against FP32 in the same runtime; None if that was not timed."""
+    names = (f"FP32 {served_by}", f"INT8 {served_by}")
+    return next((c for c in comparisons if (c.baseline, c.candidate) == names), None)
 
 
 def conclude(
@@ -174,6 +192,7 @@ def conclude(
     *,
     need_speed: bool,
     proofs: tuple[Proof, ...] = (),
+    further: Sequence[Check] = (),
 ) -> Conclusion:
     """Put accuracy and speed together.
 
@@ -185,8 +204,9 @@ def conclude(
         need_speed: Whether a model that is slower than FP32 is refused.
         proofs: A model that one of them refutes is refused, whatever else is true of it; one that
             could not be proved is inconclusive.
+        further: What else was asked; the worst of them counts, too.
     """
-    speed = next(c for c in comparisons if c.candidate == f"INT8 {served_by}")
+    speed = served_speed(comparisons, served_by)
     slower = speed.ratio < 1.0
     outcome, headline = verdict.outcome, verdict.reason
     if outcome == "pass":
@@ -199,6 +219,12 @@ def conclude(
         exit_code = ExitCode.REFUSED
     elif outcome == "inconclusive" and inconclusive == "fail":
         exit_code = ExitCode.INCONCLUSIVE
+    failed, open_ = ([c for c in further if c.outcome == o] for o in ("fail", "inconclusive"))
+    if failed and outcome != "refuse":
+        outcome, exit_code, headline = "refuse", ExitCode.REFUSED, failed[0].message
+    elif open_ and outcome == "pass":
+        outcome, headline = "inconclusive", open_[0].message
+        exit_code = ExitCode.INCONCLUSIVE if inconclusive == "fail" else ExitCode.OK
     too_slow = need_speed and slower
     if too_slow:
         outcome, exit_code = "refuse", ExitCode.REFUSED

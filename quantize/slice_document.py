@@ -76,5 +76,5 @@ def _flips(flips: Sequence[Flip], scale: Scale) -> Table:
     names = ("Sample", "From", "Label", "FP32 says", "INT8 says", "Lost")
     note = "1 sample changed." if len(flips) == 1 else f"{len(flips):,} samples changed."
     if len(flips) > len(rows):
-        note += " The first are shown; `vnnify gate --flips` writes all into a CSV file."
+        note += " The first are shown; --flips writes them into a CSV file."
     return Table("Samples that changed", tuple(Column(n) for n in names), rows, note)

@@ -8,7 +8,7 @@ needed (Berger, Technometrics 24 (1982) 295-300).
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,33 @@ from quantize.amounts import drop_text
 from quantize.data import Samples
 from quantize.evaluate import Evaluation, at
 from quantize.gate import Outcome, judge, scale_of
+from quantize.job import Limits
 from quantize.pairing import pair
 from quantize.plugins import nearest
-from quantize.tolerance import exactly
+from quantize.tolerance import exactly, parse_tolerance
 
 CLASS = "class"
 KEY = "sample"
 # Fewer say nothing, and every one of them makes the correction harsher for the others.
 _FEWEST = 5
-# In the report of a whole run; `vnnify gate --flips` writes more.
-_MOST_STORED = 1000
+# In a report, and in a CSV file that is asked for.
+FEW_FLIPS, MOST_FLIPS = 1000, 10_000
 
 Columns = Mapping[str, Sequence[str]]
 """By name, the value of each scored sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What the user's file says of the scored samples.
+
+    Attributes:
+        columns: That divide them.
+        units: Number of the independent unit of each sample; None where each sample is one.
+    """
+
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    units: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,31 @@ class Flip:
     before: str
     after: str
     drop: float
+
+
+def divide(limits: Limits, samples: Samples, count: int) -> Division:
+    """How the samples are divided, as `--slices` and `--unit` say.
+
+    Raises:
+        InputError: The file cannot be read, or does not name every sample.
+        UsageError: It has no such column.
+    """
+    columns = read_columns(limits.slices, samples, count) if limits.slices is not None else {}
+    units = tuple(units_of(columns, limits.unit)) if limits.unit is not None else None
+    return Division({k: v for k, v in columns.items() if k != limits.unit}, units)
+
+
+def slice_limit(limits: Limits, baseline: Evaluation) -> float | None:
+    """The drop that each slice may have, in the metric's own unit; None where none was given.
+
+    Raises:
+        UsageError: The tolerance does not fit the metric.
+    """
+    if limits.max_slice_drop is None:
+        return None
+    bounded = baseline.bounded or baseline.binary
+    asked = parse_tolerance(limits.max_slice_drop)
+    return asked.absolute(baseline.value, bounded=bounded, decibels=baseline.decibels)
 
 
 def read_columns(path: Path, samples: Samples, count: int) -> dict[str, list[str]]:
@@ -232,7 +271,7 @@ def hidden_losses(
 
 
 def find_flips(
-    baseline: Evaluation, candidate: Evaluation, samples: Samples, most: int = 10_000
+    baseline: Evaluation, candidate: Evaluation, samples: Samples, most: int = MOST_FLIPS
 ) -> tuple[Flip, ...]:
     """Samples whose score differs, those that lost most first; at most `most`.
 
@@ -264,22 +303,30 @@ def find_flips(
 
 
 def look_into(
-    baseline: Evaluation, candidate: Evaluation, samples: Samples, limit: float, confidence: float
+    evaluations: tuple[Evaluation, Evaluation],
+    samples: Samples,
+    division: Division,
+    limit: float,
+    confidence: float,
+    most: int = MOST_FLIPS,
 ) -> tuple[tuple[SliceVerdict, ...], tuple[Flip, ...]]:
-    """Classes and flips of two evaluations; nothing where one of them ended early.
+    """Slices, classes and flips of two evaluations; nothing where one of them ended early.
 
     Args:
-        baseline: Of FP32.
-        candidate: Of INT8.
+        evaluations: Of FP32 and of INT8.
         samples: That were scored.
-        limit: The drop that the mean may have.
+        division: What the user's file says of them.
+        limit: The drop that a slice may have, or else the mean.
         confidence: Of the verdicts.
+        most: Flips, at most.
     """
-    if candidate.count < baseline.count or not baseline.scores or baseline.count % len(samples):
+    baseline, candidate = evaluations
+    # Batches of different sizes cannot be told apart; `read_columns` refuses them where it matters.
+    if candidate.count < baseline.count or baseline.count % len(samples):
         return (), ()
-    columns = class_column(samples, baseline)
-    slices = judge_slices(baseline, candidate, columns, limit, confidence)
-    return slices, find_flips(baseline, candidate, samples, _MOST_STORED)
+    columns = division.columns | class_column(samples, baseline)
+    slices = judge_slices(baseline, candidate, columns, limit, confidence, division.units)
+    return slices, find_flips(baseline, candidate, samples, most) if baseline.scores else ()
 
 
 def flips_csv(flips: Sequence[Flip]) -> str:
@@ -292,10 +339,6 @@ def flips_csv(flips: Sequence[Flip]) -> str:
     for f in flips:
         writer.writerow([f.sample, f.place, f.sha256, f.label, f.before, f.after, f"{f.drop:.6g}"])
     return stream.getvalue()
-
-
-def _answers(evaluation: Evaluation) -> tuple[str, ...]:
-    return evaluation.answers or tuple(f"{s:.6g}" for s in evaluation.scores)
 
 
 def _table(path: Path) -> tuple[list[str], dict[str, list[str]]]:

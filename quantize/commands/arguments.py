@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 
 from bench.cli import say
-from bench.errors import ExitCode, OutputError
+from bench.errors import ExitCode, OutputError, UsageError
 from bench.render import Document, github_annotations, render
 
 # Nothing else of `quantize` is imported before a command runs: --help has to be instant.
 if TYPE_CHECKING:
     from quantize.images import Preprocessing
+    from quantize.lock import Lock
     from quantize.sources.seam import ModelSpec
 
 MODEL = "An .onnx file, a torch.export .pt2, package.module:factory or file.py:factory."
@@ -29,6 +30,12 @@ METRIC = (
 )
 SLICES = "CSV file: a column `sample` (number or file name), and columns that divide the samples."
 UNIT = "Column of --slices that names what is independent: person, document, video."
+SLICE_DROP = "As --max-drop, for every class and every slice."
+FLIPS = "Write the samples that changed, as CSV."
+MAX_SIZE = "As in 10MB: refuse a larger INT8 model."
+COMPRESSION = "As in 3x: refuse unless INT8 is so much smaller."
+BASELINE = "Refuse what is worse than this vnnify.lock.json."
+UPDATE = "Write --baseline, if the model passes."
 GITHUB = "Annotations and job summary for GitHub Actions."
 DECODE = "file.py:function: turns the outputs of one run into what the metric takes."
 DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: its own unit."
@@ -90,3 +97,24 @@ def tell_github(document: Document) -> None:
                 file.write(render(document, "markdown") + "\n")
         except OSError as e:
             raise OutputError(f"job summary {summary}: cannot be written: {e.strerror}.") from e
+
+
+def refuse_no_baseline(baseline: Path | None, *, update: bool) -> None:
+    """Refuse to update a baseline that is not named.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if update and baseline is None:
+        raise UsageError("--update-baseline: say which file, as in --baseline vnnify.lock.json.")
+
+
+def update_baseline(path: Path, lock: "Lock", exit_code: int) -> None:
+    """Write the baseline of a model that passes; a worse one must not become the measure."""
+    from quantize.lock import write_lock
+
+    if exit_code != ExitCode.OK:
+        say(f"{path}: not updated, because the model did not pass")
+        return
+    write_lock(path, lock)
+    say(f"{path}: updated; commit it")

@@ -3,31 +3,35 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from bench.cli import emit, refuse_existing, say
-from bench.errors import ExitCode, UsageError
+from bench.cli import emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load
 from quantize.commands.arguments import (
+    BASELINE,
+    COMPRESSION,
     DATA,
     DECODE,
     DROP,
+    FLIPS,
     GITHUB,
+    MAX_SIZE,
     METRIC,
+    SLICE_DROP,
     SLICES,
     UNIT,
+    UPDATE,
     end,
     preprocessing,
+    refuse_no_baseline,
     tell_github,
     typed,
 )
-
-if TYPE_CHECKING:
-    from quantize.gate_report import GateReport
+from quantize.commands.arguments import update_baseline as write_baseline
 
 
 def gate(
@@ -43,13 +47,9 @@ def gate(
         str, typer.Option(help="fail, warn or pass: what too few samples count as.")
     ] = "fail",
     slices: Annotated[Path | None, typer.Option(help=SLICES)] = None,
-    max_slice_drop: Annotated[
-        str | None, typer.Option(help="As --max-drop, for every class and every slice.")
-    ] = None,
+    max_slice_drop: Annotated[str | None, typer.Option(help=SLICE_DROP)] = None,
     unit: Annotated[str | None, typer.Option(help=UNIT)] = None,
-    flips: Annotated[
-        Path | None, typer.Option(help="Write the samples that changed, as CSV.")
-    ] = None,
+    flips: Annotated[Path | None, typer.Option(help=FLIPS)] = None,
     calibration: Annotated[
         str | None, typer.Option(help="What INT8 was calibrated with: must be other samples.")
     ] = None,
@@ -59,18 +59,10 @@ def gate(
     time: Annotated[
         bool, typer.Option("--time", help="Time both models, also without --min-speedup.")
     ] = False,
-    max_size: Annotated[
-        str | None, typer.Option(help="As in 10MB: refuse a larger INT8 model.")
-    ] = None,
-    min_compression: Annotated[
-        str | None, typer.Option(help="As in 3x: refuse unless INT8 is so much smaller.")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="Refuse what is worse than this vnnify.lock.json.")
-    ] = None,
-    update_baseline: Annotated[
-        bool, typer.Option("--update-baseline", help="Write --baseline, if the gate passes.")
-    ] = False,
+    max_size: Annotated[str | None, typer.Option(help=MAX_SIZE)] = None,
+    min_compression: Annotated[str | None, typer.Option(help=COMPRESSION)] = None,
+    baseline: Annotated[Path | None, typer.Option(help=BASELINE)] = None,
+    update_baseline: Annotated[bool, typer.Option("--update-baseline", help=UPDATE)] = False,
     state: Annotated[list[str] | None, typer.Option(help="OUTPUT:INPUT")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read at most so many samples.")] = None,
     runtime: Annotated[
@@ -90,6 +82,7 @@ def gate(
 ) -> None:
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
     from quantize.gate_report import GateReport, gate_document
+    from quantize.gating import lock_of
     from quantize.job import DataSpec, GateBounds, GateJob, Limits
     from quantize.options import (
         between,
@@ -104,8 +97,7 @@ def gate(
     from quantize.slices import flips_csv
 
     refuse_existing([out, junit, markdown, html, flips], force=force)
-    if update_baseline and baseline is None:
-        raise UsageError("--update-baseline: say which file, as in --baseline vnnify.lock.json.")
+    refuse_no_baseline(baseline, update=update_baseline)
     job = GateJob(
         fp32=fp32,
         int8=int8,
@@ -151,7 +143,7 @@ def gate(
     if flips is not None:
         atomic_write(flips, flips_csv(report.worst.flips).encode())
     if update_baseline and baseline is not None:
-        _update(baseline, report)
+        write_baseline(baseline, lock_of(report), report.exit_code)
     for file, form in ((junit, "junit"), (markdown, "markdown"), (html, "html")):
         if file is not None:
             atomic_write(file, render(shown, form).encode())
@@ -161,18 +153,6 @@ def gate(
     if github:
         tell_github(shown)
     end(report.exit_code, "")
-
-
-def _update(baseline: Path, report: "GateReport") -> None:
-    """Write the baseline of a model that passes; a worse one must not become the measure."""
-    from quantize.gating import lock_of
-    from quantize.lock import write_lock
-
-    if report.exit_code != ExitCode.OK:
-        say(f"{baseline}: not updated, because the gate did not pass")
-        return
-    write_lock(baseline, lock_of(report))
-    say(f"{baseline}: updated; commit it")
 
 
 def work(job: dict[str, Any]) -> str:

@@ -10,24 +10,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import emit, say
+from bench.cli import emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated
 from bench.render import render
-from bench.store import dump, load, publish, staging_for, write_manifest
+from bench.store import atomic_write, dump, load, publish, staging_for, write_manifest
 from quantize.commands.arguments import (
+    BASELINE,
+    COMPRESSION,
     DATA,
     DECODE,
     DROP,
+    FLIPS,
     GITHUB,
+    MAX_SIZE,
     METRIC,
     MODEL,
+    SLICE_DROP,
+    SLICES,
+    UNIT,
+    UPDATE,
     end,
     model_spec,
     preprocessing,
+    refuse_no_baseline,
     tell_github,
     typed,
 )
+from quantize.commands.arguments import update_baseline as write_baseline
 
 if TYPE_CHECKING:
     from quantize.report import Report
@@ -65,6 +75,18 @@ def quantize(
     inconclusive: Annotated[
         str, typer.Option(help="fail, warn or pass: what too few samples count as.")
     ] = "fail",
+    slices: Annotated[Path | None, typer.Option(help=SLICES)] = None,
+    max_slice_drop: Annotated[str | None, typer.Option(help=SLICE_DROP)] = None,
+    unit: Annotated[str | None, typer.Option(help=UNIT)] = None,
+    flips: Annotated[Path | None, typer.Option(help=FLIPS)] = None,
+    min_speedup: Annotated[
+        str | None,
+        typer.Option(help="As in 1.2x: refuse unless surely that much faster than FP32."),
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help=MAX_SIZE)] = None,
+    min_compression: Annotated[str | None, typer.Option(help=COMPRESSION)] = None,
+    baseline: Annotated[Path | None, typer.Option(help=BASELINE)] = None,
+    update_baseline: Annotated[bool, typer.Option("--update-baseline", help=UPDATE)] = False,
     target: Annotated[
         str,
         typer.Option(help="auto, portable (right on every x86 CPU), vnni, amx or avx2."),
@@ -107,7 +129,8 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
-    from quantize.job import DataSpec, Effort, Job, Limits
+    from quantize.finishing import lock_of_report
+    from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
     from quantize.options import (
         between,
         checked_metric,
@@ -118,11 +141,16 @@ def quantize(
         names,
         one_of,
         parse_budget,
+        parse_factor,
+        parse_size,
         parse_states,
     )
     from quantize.proof.debian import cache_folder
     from quantize.report import Report
+    from quantize.slices import flips_csv
 
+    refuse_existing([flips], force=force)
+    refuse_no_baseline(baseline, update=update_baseline)
     job = Job(
         model=model_spec(model, weights, inputs, trust=trust_model),
         data=DataSpec(
@@ -142,6 +170,9 @@ def quantize(
             confidence=between("--confidence", confidence, 0.5, 1),
             inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
             objective=one_of("--objective", objective, ("latency", "throughput", "size")),
+            slices=slices,
+            unit=unit,
+            max_slice_drop=checked_tolerance(max_slice_drop),
         ),
         effort=Effort(
             target=checked_target(target),
@@ -156,6 +187,13 @@ def quantize(
             rounding=checked_rounding(rounding),
         ),
         command=typed(),
+        bounds=GateBounds(
+            min_speedup=parse_factor("--min-speedup", min_speedup),
+            max_bytes=parse_size("--max-size", max_size),
+            min_compression=parse_factor("--min-compression", min_compression),
+        ),
+        lock=None if update_baseline else baseline,
+        flips=flips is not None,
     )
     with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
         raw = run_isolated(
@@ -167,6 +205,10 @@ def quantize(
         )
         report = load(Report, (staging / raw).read_bytes(), raw)
         _publish(report, staging, out, force=force)
+    if flips is not None:
+        atomic_write(flips, flips_csv(report.flips).encode())
+    if update_baseline and baseline is not None:
+        write_baseline(baseline, lock_of_report(report, out), report.conclusion.exit_code)
     emit(dump(report).decode() if json else render(_summary(report, out), "text"))
     if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
         say(f"warning: shipped without certainty: {report.conclusion.headline}")

@@ -423,7 +423,7 @@ def test_slices_of_the_users_own(job: GateJob, tmp_path: Path) -> None:
     file = tmp_path / "s.csv"
     lines = [f"{i},{'night' if i % 4 == 0 else 'day'},{i // 2}" for i in range(400)]
     file.write_text("sample,light,person\n" + "\n".join(lines))
-    limits = Limits(max_drop="1pt", slices=file, unit="person", max_slice_drop="5pt")
+    limits = Limits(max_drop="2pt", slices=file, unit="person", max_slice_drop="5pt")
     report = run_gate(replace(job, limits=limits), tmp_path, Silent())
     judged = report.judged[0]
     assert {s.column for s in judged.slices} == {"light", "class"}

@@ -21,8 +21,9 @@ from quantize.candidates import Judged
 from quantize.data import Samples
 from quantize.document import document
 from quantize.gate import Outcome, Verdict
-from quantize.job import DataSpec, Effort, Job, Limits
+from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
 from quantize.journal import Journal
+from quantize.lock import write_lock
 from quantize.pipeline import run
 from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
@@ -706,3 +707,75 @@ def test_the_report_says_which_kernels_run(job: Job, staging: Path) -> None:
     assert "Kernels that really run" not in render(
         document(replace(report, inspection=None)), "text"
     )
+
+
+# --- what else was asked ---
+
+
+def divided(tmp_path: Path, people: int) -> Path:
+    path = tmp_path / "slices.csv"
+    rows = [f"{i},{'day' if i % 2 else 'night'},p{i % people}" for i in range(200)]
+    path.write_text("\n".join(["sample,light,person", *rows]), encoding="utf-8")
+    return path
+
+
+def test_slices_and_bounds_are_checks_of_the_model(job: Job, staging: Path, tmp_path: Path) -> None:
+    limits = replace(job.limits, slices=divided(tmp_path, 2), max_slice_drop="20pt")
+    asked = replace(job, limits=limits, bounds=GateBounds(1.2, 10**6, 1.1))
+    report = run(asked, staging, Silent())
+    assert {c.name: c.outcome for c in report.further} == {
+        "slices": "pass",
+        "speed": "pass",
+        "size": "pass",
+        "compression": "pass",
+    }
+    assert {s.column for s in report.slices} == {"light", "person", "class"}
+    assert report.slice_limit == pytest.approx(0.2)
+    assert report.conclusion.ships
+
+
+def test_a_bound_that_is_missed_refuses_the_model(job: Job, staging: Path) -> None:
+    report = run(replace(job, bounds=GateBounds(min_compression=50.0)), staging, Silent())
+    assert (report.conclusion.outcome, report.conclusion.exit_code) == ("refuse", 3)
+    assert "50 asked" in report.conclusion.headline
+    assert (staging / "refused" / "model.onnx").is_file()
+
+
+def test_units_are_what_the_verdict_counts(job: Job, staging: Path, tmp_path: Path) -> None:
+    limits = replace(job.limits, slices=divided(tmp_path, 20), unit="person", max_drop="5pt")
+    report = run(replace(job, limits=limits), staging, Silent())
+    assert report.verdict.n == 20
+    # Twenty persons without a loss prove no 5 pt, however many samples each gave.
+    assert report.verdict.outcome == "inconclusive"
+
+
+def test_a_column_that_is_missing_is_refused_before_the_search(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    heard = Silent()
+    limits = replace(job.limits, slices=divided(tmp_path, 20), unit="parson")
+    with pytest.raises(UsageError, match="Did you mean 'person'"):
+        run(replace(job, limits=limits), staging, heard)
+    assert "search" not in heard.stages
+
+
+def test_a_model_is_held_against_the_committed_baseline(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    report = run(job, staging, Silent())
+    lock = finishing.lock_of_report(report, staging)
+    assert lock.entries[0].speedup == pytest.approx(report.comparisons[0].ratio)
+    file = tmp_path / "vnnify.lock.json"
+    for better, ends in ((lock, "pass"), (replace(lock, size_bytes=100), "refuse")):
+        write_lock(file, better)
+        folder = tmp_path / ends
+        folder.mkdir()
+        again = run(replace(job, lock=file), folder, Silent())
+        assert again.conclusion.outcome == ends
+        assert "baseline: size" in {c.name for c in again.further}
+    write_lock(file, replace(lock, metric="top5"))
+    heard = Silent()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="its metric is top5"):
+        run(replace(job, lock=file), tmp_path / "other", heard)
+    assert "baseline" not in heard.stages

@@ -13,7 +13,7 @@ from bench.isolate import Stage
 from bench.latency import Variant
 from bench.machine import Machine, describe
 from bench.models import Model
-from bench.render import FORMATS, Document, Forest, Scatter, Table, render
+from bench.render import FORMATS, Check, Document, Forest, Scatter, Table, render
 from bench.store import dump, load
 from quantize.document import document, summary
 from quantize.evaluate import Evaluation
@@ -134,6 +134,29 @@ def test_a_verdict_that_the_emulated_cpu_refutes_does_not_count(
     assert found.headline.startswith("The verdict does not count: not proved on") == refuted
 
 
+@pytest.mark.parametrize(
+    ("outcome", "checked", "policy", "ends", "code"),
+    [
+        ("pass", "pass", "fail", "pass", 0),
+        ("pass", "fail", "fail", "refuse", 3),
+        ("inconclusive", "fail", "pass", "refuse", 3),
+        ("pass", "inconclusive", "fail", "inconclusive", 4),
+        ("pass", "inconclusive", "warn", "inconclusive", 0),
+        ("refuse", "inconclusive", "warn", "refuse", 3),
+        ("pass", "skipped", "fail", "pass", 0),
+    ],
+)
+def test_what_else_was_asked_counts_too(
+    outcome: Outcome, checked: Any, policy: Any, ends: Outcome, code: int
+) -> None:
+    further = (Check("size", "pass", "Small."), Check("slices", checked, "The class 7."))
+    found = conclude(
+        verdict(outcome), "onnxruntime", (FAST,), policy, need_speed=True, further=further
+    )
+    assert (found.outcome, found.exit_code, found.ships) == (ends, code, code == 0)
+    assert (found.headline == "The class 7.") == (ends not in (outcome, "pass"))
+
+
 # --- the report ---
 
 
@@ -237,7 +260,7 @@ def test_a_report_renders_in_every_format(report: Report, form: str) -> None:
     if form == "html":
         assert "<script" not in text
     if form == "junit":
-        assert len(list(ET.fromstring(text).iter("testcase"))) == 3
+        assert len(list(ET.fromstring(text).iter("testcase"))) == 4
     else:
         for said in ("95.00 %", "94.60 %", "1 pt", "transposed convolution", "opset raised from 9"):
             assert said in text, said
@@ -373,15 +396,24 @@ def test_checks_tell_accuracy_speed_and_finiteness_apart(report: Report) -> None
     def outcomes(changed: Report) -> dict[str, str]:
         return {c.name: c.outcome for c in document(changed).checks}
 
-    assert outcomes(report) == {"accuracy": "pass", "speed": "pass", "finite": "pass"}
+    sound = {"finite": "pass", "plausible": "pass"}
+    assert outcomes(report) == {"accuracy": "pass", "speed": "pass", **sound}
     for outcome, said in (("refuse", "fail"), ("inconclusive", "inconclusive")):
         judged = verdict(outcome)  # type: ignore[arg-type]
         slow = conclude(judged, "onnxruntime", (SLOW,), "fail", need_speed=True)
         changed = replace(report, verdict=judged, conclusion=slow)
-        assert outcomes(changed) == {"accuracy": said, "speed": "fail", "finite": "pass"}
+        assert outcomes(changed) == {"accuracy": said, "speed": "fail", **sound}
     broken = replace(report.evaluations[2], nonfinite=1, first_nonfinite="sample 0")
     changed = replace(report, evaluations=(*report.evaluations[:2], broken))
     assert outcomes(changed)["finite"] == "fail"
+
+
+def test_what_else_was_asked_is_a_check_and_a_line(report: Report) -> None:
+    further = (Check("speed", "fail", "Too slow.", "", "1.1x", "2x"), Check("size", "pass", "S."))
+    shown = document(replace(report, further=further))
+    assert [c.name for c in shown.checks] == ["accuracy", "finite", "plausible", "speed", "size"]
+    assert "Too slow." in shown.verdict.lines
+    assert "S." not in shown.verdict.lines
 
 
 def test_one_round_has_no_interval(report: Report) -> None:
