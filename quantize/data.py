@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -235,14 +236,14 @@ def _examine(source: str, rows: Rows, request: Request) -> Samples:
     if count == 0:
         raise InputError(f"{source}: holds no samples.")
 
-    def load(i: int) -> Feeds:
-        return _checked(rows, i, request)
+    def load(i: int, *, values: bool = False) -> Feeds:
+        return _checked(rows, i, request, values=values)
 
     return Samples(
         source=source,
         inputs=request.inputs,
         labelled=rows.label is not None,
-        digests=_digests(load, count),
+        digests=_digests(partial(load, values=True), count),
         _load=load,
         _label=rows.label,
         _indices=tuple(range(count)),
@@ -250,9 +251,10 @@ def _examine(source: str, rows: Rows, request: Request) -> Samples:
     )
 
 
-def _checked(rows: Rows, index: int, request: Request) -> Feeds:
+def _checked(rows: Rows, index: int, request: Request, *, values: bool) -> Feeds:
+    """One sample. Its values are looked at once, with its digest; its form at each read."""
     found = feeds.with_states(rows.load(index), request.inputs, request.states)
-    feeds.check_feeds(found, request.inputs, rows.where(index))
+    feeds.check_feeds(found, request.inputs, rows.where(index), values=values)
     return {s.name: feeds.frozen(found[s.name]) for s in request.inputs}
 
 

@@ -22,7 +22,8 @@ from bench.models import Feeds, Model
 from bench.runtimes.seam import Runtime, Session, Settings
 from quantize.data import Sample, Samples
 from quantize.evidence import Evidence, Gathering, stacked
-from quantize.metrics import Metric, run_labels
+from quantize.metric import Metric
+from quantize.metrics import run_labels
 from quantize.outputs import OutputStore, first_nonfinite
 from quantize.scores import Labels
 

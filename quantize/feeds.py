@@ -71,20 +71,23 @@ class Rows:
     label: Callable[[int], object] | None = None
 
 
-def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec], where: str) -> None:
+def check_feeds(
+    feeds: Feeds, inputs: Sequence[TensorSpec], where: str, *, values: bool = True
+) -> None:
     """Refuse feeds that the model does not take exactly as they are.
 
     Args:
         feeds: One sample, batch axis included.
         inputs: What the model takes.
         where: Where the sample came from.
+        values: Whether to look at every value; not where they were looked at before.
 
     Raises:
         InputError: Names, element type or shape differ, or a value is not finite.
     """
     check_names(list(feeds), inputs, where)
     for spec in inputs:
-        check_array(feeds[spec.name], spec, where)
+        check_array(feeds[spec.name], spec, where, values=values)
 
 
 def check_names(found: Sequence[str], inputs: Sequence[TensorSpec], where: str) -> None:
@@ -105,7 +108,7 @@ def check_names(found: Sequence[str], inputs: Sequence[TensorSpec], where: str) 
     )
 
 
-def check_array(array: Array, spec: TensorSpec, where: str) -> None:
+def check_array(array: Array, spec: TensorSpec, where: str, *, values: bool = True) -> None:
     """Refuse an array that does not fit an input.
 
     Raises:
@@ -124,7 +127,7 @@ def check_array(array: Array, spec: TensorSpec, where: str) -> None:
         )
     if 0 in array.shape:
         raise InputError(f"{where}: {spec.name!r} has an empty axis: {list(array.shape)}.")
-    if "float" in found and not np.isfinite(array).all():
+    if values and "float" in found and not np.isfinite(array).all():
         bad = array[~np.isfinite(array)]
         index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
         # Minus infinity is refused too: an infinite mask makes the range of its tensor infinite,

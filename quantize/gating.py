@@ -26,7 +26,8 @@ from quantize.gate import judge
 from quantize.gate_report import GateReport, Judgement
 from quantize.job import GateJob, Limits, Progress
 from quantize.lock import Lock, entry_of, lock_checks, read_lock
-from quantize.metrics import Metric, resolve_metric
+from quantize.metric import Metric
+from quantize.metrics import resolve_metric
 from quantize.outputs import OutputStore
 from quantize.slices import divide, look_into, slice_limit
 from quantize.tolerance import Tolerance, parse_tolerance

@@ -12,7 +12,7 @@ from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
 from quantize.gate import Verdict, judge
 from quantize.journal import Journal, storable
-from quantize.metrics import Metric
+from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
 from quantize.sequential import Looks

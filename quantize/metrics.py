@@ -21,18 +21,15 @@ metric of any selection of samples, repeated ones included. With `function.finis
 and `g(rows)` returns one score per sample, once.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from bench.errors import InputError, UsageError
-from bench.models import Array, Feeds
-from quantize.evidence import Rows
-from quantize.plugins import blame, is_function_text, load_function, nearest
+from bench.errors import UsageError
+from quantize.metric import Metric, read_only
+from quantize.plugin_metrics import decoding, plugin_metric
+from quantize.plugins import is_function_text, nearest
 from quantize.scores import (
     Labels,
     above,
@@ -42,7 +39,6 @@ from quantize.scores import (
     error,
     likeness,
     named_class,
-    named_output,
     named_value,
     top,
 )
@@ -51,81 +47,6 @@ from quantize.tasks.detection import average_precision, match
 from quantize.tasks.features import gain, keep_features, keep_pairs, probe, rank_correlation, recall
 from quantize.tasks.fidelity import keep_both, neighbours, psnr, ranking, sqnr, ssim
 from quantize.tasks.transcripts import count_errors, error_rate
-
-# (outputs, labels, reference outputs, name of the output to score or None) -> one score per sample,
-# or one row of evidence per sample.
-Score: TypeAlias = Callable[[Feeds, Labels, Feeds | None, str | None], list[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A named way to score model outputs.
-
-    Attributes:
-        name: As `--metric` takes it.
-        function: What computes it; call `score`.
-        higher_is_better: False for errors such as `mse`.
-        binary: Whether each score is 0 or 1 (wrong or right); None: look at the scores.
-        bounded: Whether scores lie in 0..1, so that a drop in points means something; None: look.
-        needs: What `score` cannot do without.
-        guessing: (outputs, output) -> the score that guessing would get, None where that has no
-            meaning; call `chance`.
-        output: The model output to score; None: the first that fits.
-        corpus: `function` gives rows, and this is the metric of any selection of them.
-        finish: `function` gives rows, and this one score per sample, of all of them.
-        decibels: Whether scores are ratios of signal to noise, whose limit is a floor.
-        answering: (outputs, output, samples) -> what the model says of each sample, in short; call
-            `answer`.
-    """
-
-    name: str
-    function: Score
-    higher_is_better: bool = True
-    binary: bool | None = None
-    bounded: bool | None = True
-    needs: Literal["labels", "reference", "nothing"] = "labels"
-    guessing: Callable[[Feeds, str | None], float | None] | None = None
-    output: str | None = None
-    corpus: Callable[[Rows], float] | None = None
-    finish: Callable[[Rows], Sequence[float]] | None = None
-    decibels: bool = False
-    answering: Callable[[Feeds, str | None, int], list[str]] | None = None
-
-    @property
-    def gathers(self) -> bool:
-        """Whether scores are known only when all samples have run."""
-        return self.corpus is not None or self.finish is not None
-
-    def score(self, outputs: Feeds, labels: Labels, reference: Feeds | None = None) -> list[Any]:
-        """One score per sample of one model run, or one row if the metric `gathers`.
-
-        Args:
-            outputs: What the model returned.
-            labels: Of the same samples; see `run_labels`.
-            reference: What the FP32 model returned for them.
-
-        Raises:
-            InputError: Outputs, labels or the user's function do not fit.
-            UsageError: There is no such output, or no reference where one is needed.
-        """
-        return self.function(outputs, labels, reference, self.output)
-
-    def answer(self, outputs: Feeds, count: int) -> list[str]:
-        """What the model says of each of `count` samples of one run; empty where that is unknown.
-
-        Args:
-            outputs: Of a run that `score` has accepted.
-            count: How many scores it had.
-        """
-        return self.answering(outputs, self.output, count) if self.answering is not None else []
-
-    def chance(self, outputs: Feeds) -> float | None:
-        """The score that guessing would get; None where guessing has no meaning.
-
-        Args:
-            outputs: Of any run that `score` has accepted.
-        """
-        return self.guessing(outputs, self.output) if self.guessing is not None else None
 
 
 def resolve_metric(
@@ -154,7 +75,7 @@ def resolve_metric(
         text = _fitting(first_label) if labelled else "cosine"
     if text not in METRICS:
         if is_function_text(text):
-            return _decoding(replace(_plugin(text), output=output), decode)
+            return decoding(replace(plugin_metric(text), output=output), decode)
         raise UsageError(
             f"unknown metric {text!r}.{nearest(text, list(METRICS))} Known: {', '.join(METRICS)}, "
             "or file.py:function of your own."
@@ -165,7 +86,7 @@ def resolve_metric(
             f"metric {text!r} needs labels, and the data has none. Add labels, or use cosine or "
             "agreement, which compare with the FP32 model's outputs."
         )
-    return _decoding(replace(metric, output=output), decode)
+    return decoding(replace(metric, output=output), decode)
 
 
 def run_labels(label: object, batch: int) -> Labels:
@@ -180,7 +101,7 @@ def run_labels(label: object, batch: int) -> Labels:
         return np.asarray([label])
     if isinstance(label, np.ndarray) and label.dtype.kind in "biuf":
         if batch > 1 and label.ndim and label.shape[0] == batch:
-            return _read_only(label)
+            return read_only(label)
         return np.stack([label])
     if batch > 1 and isinstance(label, (list, tuple)) and len(label) == batch:
         return list(label)
@@ -195,179 +116,6 @@ def _fitting(label: object) -> str:
         if values.dtype.kind == "f":
             return "mse"
     return "cosine"
-
-
-# --- the user's own ---
-
-
-def _decoding(metric: Metric, text: str | None) -> Metric:
-    """The metric on what the user's decoder makes of the outputs."""
-    if text is None:
-        return metric
-    decode = partial(_decoded, load_function(text, what="decoder"), text)
-    score, guess, say = metric.function, metric.guessing, metric.answering
-
-    def decoded_score(
-        outputs: Feeds, labels: Labels, reference: Feeds | None, output: str | None
-    ) -> list[Any]:
-        theirs = decode(reference) if reference is not None else None
-        return score(decode(outputs), labels, theirs, output)
-
-    def decoded_guess(outputs: Feeds, output: str | None) -> float | None:
-        return guess(decode(outputs), output) if guess is not None else None
-
-    def decoded_answer(outputs: Feeds, output: str | None, count: int) -> list[str]:
-        return say(decode(outputs), output, count) if say is not None else []
-
-    answering = decoded_answer if say is not None else None
-    return replace(metric, function=decoded_score, guessing=decoded_guess, answering=answering)
-
-
-def _decoded(function: Callable[..., Any], text: str, outputs: Feeds) -> Any:
-    with blame(text, what="decoder"):
-        found = function({n: _read_only(a) for n, a in outputs.items()})
-    if found is None:
-        raise InputError(f"{_definition(function, text)}: the decoder returned None.")
-    return {n: np.asarray(a) for n, a in found.items()} if isinstance(found, dict) else found
-
-
-def _plugin(text: str) -> Metric:
-    function = load_function(text, what="metric")
-    higher = bool(getattr(function, "higher_is_better", True))
-    # An error is no share of anything, even where it happens to stay below 1.
-    unsaid = None if higher else False
-    corpus, finish = (_attached(function, text, name) for name in ("corpus", "finish"))
-    if corpus is not None and finish is not None:
-        raise InputError(
-            f"{_definition(function, text)}: has both `corpus` and `finish`; keep one."
-        )
-    score = _plugin_scores if corpus is None and finish is None else _plugin_rows
-    return Metric(
-        name=text,
-        function=partial(score, function, text),
-        higher_is_better=higher,
-        binary=False if corpus is not None else getattr(function, "binary", unsaid),
-        bounded=getattr(function, "bounded", False if corpus is not None else unsaid),
-        needs="nothing",
-        guessing=_plugin_chance(function, text),
-        corpus=partial(_plugin_corpus, corpus, text) if corpus is not None else None,
-        finish=partial(_plugin_finish, finish, text) if finish is not None else None,
-    )
-
-
-def _plugin_chance(
-    function: Callable[..., Any], text: str
-) -> Callable[[Feeds, str | None], float | None] | None:
-    """The score of guessing, where the user's function has one in `chance`."""
-    found = getattr(function, "chance", None)
-    if found is None:
-        return None
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise InputError(f"{_definition(function, text)}: `chance` is {found!r:.80}, not a number.")
-    chance = float(found)
-    return lambda _outputs, _output: chance
-
-
-def _attached(function: Callable[..., Any], text: str, name: str) -> Callable[..., Any] | None:
-    found = getattr(function, name, None)
-    if found is not None and not callable(found):
-        raise InputError(
-            f"{_definition(function, text)}: `{name}` is {found!r:.80}, not a function of rows."
-        )
-    return found
-
-
-def _call(function: Callable[..., Any], outputs: Feeds, labels: Labels, output: str | None) -> Any:
-    """What the user's function returns for every output, or for the one that `--output` names."""
-    if output is not None:
-        outputs = {output: named_output(outputs, output)}
-    return function({n: _read_only(a) for n, a in outputs.items()}, labels)
-
-
-def _plugin_rows(
-    function: Callable[..., Any],
-    text: str,
-    outputs: Feeds,
-    labels: Labels,
-    _: Feeds | None,
-    output: str | None,
-) -> list[Any]:
-    with blame(text, what="metric"):
-        returned = _call(function, outputs, labels, output)
-    if not isinstance(returned, (list, tuple, np.ndarray)) or len(returned) != len(labels):
-        raise InputError(
-            f"{_definition(function, text)}: the metric returned {type(returned).__name__} "
-            f"{returned!r:.80}; expected a list of one row per sample, here {len(labels)}."
-        )
-    return list(returned)
-
-
-def _plugin_corpus(corpus: Callable[..., Any], text: str, rows: Rows) -> float:
-    with blame(text, what="metric"):
-        found = corpus(rows)
-    if isinstance(found, (bool, int, float, np.number)) or np.shape(found) == ():
-        try:
-            return float(found)
-        except (TypeError, ValueError):
-            pass
-    raise InputError(
-        f"{_definition(corpus, text)}: `corpus` returned {type(found).__name__} {found!r:.80}; "
-        "expected one number for all rows."
-    )
-
-
-def _plugin_finish(finish: Callable[..., Any], text: str, rows: Rows) -> list[float]:
-    with blame(text, what="metric"):
-        scores = np.asarray(finish(rows), dtype=np.float64)
-    if scores.shape != (len(rows),) or not np.isfinite(scores).all():
-        raise InputError(
-            f"{_definition(finish, text)}: `finish` returned an array of shape "
-            f"{list(scores.shape)}; expected one finite number for each of {len(rows)} rows."
-        )
-    return [float(s) for s in scores]
-
-
-def _plugin_scores(
-    function: Callable[..., Any],
-    text: str,
-    outputs: Feeds,
-    labels: Labels,
-    _: Feeds | None,
-    output: str | None,
-) -> list[float]:
-    with blame(text, what="metric"):
-        returned = _call(function, outputs, labels, output)
-        try:
-            # Complex numbers would lose their imaginary part with no more than a warning.
-            whole = np.asarray(returned)
-            scores = whole.astype(np.float64) if whole.dtype.kind != "c" else None
-        except (TypeError, ValueError):
-            scores = None
-    if scores is None or returned is None or isinstance(returned, str) or scores.ndim > 1:
-        found = f"returned {type(returned).__name__} {returned!r:.80}"
-    elif scores.size != len(labels):
-        found = f"returned {scores.size} scores for {len(labels)} samples"
-    elif not np.isfinite(scores).all():
-        found = f"returned {scores[~np.isfinite(scores)].item(0)} from finite outputs"
-    elif getattr(function, "bounded", False) and not ((scores >= 0) & (scores <= 1)).all():
-        outside = scores[(scores < 0) | (scores > 1)].item(0)
-        found = f"returned {outside}, but promises scores in 0..1 (bounded = True)"
-    else:
-        return [float(s) for s in scores.reshape(-1)]
-    raise InputError(
-        f"{_definition(function, text)}: the metric {found}; expected one finite number per sample."
-    )
-
-
-def _definition(function: Callable[..., Any], text: str) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else text
-
-
-def _read_only(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 _MAP50 = partial(average_precision, thresholds=slice(0, 1))

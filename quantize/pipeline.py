@@ -41,7 +41,7 @@ from quantize.journal import (
 )
 from quantize.judging import Judging
 from quantize.lock import read_lock, refuse_other
-from quantize.metrics import Metric
+from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
 from quantize.proof.comparing import Proof

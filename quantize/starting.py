@@ -13,7 +13,8 @@ from bench.runtimes import RUNTIMES, Settings
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Execution, is_deterministic
 from quantize.job import DataSpec, Job, Limits
-from quantize.metrics import Metric, resolve_metric
+from quantize.metric import Metric
+from quantize.metrics import resolve_metric
 from quantize.prepare import Prepared, prepare
 from quantize.sources import check_parity, convert, describe_inputs
 

@@ -16,12 +16,8 @@ from tests import classifier
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
-EXAMPLES = [
-    yaml.safe_load(block)
-    for block in re.findall(
-        r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "ci.md").read_text("utf-8"), re.M | re.S
-    )
-]
+TEXT = (ROOT / "docs" / "ci.md").read_text("utf-8")
+EXAMPLES = [yaml.safe_load(b) for b in re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.M | re.S)]
 
 
 def steps() -> list[dict[str, Any]]:
@@ -38,6 +34,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier.network(models / "int8.onnx")
     classifier.network(models / "bad.onnx", fault=1e4)
     classifier.samples(models / "validation.npz")
+    rows = [f"{i},{'day' if i % 2 else 'night'}" for i in range(400)]
+    (models / "slices.csv").write_text("\n".join(["sample,light", *rows]))
     binaries = folder / "temp" / "vnnify" / "bin"
     binaries.mkdir(parents=True)
     command = binaries / "vnnify"
@@ -129,12 +127,16 @@ def test_an_error_is_no_verdict(checkout: Path) -> None:
 
 
 def test_the_commands_of_the_examples_run(checkout: Path) -> None:
-    commands = [s["run"] for s in steps() if s.get("run", "").startswith("vnnify")]
-    assert commands
+    (update,) = re.findall(r"^vnnify gate .*--update-baseline$", TEXT, re.M)
+    commands = [update, *(s["run"] for s in steps() if s.get("run", "").startswith("vnnify"))]
+    assert len(commands) == 2
     for command in commands:
         done = run(command, checkout)
         assert done.returncode == 0, done.stderr
-        assert (checkout / "summary.md").read_text("utf-8")
+    assert (checkout / "summary.md").read_text("utf-8")
+    assert (checkout / "flips.csv").read_text().startswith("sample,place")
+    names = [c.get("name") for c in ET.parse(checkout / "gate.xml").getroot().iter("testcase")]
+    assert {"slices", "baseline: size", "baseline: accuracy in onnxruntime"} <= set(names)
 
 
 def test_gitlab_collects_what_its_command_writes() -> None:

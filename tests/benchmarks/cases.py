@@ -13,7 +13,8 @@ from pathlib import Path
 
 from bench.models import Model, read_model
 from quantize.data import Samples, read_samples, split
-from quantize.metrics import Metric, resolve_metric
+from quantize.metric import Metric
+from quantize.metrics import resolve_metric
 
 _SEED = 0
 

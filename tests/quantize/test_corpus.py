@@ -15,7 +15,8 @@ from quantize.data import Samples, read_samples
 from quantize.evaluate import Evaluation, evaluate, first_scores
 from quantize.evidence import Gathering, stacked
 from quantize.gate import judge
-from quantize.metrics import Metric, resolve_metric
+from quantize.metric import Metric
+from quantize.metrics import resolve_metric
 from quantize.tolerance import Tolerance
 from tests.quantize.test_evaluate import run_with
 
