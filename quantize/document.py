@@ -1,22 +1,16 @@
 """The document that tells a run: what every report format renders, and what ends a terminal."""
 
-from typing import Literal
-
 from bench.render import (
     Banner,
-    Bar,
-    Bars,
     Block,
     Check,
     Column,
     Document,
-    Ecdf,
     Forest,
     ForestRow,
     KeyFigure,
     Paragraph,
     Section,
-    Series,
     Table,
 )
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
@@ -25,6 +19,7 @@ from quantize.inspection.document import kernel_section
 from quantize.intervals import wilson
 from quantize.proof.comparing import proof_checks, proof_section
 from quantize.report import Conclusion, Report
+from quantize.run_document import latency_section, machine_section
 from quantize.search_document import search_section
 from quantize.slice_document import slice_section
 from quantize.slices import hidden_losses
@@ -38,12 +33,12 @@ def document(report: Report) -> Document:
         sections=(
             _accuracy(report),
             *((sliced,) if (sliced := _slices(report)) is not None else ()),
-            _latency(report),
+            latency_section(report),
             _layers(report),
             *((kernel_section(report.inspection),) if report.inspection else ()),
             search_section(report),
             *((proof_section(report.proofs),) if report.proofs else ()),
-            _machine(report),
+            machine_section(report),
         ),
         checks=(*_checks(report), *proof_checks(report.proofs)),
         footer=(
@@ -263,84 +258,6 @@ def _arithmetic_note(report: Report) -> str:
     )
 
 
-def _latency(report: Report) -> Section:
-    ratios = {c.candidate: c for c in report.comparisons[: len(report.latencies) - 1]}
-    rows = []
-    for x in report.latencies:
-        c = ratios.get(x.variant.name)
-        interval = f"{c.low:.2f} to {c.high:.2f}" if c and c.low and c.high else "–"
-        rows.append(
-            (
-                x.variant.name,
-                f"{x.median_ms:.4g}",
-                f"{x.p90_ms:.4g}" if x.p90_ms is not None else "n too small",
-                f"{c.ratio:.2f}" if c else "1 (baseline)",
-                interval,
-                f"{x.load_ms:.0f}",
-                size_text(x.peak_rss_bytes),
-            )
-        )
-    threads = report.latencies[0].variant.threads
-    control = report.control
-    noise = ""
-    if control is not None and control.low is not None and control.high is not None:
-        noise = (
-            f" FP32 against itself: {control.ratio:.2f} ({control.low:.2f} to {control.high:.2f})."
-        )
-    blocks: list[Block] = [
-        Paragraph(
-            f"Batch {report.latencies[0].variant.batch}, {threads} threads, arrays in and out, "
-            f"{len(report.latencies[0].rounds)} fresh processes each, interleaved.{noise}"
-        ),
-        Table(
-            "Latency",
-            (
-                Column("Variant"),
-                Column("Median ms", "right"),
-                Column("p90 ms", "right"),
-                Column("Times faster", "right"),
-                Column("95 % interval", "right"),
-                Column("Load ms", "right"),
-                Column("Peak memory", "right"),
-            ),
-            tuple(rows),
-            note=f"GPU: not measured: {_gpu(report)}",
-        ),
-        Bars(
-            title="Median latency",
-            description="Shorter is faster.",
-            unit="ms",
-            bars=tuple(
-                Bar(x.variant.name, x.median_ms, tone=_tone(x.variant.name))
-                for x in report.latencies
-            ),
-        ),
-        Ecdf(
-            title="Every inference",
-            description="Share of inferences at or below each latency.",
-            unit="ms",
-            series=tuple(
-                Series(x.variant.name, tuple(s / 1e6 for s in x.samples_ns), _tone(x.variant.name))
-                for x in report.latencies
-            ),
-            log_x=True,
-        ),
-    ]
-    return Section("Latency", tuple(blocks))
-
-
-def _gpu(report: Report) -> str:
-    machine = report.machine
-    return (
-        machine.no_gpu_reason
-        or f"found {', '.join(machine.gpus)}; see `vnnify bench --device cuda`"
-    )
-
-
-def _tone(name: str) -> Literal["baseline", "candidate"]:
-    return "candidate" if name.startswith("INT8") else "baseline"
-
-
 def _layers(report: Report) -> Section:
     floats = [
         (x.name, x.op, x.reason or "the plan that won leaves its kind in float")
@@ -387,37 +304,6 @@ def _drift(report: Report) -> Table:
     names = ("With the recipe", "Now", "Width")
     columns = (Column("Input of"), *(Column(n, "right") for n in names))
     return Table("Drift of ranges, the farthest first", columns, rows)
-
-
-def _machine(report: Report) -> Section:
-    m = report.machine
-    facts = (
-        ("CPU", m.cpu),
-        ("Instruction set", m.isa_class),
-        ("INT8 arithmetic", ", ".join(f"{k}: {v}" for k, v in m.canaries.items())),
-        ("Threads available", str(m.threads)),
-        (
-            "Calibration",
-            f"{report.data.calibration_count:,} samples of {report.data.calibration_source}",
-        ),
-        (
-            "Evaluation",
-            f"{report.data.evaluation_count:,} samples of {report.data.evaluation_source}",
-        ),
-        *((f"Package {k}", v) for k, v in sorted(m.packages.items())),
-    )
-    stages = tuple((s.name, f"{s.seconds:.1f}", size_text(s.peak_rss_bytes)) for s in report.stages)
-    return Section(
-        "Machine and run",
-        (
-            Table("Where", (Column("What"), Column("Value")), tuple(facts)),
-            Table(
-                "Stages",
-                (Column("Stage"), Column("Seconds", "right"), Column("Peak memory", "right")),
-                stages,
-            ),
-        ),
-    )
 
 
 def _checks(report: Report) -> tuple[Check, ...]:
