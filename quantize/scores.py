@@ -150,7 +150,7 @@ def _classes_last(name: str, scores: Array, truth: Array) -> Array:
     # [N, C, H, W] with labels [N, H, W] is the order of images; [N, T, C] with [N, T] that of text.
     first, last = scores.shape[:1] + scores.shape[2:], scores.shape[:-1]
     _refuse_shapes(name, scores, truth, fits=truth.shape in (first, last))
-    return np.moveaxis(scores, 1, -1) if truth.shape == first else scores
+    return np.moveaxis(scores, 1, -1) if scores.ndim > 2 and truth.shape == first else scores
 
 
 def _whole(labels: Labels) -> Array:
@@ -270,10 +270,14 @@ def _given(reference: Feeds | None, metric: str) -> Feeds:
 
 
 def _squeeze(array: Array) -> Array:
+    if 1 not in array.shape[1:]:
+        return array
     return array.reshape(array.shape[:1] + tuple(d for d in array.shape[1:] if d != 1))
 
 
 def _per_sample(scores: Array) -> list[float]:
+    if scores.ndim == 1:
+        return [float(s) for s in scores]
     flat = scores.reshape(scores.shape[0], -1).mean(axis=1, dtype=np.float64)
     return [float(s) for s in flat]
 
