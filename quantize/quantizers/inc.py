@@ -78,6 +78,7 @@ def write(
     _drop_clips(model)
     partners = _partners(model, anchors, ir.load(source.path))
     _place(model, partners, {a.name: recipe.modes.get(a.name) == "static" for a in anchors})
+    _take_in_pads(model)
     rewrite(model)
     model = tidy(model)
     own_constants(model)
@@ -324,6 +325,42 @@ def _place(
         if maker.op_type == "QuantizeLinear":
             node.replace_input_with(0, maker.inputs[0])
     passes.RemoveUnusedNodesPass()(model)
+
+
+def _take_in_pads(model: ir.Model) -> None:
+    """Let convolutions pad, where a Pad with zeros stands before the pair of their input.
+
+    ONNX Runtime's passes do the same in the FP32 graph, where no pair stands between. A pair keeps
+    zero as it is, so this changes no value.
+    """
+    for pad in list(model.graph):
+        if pad.op_type != "Pad" or pad.domain or pad.outputs[0].is_graph_output():
+            continue
+        quantizers = pad.outputs[0].consumers()
+        pairs = [p for q in quantizers for p in q.outputs[0].consumers()]
+        convs = [c for p in pairs for c in p.outputs[0].consumers()]
+        x, known = pad.inputs[0], all(is_constant(v) for v in pad.inputs[1:])
+        if (
+            x is None
+            or not known
+            or len(pad.inputs) > 3
+            or ("mode" in pad.attributes and pad.attributes["mode"].as_string() != "constant")
+            or (len(pad.inputs) == 3 and held(pad.inputs[2]) != 0)
+            or {n.op_type for n in quantizers} != {"QuantizeLinear"}
+            or {n.op_type for n in pairs} != {"DequantizeLinear"}
+            or {n.op_type for n in convs} != {"Conv"}
+            or any("auto_pad" in c.attributes for c in convs)
+        ):
+            continue
+        begins, ends = np.split(held(pad.inputs[1]).astype(np.int64), 2)
+        if begins[:2].any() or ends[:2].any() or min(begins.min(), ends.min()) < 0:
+            continue
+        more = np.concatenate([begins[2:], ends[2:]])
+        for conv in convs:
+            own = conv.attributes.get("pads")
+            total = more + (np.array(own.as_ints()) if own is not None else 0)
+            conv.attributes["pads"] = ir.AttrInt64s("pads", total.tolist())
+        pad.outputs[0].replace_all_uses_with(x)
 
 
 def _coded(graph: ir.Graph, node: ir.Node, weights: _Weights) -> ir.Value:

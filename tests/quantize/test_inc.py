@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
+from onnx_ir.passes import common as passes
 
 from bench.errors import InputError, UnfitError, UnsupportedError
 from bench.models import Feeds, Model, read_model
@@ -243,6 +244,38 @@ def test_its_recipe_makes_the_same_file_again(cnn: Parts, tmp_path: Path) -> Non
     )
     assert again.recipe == first.recipe
     assert again.model.sha256 == first.model.sha256
+
+
+@pytest.mark.parametrize(("value", "left"), [(0.0, 0), (1.0, 1)])
+def test_zeros_before_a_pair_are_padded_by_the_convolution(
+    tmp_path: Path, value: float, left: int
+) -> None:
+    nodes = [
+        helper.make_node("Pad", ["x", "pads", "value"], ["p"], "pad"),
+        helper.make_node("QuantizeLinear", ["p", "s", "z"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantize"),
+        helper.make_node("Conv", ["d", "w"], ["y"], "conv", pads=[1, 0, 0, 0]),
+    ]
+    constants = {
+        "pads": np.array([0, 0, 1, 2, 0, 0, 0, 3]),
+        "value": np.float32(value),
+        "s": np.float32(0.02),
+        "z": np.uint8(100),
+        "w": np.random.default_rng(0).standard_normal((2, 3, 3, 3), np.float32),
+    }
+    ports: list[Any] = [("x", TensorProto.FLOAT, [1, 3, 6, 6]), ("y", TensorProto.FLOAT, None)]
+    path = tiny.save(tmp_path / "pad.onnx", nodes, ports[:1], ports[1:], constants)
+    model = ir.load(path)
+    inc._take_in_pads(model)
+    passes.RemoveUnusedNodesPass()(model)
+    assert sum(n.op_type == "Pad" for n in model.graph) == left
+    ir.save(model, tmp_path / "after.onnx")
+    feeds = {"x": image(0)["image"]}
+    one, two = (
+        ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+        for p in (path, tmp_path / "after.onnx")
+    )
+    np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 @needs_inc
