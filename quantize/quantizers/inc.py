@@ -349,7 +349,7 @@ def _take_in_pads(model: ir.Model) -> None:
             or {n.op_type for n in quantizers} != {"QuantizeLinear"}
             or {n.op_type for n in pairs} != {"DequantizeLinear"}
             or {n.op_type for n in convs} != {"Conv"}
-            or any("auto_pad" in c.attributes for c in convs)
+            or any(c.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" for c in convs)
         ):
             continue
         begins, ends = np.split(held(pad.inputs[1]).astype(np.int64), 2)

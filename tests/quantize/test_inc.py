@@ -254,7 +254,7 @@ def test_zeros_before_a_pair_are_padded_by_the_convolution(
         helper.make_node("Pad", ["x", "pads", "value"], ["p"], "pad"),
         helper.make_node("QuantizeLinear", ["p", "s", "z"], ["q"], "quantize"),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantize"),
-        helper.make_node("Conv", ["d", "w"], ["y"], "conv", pads=[1, 0, 0, 0]),
+        helper.make_node("Conv", ["d", "w"], ["y"], "conv", pads=[1, 0, 0, 0], auto_pad="NOTSET"),
     ]
     constants = {
         "pads": np.array([0, 0, 1, 2, 0, 0, 0, 3]),
