@@ -360,6 +360,9 @@ def _take_in_pads(model: ir.Model) -> None:
             own = conv.attributes.get("pads")
             total = more + (np.array(own.as_ints()) if own is not None else 0)
             conv.attributes["pads"] = ir.AttrInt64s("pads", total.tolist())
+        for node in (*quantizers, *pairs):
+            # It was written with the margins.
+            node.outputs[0].shape = None
         pad.outputs[0].replace_all_uses_with(x)
 
 
