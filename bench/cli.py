@@ -89,6 +89,9 @@ def bench(
     no_peaks: Annotated[
         bool, typer.Option("--no-peaks", help="Do not measure what the machine can do at best.")
     ] = False,
+    no_operators: Annotated[
+        bool, typer.Option("--no-operators", help="Do not time the operators of each variant.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as HTML.")] = None,
@@ -114,6 +117,7 @@ def bench(
             parse_streams(streams), parse_rates(rate), parse_p99(p99), rounds=min(rounds, 3)
         ),
         peaks=not no_peaks,
+        operators=not no_operators,
     )
     beside = Beside.read(merge or [], compare, prices, utilisation)
     machine, exporter = describe(), context.obj

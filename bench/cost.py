@@ -16,6 +16,8 @@ from typing import Any
 from bench.errors import InputError, UsageError
 
 _KEYS = {"name", "price_per_hour", "currency", "date", "device"}
+_CPU = "cpu"
+"""The key that an entry may have: which machines it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Price:
         currency: As the user writes it.
         date: On which it was true, ISO 8601.
         device: Whose rows it pays for: "cpu" or "cuda".
+        cpu: Part of the name of the CPU of the machines that it is for; empty for all of them.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Price:
     currency: str
     date: str
     device: str
+    cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Supply:
         per_second: Samples.
         p99_ms: Of its latency there; None if it is not known.
         how: Under which load, in words.
+        cpu: Of the machine, as it names itself.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Supply:
     per_second: float
     p99_ms: float | None
     how: str
+    cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +107,11 @@ def read_prices(path: Path) -> tuple[Price, ...]:
 
 def _price(entry: Any, where: str) -> Price:
     keys = entry.keys() if isinstance(entry, dict) else set()
-    if keys != _KEYS:
-        odd = sorted(_KEYS ^ keys)
+    if keys - {_CPU} != _KEYS:
+        odd = sorted(_KEYS ^ (keys - {_CPU}))
         raise InputError(
             f"{where}: {', '.join(odd)} {'is' if len(odd) == 1 else 'are'} missing or unknown; "
-            f"expected {', '.join(sorted(_KEYS))}."
+            f"expected {', '.join(sorted(_KEYS))}, and {_CPU} where it is for one kind of machine."
         )
     price, date = entry["price_per_hour"], entry["date"]
     if isinstance(price, bool) or not isinstance(price, int | float) or not 0 < price < math.inf:
@@ -119,13 +125,21 @@ def _price(entry: Any, where: str) -> Price:
         raise InputError(f"{where}: device is {entry['device']!r}, expected 'cpu' or 'cuda'.")
     if not all(isinstance(entry[k], str) and entry[k] for k in ("name", "currency")):
         raise InputError(f"{where}: name and currency have to be text.")
-    return Price(entry["name"], float(price), entry["currency"], str(date), entry["device"])
+    cpu = entry.get(_CPU, "")
+    if not isinstance(cpu, str) or (_CPU in entry and not cpu.strip()):
+        raise InputError(f"{where}: cpu is {cpu!r}, expected a part of a CPU's name.")
+    return Price(entry["name"], float(price), entry["currency"], str(date), entry["device"], cpu)
+
+
+def pays_for(price: Price, supply: Supply) -> bool:
+    """Whether a price is that of the machine on which something was measured."""
+    return price.device == supply.device and price.cpu.casefold() in supply.cpu.casefold()
 
 
 def costs(
     supplies: Sequence[Supply], prices: Sequence[Price], utilisation: float
 ) -> tuple[Cost, ...]:
-    """Every supply at every price of its device, the cheapest first.
+    """Every supply at every price of its device and CPU, the cheapest first.
 
     Args:
         supplies: What runs.
@@ -141,7 +155,7 @@ def costs(
         Cost(s, p, p.per_hour / (3600 * s.per_second * utilisation) * 1e6)
         for s in supplies
         for p in prices
-        if s.device == p.device
+        if pays_for(p, s)
     ]
     return tuple(sorted(found, key=lambda c: c.per_million))
 

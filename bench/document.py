@@ -4,26 +4,29 @@ from collections.abc import Iterator, Sequence
 
 from bench.compare import Comparison
 from bench.cost import costs, verdict
+from bench.cost_document import cost_blocks, cost_figures
 from bench.latency import Latency, Variant
 from bench.load import Load
 from bench.machine_table import machine_table, peaks_text
 from bench.others import Change, Other, changes
+from bench.pictures import (
+    batches_of,
+    latency_bars,
+    operator_pairs,
+    rooflines,
+    sample_curves,
+    speed_bars,
+    throughput_curves,
+)
 from bench.render import (
     Banner,
-    Bar,
-    Bars,
     Block,
     Column,
-    Curve,
     Document,
-    Ecdf,
     KeyFigure,
-    Lines,
     Paragraph,
     Section,
-    Series,
     Table,
-    Tone,
 )
 from bench.report import BenchReport, supplies
 from bench.work import bound_by, shortest_ms
@@ -39,21 +42,23 @@ _STARTS = _columns("load ms", "compile ms", "first ms", "cold ms", "peak MiB", "
 
 def bench_document(report: BenchReport) -> Document:
     """The report as a document for any format."""
+    batches = batches_of(report)
     sections = (
         Section(
             "Latency",
             (
                 _latencies(report),
-                _bars(report),
-                _samples(report),
+                *(latency_bars(report, b) for b in batches[1:]),
+                *(sample_curves(report, b) for b in batches),
                 _starts(report.latencies),
             ),
         ),
         Section("Comparisons", _comparisons(report)),
         Section("Changes", tuple(_changes(report))),
         Section("Under load", tuple(_loads(report))),
+        Section("Where the time goes", tuple(_operators(report))),
         Section("Physical limits", tuple(_limits(report))),
-        Section("Cost", tuple(_costs(report))),
+        Section("Cost", tuple(cost_blocks(report))),
         Section("Other machines", tuple(_others(report))),
         Section("Machine", (machine_table(report.machine, report.peaks),)),
     )
@@ -66,6 +71,7 @@ def bench_document(report: BenchReport) -> Document:
             *([report.command] if report.command else []),
             *(f"{_file(x.variant)}: SHA-256 {digest}" for digest, x in models.items()),
         ),
+        picture=latency_bars(report, batches[0]),
     )
 
 
@@ -80,8 +86,10 @@ def _banner(report: BenchReport) -> Banner:
         headline = f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms"
         figures.append(KeyFigure("fastest", f"{fastest.median_ms:.3g} ms", fastest.variant.name))
         if found:
-            headline += f", {speedup(found[0])} of {found[0].baseline}"
-            figures.append(KeyFigure("speed", f"{found[0].ratio:.2f}x", _interval(found[0])))
+            headline += f", {speedup(found[0])} as fast as {found[0].baseline}"
+            figures.append(
+                KeyFigure("times as fast", f"{found[0].ratio:.2f}×", _interval(found[0]))
+            )
     lines = ["Arrays in, arrays out: copies to and from a device are counted."]
     lines += [f"Noise: {c.baseline} against itself, {speedup(c)}." for c in report.controls]
     if any(x.variant.device != "cpu" for x in report.latencies):
@@ -92,12 +100,13 @@ def _banner(report: BenchReport) -> Banner:
             *verdict(found_costs, report.prices, report.utilisation, report.p99_ms),
             *lines,
         ]
+        figures += cost_figures(found_costs)
     return Banner("info", headline, (*lines, *map(str, report.missing)), tuple(figures))
 
 
 def speedup(comparison: Comparison) -> str:
-    """`1.83x (1.79 to 1.88)`."""
-    return f"{comparison.ratio:.2f}x ({_interval(comparison)})"
+    """`1.83× (1.79 to 1.88)`."""
+    return f"{comparison.ratio:.2f}× ({_interval(comparison)})"
 
 
 def _interval(found: Comparison | Change) -> str:
@@ -155,41 +164,19 @@ def _starts(latencies: Sequence[Latency]) -> Table:
     )
 
 
-def _bars(report: BenchReport) -> Bars:
-    bars = tuple(
-        Bar(
-            x.variant.name,
-            x.median_ms,
-            min(r.median_ns for r in x.rounds) / 1e6,
-            max(r.median_ns for r in x.rounds) / 1e6,
-            _tone(report, x.variant),
-        )
-        for x in report.latencies
-    )
-    return Bars("Median latency", "Shorter is faster; whiskers span the rounds.", "ms", bars)
-
-
-def _samples(report: BenchReport) -> Ecdf:
-    series = tuple(
-        Series(x.variant.name, tuple(s / 1e6 for s in x.samples_ns), _tone(report, x.variant))
-        for x in report.latencies
-    )
-    about = "Share of inferences that took at most so long; a long tail to the right is jitter."
-    return Ecdf("All samples", about, "ms", series, log_x=True)
-
-
 def _comparisons(report: BenchReport) -> tuple[Block, ...]:
     if not report.comparisons:
         return (Paragraph("One variant only: nothing to compare."),)
     rows = tuple(
-        (c.candidate, c.baseline, f"{c.ratio:.2f}x", _interval(c))
+        (c.candidate, c.baseline, f"{c.ratio:.2f}×", _interval(c))
         for c in (*report.comparisons, *report.controls)
     )
     columns = (Column("variant"), Column("against"), Column("speed", "right"), Column("95 %"))
     note = "Above 1 the variant is faster. Intervals are over rounds, not over single inferences."
     doubts = tuple(dict.fromkeys(d for c in report.comparisons for d in c.doubts))
     warnings = tuple(Paragraph(f"{d}.", "warning") for d in doubts)
-    return (Table("Speed", columns, rows, note), *warnings)
+    figures = (speed_bars(report, b) for b in batches_of(report))
+    return (*(f for f in figures if f), Table("Speed", columns, rows, note), *warnings)
 
 
 def _changes(report: BenchReport) -> Iterator[Block]:
@@ -201,7 +188,7 @@ def _changes(report: BenchReport) -> Iterator[Block]:
             c.name,
             f"{c.before_ms:.3f}",
             f"{c.after_ms:.3f}",
-            f"{c.ratio:.2f}x",
+            f"{c.ratio:.2f}×",
             _interval(c),
             ("faster" if c.ratio > 1 else "slower") if c.certain else "no change seen",
             "; ".join(c.also) or "nothing",
@@ -229,16 +216,7 @@ def _loads(report: BenchReport) -> Iterator[Block]:
         "Without a rate each stream asks again as soon as it is answered. With one, arrivals were "
         "drawn up front (Poisson), and latency counts from the moment at which each was due.",
     )
-    curves = tuple(
-        Curve(
-            name,
-            tuple((float(x.streams), x.per_second) for x in report.loads if _sweeps(x, name)),
-            _tone(report, next(x.variant for x in report.loads if _sweeps(x, name))),
-        )
-        for name in dict.fromkeys(x.variant.name for x in report.loads)
-    )
-    about = "Higher is better; each point is a closed loop with that many inferences at once."
-    yield Lines("Throughput against concurrency", about, "streams", "per second", curves)
+    yield from throughput_curves(report)
     if report.p99_ms is not None:
         yield from _targets(report, report.p99_ms)
 
@@ -255,10 +233,6 @@ def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
         yield Paragraph(f"{name} {text}.")
 
 
-def _sweeps(load: Load, name: str) -> bool:
-    return load.variant.name == name and load.offered_per_second is None
-
-
 def _load_row(x: Load) -> tuple[str, ...]:
     return (
         x.variant.name,
@@ -270,6 +244,37 @@ def _load_row(x: Load) -> tuple[str, ...]:
         _optional(x.p90_ms),
         _optional(x.p99_ms),
         "no" if x.saturated else "yes",
+    )
+
+
+def _operators(report: BenchReport) -> Iterator[Block]:
+    rows = []
+    for x in report.operators:
+        k = x.kernels
+        total = k.total_ms or 0.0
+        spent = [(m.integer, m.kind, m.ms or 0.0) for m in k.kernels]
+        integer = sum(ms for inside, _, ms in spent if inside)
+        converting = sum(ms for _, kind, ms in spent if kind == "conversion")
+        rows.append(
+            (
+                x.variant.name,
+                _optional(k.total_ms),
+                f"{k.integer_products} of {len(k.products)}",
+                f"{integer / total:.0%}" if total else "n/a",
+                f"{converting / total:.0%}" if total else "n/a",
+                str(len(k.islands)),
+            )
+        )
+    if not rows:
+        return
+    yield from operator_pairs(report)
+    names = ("kernels ms", "INT8 products", "time in INT8", "conversions", "float islands")
+    yield Table(
+        "What the runtimes made of the models",
+        (Column("variant"), *(Column(n, "right") for n in names)),
+        tuple(rows),
+        "Asked of the runtimes, timed with their profilers, which slow every kernel down a little. "
+        "Products: kernels that multiply. vnnify inspect shows each kernel.",
     )
 
 
@@ -310,42 +315,9 @@ def _limits(report: BenchReport) -> Iterator[Block]:
         "machine beats, both measured here. Bytes: weights, inputs and outputs, once."
         + (f" Not counted: {', '.join(uncounted)}." if uncounted else ""),
     )
+    yield from rooflines(report)
     for peaks in report.peaks:
         yield Paragraph(f"Measured with {peaks.threads} threads: {peaks_text(peaks)}.")
-
-
-def _costs(report: BenchReport) -> Iterator[Block]:
-    if not report.prices:
-        return
-    found = costs(supplies(report), report.prices, report.utilisation)
-    yield from (
-        Paragraph(s) for s in verdict(found, report.prices, report.utilisation, report.p99_ms)
-    )
-    if not found:
-        return
-    rows = tuple(
-        (
-            c.supply.name,
-            c.price.name,
-            f"{c.price.per_hour:g} {c.price.currency}, {c.price.date}",
-            c.supply.how,
-            f"{c.supply.per_second:,.4g}",
-            f"{c.per_million:.3g} {c.price.currency}",
-        )
-        for c in found
-    )
-    columns = (
-        Column("variant"),
-        Column("machine"),
-        Column("per hour"),
-        Column("load"),
-        Column("per s", "right"),
-        Column("per million", "right"),
-    )
-    note = f"At {report.utilisation:.0%} utilisation; prices are the user's."
-    yield Table("Cost of a million inferences", columns, rows, note)
-    bars = tuple(Bar(f"{c.supply.name}, {c.price.name}", c.per_million) for c in found)
-    yield Bars("Cost per million", "Shorter is cheaper.", found[0].price.currency, bars)
 
 
 def _others(report: BenchReport) -> Iterator[Block]:
@@ -361,11 +333,6 @@ def _others(report: BenchReport) -> Iterator[Block]:
 
 def _gpus(other: Other) -> str:
     return f", {', '.join(other.machine.gpus)}" if other.machine.gpus else ""
-
-
-def _tone(report: BenchReport, variant: Variant) -> Tone:
-    first = report.latencies[0].variant
-    return "baseline" if variant.name == first.name else "candidate"
 
 
 def _file(variant: Variant) -> str:

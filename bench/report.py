@@ -1,13 +1,15 @@
 """What one run of `vnnify bench` learned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.compare import Comparison, compare
 from bench.cost import Price, Supply
 from bench.latency import Latency, Variant
 from bench.load import Load, optimum
 from bench.machine import Machine
+from bench.operators import Operators
 from bench.others import Other
 from bench.peaks import Peaks
 from bench.work import Work
@@ -44,6 +46,7 @@ class BenchReport:
         loads: Throughput against concurrency, and latency at rates.
         works: What each model takes, by digest and batch.
         peaks: What the machine can do at best, by threads.
+        operators: Where the time of one inference goes.
         merged: Runs of the same models on other machines.
         earlier: An earlier run on this one.
         prices: Of machines; empty where no cost was asked for.
@@ -60,6 +63,7 @@ class BenchReport:
     loads: tuple[Load, ...] = ()
     works: tuple[Work, ...] = ()
     peaks: tuple[Peaks, ...] = ()
+    operators: tuple[Operators, ...] = ()
     merged: tuple[Other, ...] = ()
     earlier: Other | None = None
     prices: tuple[Price, ...] = ()
@@ -133,22 +137,37 @@ def _first_like(latency: Latency, all_: Sequence[Latency]) -> Latency:
     return next(x for x in all_ if where(x.variant) == where(latency.variant))
 
 
+def with_names(report: BenchReport, names: dict[Path, str]) -> BenchReport:
+    """Models at the paths that the user gave; copies and exported programs are gone afterwards."""
+
+    def shown(variant: Variant) -> Variant:
+        path = Path(names.get(variant.model.path, str(variant.model.path)))
+        return replace(variant, model=replace(variant.model, path=path))
+
+    return replace(
+        report,
+        latencies=tuple(replace(x, variant=shown(x.variant)) for x in report.latencies),
+        loads=tuple(replace(x, variant=shown(x.variant)) for x in report.loads),
+        operators=tuple(replace(x, variant=shown(x.variant)) for x in report.operators),
+    )
+
+
 def supplies(report: BenchReport) -> tuple[Supply, ...]:
     """What every variant delivers at best, here and on the machines that were merged.
 
     Under a latency target that is the highest throughput that was seen to hold it. Without any
     load it is what one caller gets who waits for each answer.
     """
-    runs = [("", report.latencies, report.loads)]
-    runs += [(f" ({o.machine.cpu})", o.latencies, o.loads) for o in report.merged]
+    runs = [("", report.machine.cpu, report.latencies, report.loads)]
+    runs += [(f" ({o.machine.cpu})", o.machine.cpu, o.latencies, o.loads) for o in report.merged]
     found = []
-    for place, latencies, loads in runs:
+    for place, cpu, latencies, loads in runs:
         for latency in latencies:
             if not latency.variant.copies:
                 continue  # What a user gets has to come and go.
             best = _best_supply(latency, loads, place, report.p99_ms)
             if best is not None:
-                found.append(best)
+                found.append(replace(best, cpu=cpu))
     return tuple(found)
 
 

@@ -13,8 +13,9 @@ from bench.latency import Latency, Progress, Variant, measure, refusal
 from bench.load import Demand, Load, measure_load
 from bench.machine import Machine, granted_threads
 from bench.models import Feeds, Model, read_model, synthetic_feeds
+from bench.operators import Operators, measure_operators
 from bench.peaks import Peaks, measure_peaks
-from bench.report import BenchReport, Missing, assemble
+from bench.report import BenchReport, Missing, assemble, with_names
 from bench.runtimes import RUNTIMES, find_runtime, installed_runtimes
 from bench.runtimes.seam import Precision
 from bench.store import load
@@ -71,6 +72,7 @@ class Plan:
         data: Inputs; None makes them up.
         demand: Load.
         peaks: Measure what the machine can do at best, too.
+        operators: Time the operators of the first batch size, too.
     """
 
     models: tuple[str, ...]
@@ -87,6 +89,7 @@ class Plan:
     data: Path | None = None
     demand: Demand = field(default_factory=Demand)
     peaks: bool = True
+    operators: bool = True
 
 
 def run(
@@ -119,6 +122,7 @@ def run(
     controls: list[Latency] = []
     loads: list[Load] = []
     works: list[Work] = []
+    operators: tuple[Operators, ...] = ()
     for batch in plan.batches:
         feeds = _feeds(models[0], plan.data, batch, plan.seed)
         variants = [replace(v, batch=batch) for v in possible]
@@ -137,11 +141,15 @@ def run(
         latencies += found
         controls.append(control)
         loads += _loads(plan, variants, feeds, machine, progress)
+        if batch == plan.batches[0]:
+            operators = _operators(plan, variants, feeds, missing)
         works += [_work(m, feeds[0], batch) for m in models if m.path.suffix == ".onnx"]
     report = assemble(machine, latencies, controls, missing)
     peaks = _peaks(plan, machine, progress) if plan.peaks else ()
-    shown = replace(report, loads=tuple(loads), works=tuple(works), peaks=peaks)
-    return _with_names(shown, dict(zip((m.path for m in models), plan.models, strict=True)))
+    shown = replace(
+        report, loads=tuple(loads), works=tuple(works), peaks=peaks, operators=operators
+    )
+    return with_names(shown, dict(zip((m.path for m in models), plan.models, strict=True)))
 
 
 def open_models(plan: Plan, scratch: Path, exporter: Exporter | None) -> tuple[Model, ...]:
@@ -322,6 +330,20 @@ def _loads(
     )
 
 
+def _operators(
+    plan: Plan, variants: Sequence[Variant], feeds: Sequence[Feeds], missing: list[Missing]
+) -> tuple[Operators, ...]:
+    """Of each variant with the first number of threads; what fails is added to `missing`."""
+    if not plan.operators:
+        return ()
+    return measure_operators(
+        [v for v in variants if v.threads == plan.threads[0]],
+        feeds,
+        seconds=plan.seconds,
+        failed=lambda v, e: missing.append(Missing(f"operators of {v.name}", str(e))),
+    )
+
+
 def _work(model: Model, feeds: Feeds, batch: int) -> Work:
     return count_work(model.path, feeds, sha256=model.sha256, batch=batch)
 
@@ -357,20 +379,6 @@ def _named(variants: Sequence[Variant], plan: Plan) -> list[Variant]:
     if len(plan.batches) == 1:
         return list(variants)
     return [replace(v, name=f"{v.name}, batch {v.batch}") for v in variants]
-
-
-def _with_names(report: BenchReport, names: dict[Path, str]) -> BenchReport:
-    """Models at the paths that the user gave; copies and exported programs are gone afterwards."""
-
-    def shown(variant: Variant) -> Variant:
-        path = Path(names.get(variant.model.path, str(variant.model.path)))
-        return replace(variant, model=replace(variant.model, path=path))
-
-    return replace(
-        report,
-        latencies=tuple(replace(x, variant=shown(x.variant)) for x in report.latencies),
-        loads=tuple(replace(x, variant=shown(x.variant)) for x in report.loads),
-    )
 
 
 def _plural(count: int, noun: str) -> str:

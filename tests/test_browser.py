@@ -24,8 +24,12 @@ from bench.render import (
     ForestRow,
     KeyFigure,
     Lines,
+    Pair,
+    Pairs,
     Paragraph,
     Point,
+    Roof,
+    Roofline,
     Scatter,
     Section,
     Series,
@@ -131,6 +135,10 @@ def _curve(name: str, i: int) -> Curve:
     return Curve(name, tuple((2.0**k, 130.0 * k + 9 * i) for k in range(6)))
 
 
+def _pair(name: str, i: int) -> Pair:
+    return Pair(name, 0.013 * 2**i if i % 5 else None, 0.007 * 1.9**i if i % 4 else None)
+
+
 def gallery() -> Document:
     """Every kind of block, with names and numbers as awkward as real ones."""
     long = "/model/backbone/stage_4/block_2/depthwise_conv/Conv_quantized_output_0_dequantized"
@@ -157,6 +165,14 @@ def gallery() -> Document:
             tuple(map(_curve, names, range(4))),
             log_x=True,
         ),
+        Pairs("Layers", "Twice.", "ms", long, "INT8", tuple(map(_pair, names, range(14)))),
+        Roofline(
+            "Limits",
+            "Higher is faster.",
+            11.5,
+            (Roof("FP32", 210.0, "baseline"), Roof("INT8", 233.0, "candidate")),
+            tuple(Point(20 + i % 2, 9.0 * 1.5**i, n) for i, n in enumerate(names)),
+        ),
     )
     table = Table(
         "Layers",
@@ -175,9 +191,8 @@ def gallery() -> Document:
     sections = tuple(
         Section(f"Section {i}", (Paragraph(long), f, table)) for i, f in enumerate(figures)
     )
-    return Document(
-        f"INT8 of {long}", banner, sections, checks, ("vnnify 0.1.0", "sha256 " + "f" * 64)
-    )
+    footer = ("vnnify 0.1.0", "sha256 " + "f" * 64)
+    return Document(f"INT8 of {long}", banner, sections, checks, footer, figures[0])
 
 
 def assert_sound(seen: dict[str, Any], figures: int) -> None:
@@ -196,7 +211,7 @@ def assert_sound(seen: dict[str, Any], figures: int) -> None:
 
 
 def test_every_kind_of_figure_is_drawn_and_nothing_runs_over(look: Any) -> None:
-    assert_sound(look(render(gallery(), "html")), figures=5)
+    assert_sound(look(render(gallery(), "html")), figures=8)
 
 
 def test_dark_is_dark_and_light_is_light(look: Any) -> None:

@@ -56,7 +56,7 @@ def draw_lines(figure: Lines, key: str) -> str:
     drawable_curves = [(c, _points(c)) for c in figure.curves[:MAX_CURVES]]
     shown = [(c, points) for c, points in drawable_curves if points]
     looks = looks_of([c.tone for c, _ in shown])
-    drawn, top = legend([c.label for c, _ in shown], looks)
+    drawn, top = legend([c.label for c, _ in shown], looks, marks=True)
     top += 20
     y = fit_axis([b for _, ps in shown for _, b in ps], top + _HEIGHT, top, zero=True)
     xs = [a for _, ps in shown for a, _ in ps]

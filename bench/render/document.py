@@ -235,7 +235,65 @@ class Lines:
     log_x: bool = False
 
 
-Figure: TypeAlias = Bars | Ecdf | Forest | Scatter | Lines
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The same thing before and after; None where it is gone, or was not there."""
+
+    label: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Two bars from zero per row: the time of each layer in FP32 and in INT8.
+
+    Attributes:
+        title: What is shown.
+        description: What to see in it.
+        unit: Of every value.
+        before_label: What the first bars are, drawn as the baseline.
+        after_label: What the second ones are, drawn as the candidate.
+        rows: Top to bottom.
+    """
+
+    title: str
+    description: str
+    unit: str
+    before_label: str
+    after_label: str
+    rows: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What arithmetic of one kind can reach at best, in operations per second times 10⁹."""
+
+    label: str
+    height: float
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """What was reached under what the machine can do at best, both axes logarithmic.
+
+    Attributes:
+        title: What is shown.
+        description: What to see in it.
+        bandwidth: Of the memory, in bytes per second times 10⁹: the slanted roof.
+        roofs: Of the arithmetic: the level ones.
+        points: Operations per byte across, 10⁹ operations per second upwards.
+    """
+
+    title: str
+    description: str
+    bandwidth: float
+    roofs: tuple[Roof, ...]
+    points: tuple[Point, ...]
+
+
+Figure: TypeAlias = Bars | Ecdf | Forest | Scatter | Lines | Pairs | Roofline
 Block: TypeAlias = Paragraph | Table | Figure
 
 
@@ -256,6 +314,7 @@ class Document:
         verdict: Shown first.
         sections: In reading order.
         checks: What was judged, one by one.
+        picture: The one to look at first, beside the verdict.
         footer: Where it came from: versions, digests, the command.
     """
 
@@ -264,3 +323,4 @@ class Document:
     sections: tuple[Section, ...] = ()
     checks: tuple[Check, ...] = ()
     footer: tuple[str, ...] = ()
+    picture: Figure | None = None

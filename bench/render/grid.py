@@ -15,6 +15,7 @@ from bench.render.shapes import (
     SMALL_SIZE,
     WIDTH,
     line,
+    mark,
     stroke,
     text_width,
     write,
@@ -24,6 +25,9 @@ TOP = 4.0
 """Free pixels above everything in a figure."""
 
 _T = TypeVar("_T")
+_MARKS = ("triangle", "diamond", "square", "disc", "ring")
+_VARIED = ("", "6 3", "2 3", "9 3 2 3")
+"""Dashes of curves that share a tone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,30 +109,48 @@ def upright(axis: Axis) -> list[tuple[float, str]]:
     return list(zip(values, tick_labels(axis, values), strict=True))
 
 
-def legend(labels: Sequence[str], looks: Sequence[Look]) -> tuple[str, float]:
-    """A sample of each curve with its label, in as many lines as they need; and where that ends."""
+def legend(
+    labels: Sequence[str], looks: Sequence[Look], *, lines: bool = True, marks: bool = False
+) -> tuple[str, float]:
+    """A sample of each curve with its label, in as many lines as they need; and where that ends.
+
+    Args:
+        labels: Of the curves.
+        looks: Of the curves.
+        lines: Whether what is drawn has lines.
+        marks: Whether it has marks.
+    """
     parts: list[str] = []
     x, y = 0.0, TOP + 12
     for label, look in zip(labels, looks, strict=True):
         width = 34 + text_width(clean(label))
         if x > 0 and x + width > WIDTH:
             x, y = 0.0, y + 18
-        parts.append(line(x, y - 4, x + 26, y - 4, stroke(look.role, 2.5, look.dash)))
+        if lines:
+            parts.append(line(x, y - 4, x + 26, y - 4, stroke(look.role, 2.5, look.dash)))
+        if marks:
+            parts.append(mark(x + 13, y - 4, look.shape, look.role))
         parts.append(write(x + 33, y, label, bounds=(x + 33, WIDTH)))
         x += width + 14
     return "".join(parts), y + 14
 
 
 def looks_of(tones: Sequence[Tone]) -> list[Look]:
-    """A look for each curve: its tone's own; if it is plain or repeats one, the next in turn."""
+    """A look for each curve: the colour of its tone, and a dash and a mark of its own in it.
+
+    What is plain, or the fifth of a tone, takes the next colour in turn.
+    """
     looks: list[Look] = []
     turn = 0
     for i, tone in enumerate(tones):
-        if tone != "plain" and tone not in tones[:i]:
-            looks.append(Look(tone, DASHES[tone], SHAPES[tone]))
+        before = tones[:i].count(tone)
+        if tone != "plain" and before < len(_VARIED):
+            dashes = (DASHES[tone], *(d for d in _VARIED if d != DASHES[tone]))
+            shapes = (SHAPES[tone], *(m for m in _MARKS if m != SHAPES[tone]))
+            looks.append(Look(tone, dashes[before], shapes[before]))
             continue
         role, dash = CYCLE[turn % len(CYCLE)]
-        looks.append(Look(role, dash, ("triangle", "diamond", "square", "disc")[turn % 4]))
+        looks.append(Look(role, dash, _MARKS[turn % len(_MARKS)]))
         turn += 1
     return looks
 

@@ -87,12 +87,12 @@ def _page(document: Document, pieces: list[str]) -> str:
         f"<title>{_word(document.verdict.outcome)}: {title}</title>"
         f'<style>{style_sheet()}</style></head>\n<body><div class="page">'
         f"<header><h1>{_text(document.title or 'vnnify report', 160)}</h1>\n"
-        f"{_banner(document.verdict)}</header>\n"
+        f"{_banner(document.verdict, document.picture)}</header>\n"
         f"{_contents(document)}<main>\n{body}\n</main>\n<footer>{footer}</footer></div></body></html>\n"
     )
 
 
-def _banner(verdict: Banner) -> str:
+def _banner(verdict: Banner, picture: Figure | None) -> str:
     sign, word = _WORDS[verdict.outcome]
     lines = "".join(f"<li>{_text(line, 500)}</li>" for line in verdict.lines[:12])
     figures = "".join(
@@ -100,13 +100,16 @@ def _banner(verdict: Banner) -> str:
         f'<dd class="note">{_text(f.note, 160)}</dd></div>'
         for f in verdict.figures[:8]
     )
+    reasons = f"<ul>{lines}</ul>" if lines else ""
+    key = f'<dl class="key">{figures}</dl>' if figures else ""
+    if picture is not None:
+        # Numbers first, then what to look at, then what to know about it.
+        drawn = _figure(picture, "f0", _ROW_LIMITS[-1])
+        reasons, key = key, f'<div class="beside">{drawn}{reasons}</div>'
     return (
         f'<div class="verdict {verdict.outcome}"><p class="word">'
         f'<span aria-hidden="true">{sign}</span> {word}</p>'
-        f'<p class="headline">{_text(verdict.headline, 300)}</p>'
-        + (f"<ul>{lines}</ul>" if lines else "")
-        + (f'<dl class="key">{figures}</dl>' if figures else "")
-        + "</div>"
+        f'<p class="headline">{_text(verdict.headline, 300)}</p>{reasons}{key}</div>'
     )
 
 

@@ -90,6 +90,8 @@ def _key_figures(verdict: Banner) -> list[str]:
 
 
 def _body(document: Document) -> Iterator[str]:
+    if document.picture is not None:
+        yield _table(tabulate(document.picture))
     if document.checks:
         yield "## Checks\n\n" + _checks(document.checks)
     for section in document.sections:

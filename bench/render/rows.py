@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.render.document import Bar, Bars, Forest, ForestRow
+from bench.render.document import Bar, Bars, Forest, ForestRow, Pairs, Tone
 from bench.render.escape import MINUS, clean, number
 from bench.render.grid import TOP, grid, left_out, whisker
 from bench.render.scale import Axis, drawable, fit_axis
@@ -25,6 +25,8 @@ MAX_ROWS = 40
 """Bars or intervals drawn; the figure's table has more."""
 
 _BAR = 14.0
+_THIN_BAR = 9.0
+_PAIR = 46.0
 _INTERVAL = 44.0
 
 
@@ -85,6 +87,34 @@ def draw_forest(figure: Forest, key: str) -> str:
     return frame(key, figure.title, figure.description, bottom + 36, "".join(parts))
 
 
+def draw_pairs(figure: Pairs, key: str) -> str:
+    """Two bars per row below its label, the baseline hatched above the solid candidate."""
+    shown = figure.rows[:MAX_ROWS]
+    values = [v for r in shown for v in (r.before, r.after) if drawable(v)]
+    room = max((text_width(number(v), SMALL_SIZE) for v in values), default=0.0)
+    axis = fit_axis(values, 0.0, WIDTH - 8 - room, zero=True)
+    drawn, top = _swatches(figure, key)
+    bottom = top + _PAIR * max(len(shown), 1)
+    parts = [patterns(key), drawn, grid(axis, top, bottom, figure.unit)]
+    zero = axis.at(0.0)
+    parts.append(line(zero, top, zero, bottom, stroke("axis")))
+    for i, row in enumerate(shown):
+        y = top + i * _PAIR
+        parts.append(write(zero + 4, y + 16, row.label))
+        kinds: tuple[tuple[float | None, Tone, float], ...] = (
+            (row.before, "baseline", 0.0),
+            (row.after, "candidate", _THIN_BAR + 2),
+        )
+        for value, tone, down in kinds:
+            if drawable(value):
+                x, base = axis.at(value), y + 21 + down
+                parts.append(bar(min(zero, x), base, abs(x - zero), _THIN_BAR, tone, key))
+                text = number(value).replace("-", MINUS)
+                parts.append(write(max(zero, x) + 5, base + 8.5, text, size=SMALL_SIZE))
+    parts.append(left_out(len(figure.rows) - len(shown), bottom + 32))
+    return frame(key, figure.title, figure.description, bottom + 36, "".join(parts))
+
+
 def interval_text(low: float | None, high: float | None) -> str:
     """Both bounds in brackets, `∞` where there is none."""
     low_text = signed(low) if drawable(low) else f"{MINUS}∞"
@@ -130,6 +160,19 @@ def _interval(row: ForestRow, axis: Axis, top: float) -> str:
     drawn += whisker(low, high, top + 32, row.outcome, caps=caps)
     shape = OUTCOME_SHAPES[row.outcome]
     return drawn + mark(axis.at(row.estimate), top + 32, shape, row.outcome)
+
+
+def _swatches(figure: Pairs, key: str) -> tuple[str, float]:
+    """What both kinds of bars are, one below the other; and where that ends."""
+    kinds: tuple[tuple[str, Tone], ...] = (
+        (figure.before_label, "baseline"),
+        (figure.after_label, "candidate"),
+    )
+    parts = []
+    for i, (label, tone) in enumerate(kinds):
+        y = TOP + 3 + i * 18
+        parts.append(bar(1.0, y, 26.0, _THIN_BAR, tone, key) + write(34.0, y + 9, label))
+    return "".join(parts), TOP + 42
 
 
 def _upright_line(x: float, top: float, bottom: float, role: str) -> str:

@@ -30,6 +30,9 @@ gap:1.25rem 2rem;margin-top:1.5rem;padding-top:1.25rem;border-top:1px solid var(
 .key .value{font-size:1.75rem;font-weight:650;line-height:1.25;letter-spacing:-.02em;
 font-variant-numeric:tabular-nums}
 .key .note{font-size:.8125rem;color:var(--muted)}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));
+gap:1.5rem 2.5rem;align-items:start;margin-top:1.5rem;padding-top:1.25rem;
+border-top:1px solid var(--rule)}
 nav{margin-top:1.75rem;font-size:.9375rem}
 nav ol{list-style:none;display:flex;flex-wrap:wrap;gap:.4rem 1.5rem}
 nav strong{display:block;font-size:.8125rem;font-weight:600;color:var(--muted);margin-bottom:.35rem}

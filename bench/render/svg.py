@@ -4,14 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.render.curves import draw_ecdf, draw_lines, draw_scatter
-from bench.render.document import Bars, Ecdf, Figure, Forest, Lines, Scatter
-from bench.render.rows import draw_bars, draw_forest
+from bench.render.document import Bars, Ecdf, Figure, Forest, Lines, Pairs, Roofline, Scatter
+from bench.render.roofline import draw_roofline
+from bench.render.rows import draw_bars, draw_forest, draw_pairs
 
 _DRAWINGS: dict[type[Figure], Callable[[Any, str], str]] = {
     Bars: draw_bars,
     Ecdf: draw_ecdf,
     Forest: draw_forest,
     Lines: draw_lines,
+    Pairs: draw_pairs,
+    Roofline: draw_roofline,
     Scatter: draw_scatter,
 }
 

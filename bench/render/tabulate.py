@@ -11,6 +11,8 @@ from bench.render.document import (
     Figure,
     Forest,
     Lines,
+    Pairs,
+    Roofline,
     Scatter,
     Series,
     Table,
@@ -78,6 +80,19 @@ def _scatter(figure: Scatter) -> Table:
     return _table(figure, ["", figure.x_label, figure.y_label], rows)
 
 
+def _pairs(figure: Pairs) -> Table:
+    rows = [(r.label, _end(r.before), _end(r.after)) for r in figure.rows]
+    names = [f"{name}, {figure.unit}" for name in (figure.before_label, figure.after_label)]
+    return _table(figure, ["", *names], rows)
+
+
+def _roofline(figure: Roofline) -> Table:
+    rows = [(p.label, number(p.x), number(p.y)) for p in figure.points]
+    rows += [(f"at best: {r.label}", "", number(r.height)) for r in figure.roofs]
+    rows.append((f"at best: memory, {number(figure.bandwidth)} GB/s", "", ""))
+    return _table(figure, ["", "op/byte", "GOP/s"], rows)
+
+
 def _table(figure: Figure, names: list[str], rows: Sequence[tuple[str, ...]]) -> Table:
     first, *others = names
     heads = (Column(first), *(Column(name, "right") for name in others))
@@ -93,5 +108,7 @@ _TABLES: dict[type[Figure], Callable[[Any], Table]] = {
     Ecdf: _ecdf,
     Forest: _forest,
     Lines: _lines,
+    Pairs: _pairs,
+    Roofline: _roofline,
     Scatter: _scatter,
 }

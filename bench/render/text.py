@@ -29,6 +29,9 @@ def _lines(document: Document) -> Iterator[str]:
     if verdict.figures:
         yield ""
         yield from _grid([[f.label, f.value, f.note] for f in verdict.figures], "lrl", "  ")
+    if document.picture is not None:
+        yield ""
+        yield from _block(document.picture)
     if document.checks:
         yield from ("", "Checks", "------")
         yield from _checks(document.checks)

@@ -96,7 +96,7 @@ def test_everything_that_is_laid_beside_reaches_the_reader(
         assert "The GPU is worth it: big delivers 12.5 times as much" in text
         assert "at 50% utilisation" in text
         assert "H100" in text
-        assert "2.00x" in text  # What changed since old.json.
+        assert "2.00×" in text  # What changed since old.json.
         assert "not measured" in text
         assert "Not counted: Loop" in text
         assert "50%" in text  # 1 ms is the limit, 2 ms were measured.

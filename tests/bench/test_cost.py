@@ -41,6 +41,7 @@ def test_a_price_table_is_read(tmp_path: Path) -> None:
         ("0.36", '"0.36"', "above 0"),
         ("2026-11-22", '"today"', "date is 'today'"),
         ('"small"', "3", "name and currency"),
+        ('device = "cpu"', 'device = "cpu"\ncpu = ""', "cpu is '', expected a part"),
         ("[[machine]]", "[[gpu]]", "holds gpu, expected"),
         ("[[machine]]", "[[", "is not TOML"),
         ("[[machine]]", "[machine]", "expected \\[\\[machine\\]\\]"),
@@ -90,3 +91,13 @@ def test_without_a_gpu_the_verdict_says_what_one_would_have_to_deliver() -> None
     sentences = verdict(found, [CPU, GPU], 1.0, None)
     assert "cheaper from 1,000 inferences per second on" in sentences[1]
     assert verdict([], [GPU], 1.0, None) == ("No measured row has a price, so there is no cost.",)
+
+
+def test_an_entry_with_a_cpu_pays_for_machines_of_that_name_alone(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(ENTRY + 'cpu = "xeon 8"\n')
+    (price,) = read_prices(file)
+    here = Supply("a", "cpu", 100, None, "one caller", cpu="Fast Xeon 8480")
+    there = Supply("b", "cpu", 100, None, "one caller", cpu="EPYC")
+    assert [c.supply.name for c in costs([here, there], [price], 1.0)] == ["a"]
+    assert len(costs([here, there], [CPU], 1.0)) == 2

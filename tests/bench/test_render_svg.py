@@ -15,7 +15,11 @@ from bench.render import (
     Forest,
     ForestRow,
     Lines,
+    Pair,
+    Pairs,
     Point,
+    Roof,
+    Roofline,
     Scatter,
     Series,
 )
@@ -213,10 +217,54 @@ def test_lines_mark_their_own_values_on_the_axis():
     curve = Curve("INT8", ((1, 10), (2, 19), (4, 35), (8, 60)), "candidate")
     root = parse(Lines("t", "d", "streams", "inf/s", (curve,), log_x=True))
     assert {"1", "2", "4", "8"} <= set(words(root))
-    xs = [float(c.get("cx")) for c in root.findall(f"{SVG}circle")]
+    _, *xs = [float(c.get("cx")) for c in root.findall(f"{SVG}circle")]  # The legend's comes first.
     gaps = [b - a for a, b in pairwise(xs)]
     assert len(xs) == 4
     assert gaps == pytest.approx([gaps[0]] * 3, abs=0.2)  # doubling is one step on a log axis
+
+
+def test_pairs_show_both_times_and_leave_out_what_is_not_there():
+    rows = (Pair("conv", 4.0, 1.0), Pair("quantize", None, 0.5))
+    root = parse(Pairs("t", "d", "ms", "FP32", "INT8", rows))
+    # Two swatches, two bars of the first row, one of the second; patterns have rects of their own.
+    rects = root.findall(f"{SVG}rect")
+    assert [r.get("class").split()[0] for r in rects] == [
+        "s-baseline",
+        "f-candidate",
+        "s-baseline",
+        "f-candidate",
+        "f-candidate",
+    ]
+    before, after, alone = (float(r.get("width")) for r in rects[2:])
+    assert before == pytest.approx(4 * after, rel=0.02)
+    assert after == pytest.approx(2 * alone, rel=0.02)
+
+
+def test_roofs_meet_memory_at_their_ridges_and_points_lie_below():
+    roofs = (Roof("FP32", 100.0, "baseline"), Roof("INT8", 400.0, "candidate"))
+    root = parse(Roofline("t", "d", 10.0, roofs, (Point(20.0, 50.0, "m", "candidate"),)))
+    lines = {
+        p.get("class"): [tuple(map(float, c.split())) for c in p.get("d")[1:].split("L")]
+        for p in root.findall(f"{SVG}path")
+        if p.get("stroke-width") == "1.8"
+    }
+    (ridge, _), (lower, _) = lines["s-candidate"], lines["s-baseline"]
+    assert lines["s-axis"][-1] == pytest.approx(ridge, abs=0.2)
+    # Four times as high is a ridge at four times as many operations per byte: a slope of one.
+    assert lower[0] < ridge[0]
+    assert lower[1] > ridge[1]
+    point = root.findall(f"{SVG}circle")[-1]
+    assert float(point.get("cy")) > lower[1] > ridge[1]
+    assert float(point.get("cx")) > lower[0]
+    assert {"m", "memory 10 GB/s", "FP32 100", "INT8 400"} <= set(words(root))
+
+
+def test_curves_of_one_tone_keep_its_colour_and_differ_in_dash():
+    curves = tuple(Curve(f"c{i}", ((1, i), (2, i)), "candidate") for i in range(4))
+    root = parse(Lines("t", "d", "x", "y", curves))
+    drawn = [p for p in root.findall(f"{SVG}path") if p.get("stroke-width") == "2"]
+    assert {p.get("class") for p in drawn} == {"s-candidate"}
+    assert len({p.get("stroke-dasharray") for p in drawn}) == 4
 
 
 def test_figures_without_data_are_still_drawn():
@@ -226,6 +274,8 @@ def test_figures_without_data_are_still_drawn():
         Forest("t", "d", "pt", (), math.nan, ""),
         Scatter("t", "d", "x", "y", ()),
         Lines("t", "d", "x", "y", (Curve("a", ()),)),
+        Pairs("t", "d", "ms", "a", "b", ()),
+        Roofline("t", "d", 0.0, (), ()),
     ):
         root = parse(figure)
         assert root.find(f"{SVG}title").text == "t"
@@ -302,6 +352,25 @@ figures = st.one_of(
             st.builds(Curve, any_text, st.lists(pairs, max_size=5).map(tuple)), max_size=3
         ).map(tuple),
         st.booleans(),
+    ),
+    st.builds(
+        Pairs,
+        any_text,
+        any_text,
+        any_text,
+        any_text,
+        any_text,
+        st.lists(
+            st.builds(Pair, any_text, st.none() | any_float, st.none() | any_float), max_size=4
+        ).map(tuple),
+    ),
+    st.builds(
+        Roofline,
+        any_text,
+        any_text,
+        any_float,
+        st.lists(st.builds(Roof, any_text, any_float), max_size=3).map(tuple),
+        st.lists(st.builds(Point, any_float, any_float, any_text), max_size=9).map(tuple),
     ),
 )
 

@@ -50,7 +50,7 @@ def test_everything_is_compared_with_the_baseline_and_in_its_runtime(report: Ben
 
 def test_the_document_says_what_matters_first(report: BenchReport) -> None:
     document = bench_document(report)
-    assert document.verdict.headline.startswith("int8, ov is the fastest: 1 ms, 4.00x")
+    assert document.verdict.headline.startswith("int8, ov is the fastest: 1 ms, 4.00×")
     assert "GPU: not measured: none." in document.verdict.lines
 
 

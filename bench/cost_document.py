@@ -1,0 +1,67 @@
+"""How the cost of a benchmark's rows is told."""
+
+from collections.abc import Iterator, Sequence
+
+from bench.cost import Cost, costs, verdict
+from bench.pictures import cost_bars
+from bench.render import Block, Column, KeyFigure, Paragraph, Table
+from bench.report import BenchReport, supplies
+
+
+def cost_blocks(report: BenchReport) -> Iterator[Block]:
+    """What a million inferences cost; nothing without prices."""
+    if not report.prices:
+        return
+    found = costs(supplies(report), report.prices, report.utilisation)
+    yield from (
+        Paragraph(s) for s in verdict(found, report.prices, report.utilisation, report.p99_ms)
+    )
+    if not found:
+        return
+    rows = tuple(
+        (
+            c.supply.name,
+            c.price.name,
+            f"{c.price.per_hour:g} {c.price.currency}, {c.price.date}",
+            c.supply.how,
+            f"{c.supply.per_second:,.4g}",
+            f"{c.per_million:.3g} {c.price.currency}",
+        )
+        for c in found
+    )
+    columns = (
+        Column("variant"),
+        Column("machine"),
+        Column("per hour"),
+        Column("load"),
+        Column("per s", "right"),
+        Column("per million", "right"),
+    )
+    note = f"At {report.utilisation:.0%} utilisation; prices are the user's."
+    yield Table("Cost of a million inferences", columns, rows, note)
+    yield cost_bars(found)
+    yield from _unpaid(report)
+
+
+def _unpaid(report: BenchReport) -> Iterator[Block]:
+    """What is wrong with entries that name a CPU on which nothing was measured."""
+    cpus = (report.machine.cpu, *(o.machine.cpu for o in report.merged))
+    for price in report.prices:
+        if not any(price.cpu.casefold() in cpu.casefold() for cpu in cpus):
+            yield Paragraph(
+                f"{price.name} is for {price.cpu!r}, and nothing was measured on such a CPU; "
+                f"measured on {', '.join(cpus)}.",
+                "warning",
+            )
+
+
+def cost_figures(found: Sequence[Cost]) -> list[KeyFigure]:
+    """The cheapest row on each kind of device."""
+    figures = []
+    for device, name in (("cpu", "on a CPU"), ("cuda", "on a GPU")):
+        best = next((c for c in found if c.supply.device == device), None)
+        if best is not None:
+            value = f"{best.per_million:.3g} {best.price.currency}"
+            note = f"{best.supply.name}, on {best.price.name}"
+            figures.append(KeyFigure(f"a million {name}", value, note))
+    return figures
