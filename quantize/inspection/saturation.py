@@ -1,10 +1,11 @@
 """What CPUs without VNNI would make of a product: which channels can leave 16 bits, and how far.
 
 There, neighbouring products of u8 activations and s8 weights are added in 16 bits that saturate
-(see `quantize.targets`). Read in onnxruntime 1.31's MLAS and oneDNN's x64 kernels: depthwise
-kernels multiply in 32 bits; ONNX Runtime's u8 x u8 kernels widen to 16 bits first; s8 activations
-between Q/DQ pairs become u8 in ONNX Runtime, and in QLinear operators they run plain C++ code;
-OpenVINO halves s8 weights for them.
+(see `quantize.targets`). Depthwise kernels multiply in 32 bits: so MLAS's public source says, and
+`make verify-vnni` sees no difference on its emulated AVX2. Also from that source: ONNX Runtime's
+u8 x u8 kernels widen to 16 bits first; s8 activations between Q/DQ pairs become u8 in ONNX Runtime,
+and in QLinear operators they run plain C++ code. That OpenVINO halves s8 weights for them is
+oneDNN's documented habit and was not tried.
 """
 
 from dataclasses import dataclass
