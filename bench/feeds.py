@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import InputError
+from bench.errors import InputError, UsageError
 from bench.models import Array, Feeds, Model, TensorSpec
 
 MAX_FEEDS = 64
@@ -60,6 +60,20 @@ def _plain(name: str, array: Array) -> Array:
             "Convert it, for example to float32."
         )
     return array
+
+
+def refuse_fixed_batch(model: Model, batch: int) -> None:
+    """Refuse several samples in one inference where no input can hold them.
+
+    Raises:
+        UsageError: The first axis of every input is fixed.
+    """
+    # Inputs would keep their size, and the throughput would be multiplied all the same.
+    if batch > 1 and not any(s.batch_is_free or s.shape is None for s in model.inputs):
+        raise UsageError(
+            f"{model.path}: --batch {batch} needs an input whose first axis is free, found "
+            f"{', '.join(map(str, model.inputs))}. Export the model so, or leave --batch out."
+        )
 
 
 def read_feeds(path: Path, model: Model, *, batch: int) -> list[Feeds]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bench.errors import InputError, ResourceError, UnfitError, UsageError, VnnifyError
-from bench.feeds import read_feeds
+from bench.feeds import read_feeds, refuse_fixed_batch
 from bench.isolate import run_isolated
 from bench.latency import Latency, Progress, Variant, measure, refusal
 from bench.load import Demand, Load, measure_load
@@ -117,6 +117,7 @@ def run(
     _refuse_unknown(plan)
     plan = replace(plan, threads=tuple(dict.fromkeys(granted_threads(t) for t in plan.threads)))
     models = open_models(plan, scratch, exporter)
+    refuse_fixed_batch(models[0], max(plan.batches))
     possible, missing = what_runs(plan, models, machine)
     latencies: list[Latency] = []
     controls: list[Latency] = []

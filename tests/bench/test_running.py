@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from bench import running
@@ -175,6 +176,12 @@ def test_nonsense_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         _run(replace(Plan((path,)), **changes), here, tmp_path)
+
+
+def test_a_batch_of_a_model_with_a_fixed_one_is_refused(here: Machine, tmp_path: Path) -> None:
+    fixed = tiny.unary(tmp_path / "f.onnx", "Relu", onnx.TensorProto.FLOAT, [1, 4])
+    with pytest.raises(UsageError, match=r"--batch 4 needs an input .* x:float32\[1,4\]"):
+        _run(Plan((str(fixed),), **QUICK, batches=(1, 4)), here, tmp_path)
 
 
 def test_data_may_hold_labels(tmp_path: Path, path: str) -> None:
