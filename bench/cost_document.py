@@ -8,6 +8,11 @@ from bench.render import Block, Column, KeyFigure, Paragraph, Table
 from bench.report import BenchReport, supplies
 
 
+def rate(per_second: float) -> str:
+    """`3,197`, `121.2`: four digits, and never an exponent."""
+    return f"{per_second:,.0f}" if per_second >= 1000 else f"{per_second:.4g}"
+
+
 def cost_blocks(report: BenchReport) -> Iterator[Block]:
     """What a million inferences cost; nothing without prices."""
     if not report.prices:
@@ -24,7 +29,7 @@ def cost_blocks(report: BenchReport) -> Iterator[Block]:
             c.price.name,
             f"{c.price.per_hour:g} {c.price.currency}, {c.price.date}",
             c.supply.how,
-            f"{c.supply.per_second:,.4g}",
+            rate(c.supply.per_second),
             f"{c.per_million:.3g} {c.price.currency}",
         )
         for c in found

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from bench.compare import Comparison
 from bench.cost import costs, verdict
-from bench.cost_document import cost_blocks, cost_figures
+from bench.cost_document import cost_blocks, cost_figures, rate
 from bench.latency import Latency, Variant
 from bench.load import Load
 from bench.machine_table import machine_table, peaks_text
@@ -227,7 +227,7 @@ def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
         held = [x.offered_per_second for x in rates if x.holds(p99_ms)]
         known = [r for r in held if r is not None]
         if known:
-            text = f"holds a p99 of {p99_ms:g} ms up to {max(known):.4g} requests per second"
+            text = f"holds a p99 of {p99_ms:g} ms up to {rate(max(known))} requests per second"
         else:
             text = f"was not seen to hold a p99 of {p99_ms:g} ms at any rate that was tried"
         yield Paragraph(f"{name} {text}.")
@@ -238,8 +238,8 @@ def _load_row(x: Load) -> tuple[str, ...]:
         x.variant.name,
         str(x.streams),
         str(x.variant.threads),
-        "–" if x.offered_per_second is None else f"{x.offered_per_second:,.4g}",
-        f"{x.per_second:,.4g}",
+        "–" if x.offered_per_second is None else rate(x.offered_per_second),
+        rate(x.per_second),
         f"{x.median_ms:.3f}",
         _optional(x.p90_ms),
         _optional(x.p99_ms),

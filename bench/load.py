@@ -288,7 +288,7 @@ def measure_load(
         for variant in variants:
 
             def run(streams: int, threads: int, variant: Variant = variant) -> Load:
-                progress(f"{variant.name}, {streams} streams")
+                progress(f"{variant.name}, {streams} stream{'s' * (streams != 1)}")
                 used = replace(variant, threads=threads)
                 return loader.run(used, streams, rounds=demand.rounds)
 

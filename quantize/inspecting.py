@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bench.errors import UnsupportedError
+from bench.errors import UnsupportedError, UsageError
 from bench.kernels import TELLING
 from bench.machine import granted_threads
 from bench.models import Feeds, Model, read_model, synthetic_feeds
@@ -20,6 +20,7 @@ def run_inspect(job: InspectJob, scratch: Path) -> Inspection:
         InputError: The file or the data is unusable.
         UnsupportedError: Its opset is newer than the runtimes know.
         UnfitError: A runtime that was named is not installed.
+        UsageError: One was named that does not tell its kernels.
     """
     model = read_model(job.model)
     samples: list[Feeds] = []
@@ -57,4 +58,8 @@ def _runtimes(asked: tuple[str, ...]) -> tuple[str, ...]:
     """Those that were named, or every one that is installed and tells its kernels."""
     for name in asked:
         find_runtime(name).version()
+        if name not in TELLING:
+            raise UsageError(
+                f"--runtime {name}: it does not tell which kernels run; {' and '.join(TELLING)} do."
+            )
     return asked or tuple(n for n in installed_runtimes() if n in TELLING)

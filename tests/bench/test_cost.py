@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.cost import Price, Supply, costs, read_prices, verdict
+from bench.cost_document import rate
 from bench.errors import InputError, UsageError
 
 CPU = Price("small", 0.36, "EUR", "2026-11-22", "cpu")
@@ -101,3 +102,11 @@ def test_an_entry_with_a_cpu_pays_for_machines_of_that_name_alone(tmp_path: Path
     there = Supply("b", "cpu", 100, None, "one caller", cpu="EPYC")
     assert [c.supply.name for c in costs([here, there], [price], 1.0)] == ["a"]
     assert len(costs([here, there], [CPU], 1.0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("per_second", "shown"),
+    [(14310.4, "14,310"), (1000.2, "1,000"), (121.24, "121.2"), (0.5, "0.5")],
+)
+def test_a_rate_has_no_exponent(per_second: float, shown: str) -> None:
+    assert rate(per_second) == shown

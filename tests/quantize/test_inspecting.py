@@ -182,3 +182,11 @@ def test_reports_are_not_overwritten(run: Run, int8: Path, tmp_path: Path) -> No
     assert run(int8, "--html", "i.html")[0] == ExitCode.OUTPUT
     assert (tmp_path / "i.html").read_text() == "mine"
     assert run(int8, "--html", "i.html", "--force", "--no-time")[0] == ExitCode.OK
+
+
+def test_a_runtime_that_keeps_its_kernels_to_itself_is_refused(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    tiny.linear(tmp_path / "m.onnx")
+    status, _, err = run("m.onnx", "--runtime", "torch")
+    assert status == ExitCode.USAGE
+    assert "--runtime torch: it does not tell which kernels run" in err
