@@ -110,7 +110,8 @@ def tick_labels(axis: Axis, values: tuple[float, ...]) -> tuple[str, ...]:
     step = min(gaps, default=1.0)
     size = max((abs(v) for v in values), default=0.0)
     if size >= 1e7 or (0 < step < 1e-4):
-        digits = min(max(math.ceil(math.log10(max(size / step, 1.0))) + 1, 1), 12)
+        # A difference of logarithms: the quotient can overflow.
+        digits = min(max(math.ceil(math.log10(size) - math.log10(step)), 0) + 1, 12)
         return tuple(_minus(f"{v:.{digits}g}") for v in values)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return tuple(_minus(f"{v + 0.0:,.{decimals}f}") for v in values)
