@@ -15,6 +15,7 @@ from bench.pictures import (
     operator_pairs,
     rooflines,
     sample_curves,
+    short_name,
     speed_bars,
     throughput_curves,
 )
@@ -36,6 +37,8 @@ def _columns(*names: str) -> tuple[Column, ...]:
     return (Column("variant"), *(Column(n, "right") for n in names))
 
 
+_WIDEST = 1000
+"""A ratio from which on its size says nothing."""
 _LATENCY = _columns("median ms", "p90 ms", "p99 ms", "per s")
 _STARTS = _columns("load ms", "compile ms", "first ms", "cold ms", "peak MiB", "file MiB")
 
@@ -55,10 +58,10 @@ def bench_document(report: BenchReport) -> Document:
         ),
         Section("Comparisons", _comparisons(report)),
         Section("Changes", tuple(_changes(report))),
+        Section("Cost", tuple(cost_blocks(report))),
         Section("Under load", tuple(_loads(report))),
         Section("Where the time goes", tuple(_operators(report))),
         Section("Physical limits", tuple(_limits(report))),
-        Section("Cost", tuple(cost_blocks(report))),
         Section("Other machines", tuple(_others(report))),
         Section("Machine", (machine_table(report.machine, report.peaks),)),
     )
@@ -79,14 +82,16 @@ def _banner(report: BenchReport) -> Banner:
     baseline = report.latencies[0]
     alike = [x for x in report.latencies if x.variant.batch == baseline.variant.batch]
     fastest = min(alike, key=lambda x: x.median_ms)
-    figures = [KeyFigure("baseline", f"{baseline.median_ms:.3g} ms", baseline.variant.name)]
+    figures = [KeyFigure("baseline", f"{baseline.median_ms:.3g} ms", short_name(baseline.variant))]
     headline = f"{baseline.variant.name} is the fastest: {baseline.median_ms:.3g} ms"
     if fastest is not baseline:
         found = [c for c in report.comparisons if c.candidate == fastest.variant.name]
         headline = f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms"
-        figures.append(KeyFigure("fastest", f"{fastest.median_ms:.3g} ms", fastest.variant.name))
+        figures.append(
+            KeyFigure("fastest", f"{fastest.median_ms:.3g} ms", short_name(fastest.variant))
+        )
         if found:
-            headline += f", {speedup(found[0])} as fast as {found[0].baseline}"
+            headline = _headline(fastest, found[0])
             figures.append(
                 KeyFigure("times as fast", f"{found[0].ratio:.2f}×", _interval(found[0]))
             )
@@ -101,7 +106,25 @@ def _banner(report: BenchReport) -> Banner:
             *lines,
         ]
         figures += cost_figures(found_costs)
+    doubted = sum(bool(c.doubts) for c in report.comparisons)
+    if doubted:
+        lines.append(
+            f"{doubted} of {len(report.comparisons)} comparisons have something that speaks "
+            "against them; it is named below them."
+        )
     return Banner("info", headline, (*lines, *map(str, report.missing)), tuple(figures))
+
+
+def _headline(fastest: Latency, found: Comparison) -> str:
+    """What is the fastest; only a ratio whose interval is above 1 is said to be one."""
+    speed = f"{found.ratio:.2f}× as fast as {found.baseline}"
+    if found.low is not None and found.low > 1:
+        return f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms, {speed}"
+    why = "one round has no interval" if found.low is None else "the interval holds 1"
+    return (
+        f"{fastest.variant.name} had the shortest median, {fastest.median_ms:.3g} ms, but it is "
+        f"not certain that it is faster than {found.baseline}: {why}"
+    )
 
 
 def speedup(comparison: Comparison) -> str:
@@ -112,7 +135,9 @@ def speedup(comparison: Comparison) -> str:
 def _interval(found: Comparison | Change) -> str:
     if found.low is None or found.high is None:
         return "no interval"
-    return f"{found.low:.2f} to {found.high:.2f}"
+    # Few rounds on a busy machine: more digits would only say how wide it is.
+    high = f"{found.high:.2f}" if found.high < _WIDEST else f"over {_WIDEST:,}"
+    return f"{found.low:.2f} to {high}"
 
 
 def _latencies(report: BenchReport) -> Table:
@@ -173,10 +198,21 @@ def _comparisons(report: BenchReport) -> tuple[Block, ...]:
     )
     columns = (Column("variant"), Column("against"), Column("speed", "right"), Column("95 %"))
     note = "Above 1 the variant is faster. Intervals are over rounds, not over single inferences."
-    doubts = tuple(dict.fromkeys(d for c in report.comparisons for d in c.doubts))
-    warnings = tuple(Paragraph(f"{d}.", "warning") for d in doubts)
     figures = (speed_bars(report, b) for b in batches_of(report))
-    return (*(f for f in figures if f), Table("Speed", columns, rows, note), *warnings)
+    return (*(f for f in figures if f), Table("Speed", columns, rows, note), *_doubts(report))
+
+
+def _doubts(report: BenchReport) -> Iterator[Block]:
+    """One warning, a line per variant: twenty of them would hide what they say."""
+    found = dict.fromkeys(d for c in report.comparisons for d in c.doubts)
+    lines: dict[str, list[str]] = {}
+    for doubt in found:
+        # Doubts about one variant begin with its name, which may hold commas, but no colon.
+        name, colon, text = doubt.rpartition(": ")
+        lines.setdefault(name + colon, []).append(text)
+    if lines:
+        told = "\n".join(f"{name}{'; '.join(texts)}." for name, texts in lines.items())
+        yield Paragraph(f"What speaks against these ratios:\n{told}", "warning")
 
 
 def _changes(report: BenchReport) -> Iterator[Block]:

@@ -158,16 +158,18 @@ def supplies(report: BenchReport) -> tuple[Supply, ...]:
     Under a latency target that is the highest throughput that was seen to hold it. Without any
     load it is what one caller gets who waits for each answer.
     """
-    runs = [("", report.machine.cpu, report.latencies, report.loads)]
-    runs += [(f" ({o.machine.cpu})", o.machine.cpu, o.latencies, o.loads) for o in report.merged]
+    runs = [(False, report.machine, report.latencies, report.loads)]
+    runs += [(True, o.machine, o.latencies, o.loads) for o in report.merged]
     found = []
-    for place, cpu, latencies, loads in runs:
+    for elsewhere, machine, latencies, loads in runs:
         for latency in latencies:
             if not latency.variant.copies:
                 continue  # What a user gets has to come and go.
+            gpus = machine.gpus if latency.variant.device == "cuda" else ()
+            place = f" ({', '.join(gpus) or machine.cpu})" if elsewhere else ""
             best = _best_supply(latency, loads, place, report.p99_ms)
             if best is not None:
-                found.append(replace(best, cpu=cpu))
+                found.append(replace(best, cpu=machine.cpu))
     return tuple(found)
 
 

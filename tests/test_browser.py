@@ -7,10 +7,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.cost import Price
+from bench.document import bench_document
+from bench.islands import Kernel
+from bench.kernels import Kernels
+from bench.latency import Variant
+from bench.load import Load, LoadRun
+from bench.machine import describe
+from bench.models import Model
+from bench.operators import Operators
+from bench.others import Other
+from bench.peaks import Peaks
 from bench.render import (
     Banner,
     Bar,
@@ -36,6 +49,23 @@ from bench.render import (
     Table,
     render,
 )
+from bench.report import Missing, assemble
+from bench.work import Work
+from quantize.document import document as quantized_document
+from quantize.gate_report import gate_document
+from quantize.gating import run_gate
+from quantize.inspecting import run_inspect
+from quantize.inspection.document import inspection_document
+from quantize.job import GateJob, InspectJob
+from quantize.report import Report
+from tests.graphs import GRAPHS, feeds_for
+from tests.int8 import make
+from tests.quantize.test_gating import Silent, job, shelf, stopwatch
+from tests.quantize.test_report import machine, report
+from tests.timing import latency
+
+# Fixtures of the tests that make these reports.
+__all__ = ["job", "machine", "report", "shelf", "stopwatch"]
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -195,6 +225,66 @@ def gallery() -> Document:
     return Document(f"INT8 of {long}", banner, sections, checks, footer, figures[0])
 
 
+@pytest.fixture
+def bench_report() -> Document:
+    """Two models in two runtimes at two batch sizes, under load, with limits, prices and a GPU."""
+    here = describe()
+    models = [Model(Path(f"{n}.onnx"), (), (), 17, n * 16, 2**20) for n in ("fp32", "int8")]
+    found = [
+        latency(_variant(m, r, batch), 8.0 * batch / (1 + 3 * i + k), spread=0.05)
+        for batch in (1, 8)
+        for i, m in enumerate(models)
+        for k, r in enumerate(("onnxruntime", "openvino"))
+    ]
+    kernels = [
+        Kernel(f"node_Conv_{i}", "Conv", "product", integer=False, primitive="", origins=(), ms=i)
+        for i in range(1, 20)
+    ]
+    gpu = [replace(x, variant=replace(x.variant, device="cuda")) for x in found[::4]]
+    report = assemble(here, found, [], [Missing("GPU", "no driver")])
+    return bench_document(
+        replace(
+            report,
+            loads=tuple(
+                Load(x.variant, n, None, (LoadRun(10**9, (10**6,) * 100 * n, 0, 0, 0.0, 0),))
+                for x in found
+                for n in (1, 2, 4)
+            ),
+            works=tuple(Work(m.sha256, b, 10**9 * b, 0, 10**7, ()) for m in models for b in (1, 8)),
+            peaks=(Peaks(2, 2e11, 9e11, "onnxruntime", "openvino", 2e10, 2**30),),
+            operators=tuple(
+                Operators(x.variant, Kernels("openvino", "1", tuple(kernels), (), 0, 9))
+                for x in found[1:4:2]
+            ),
+            merged=(Other("gpu.json", replace(here, gpus=("NVIDIA H100 80GB",)), tuple(gpu)),),
+            prices=tuple(Price(d, 0.3, "EUR", "2026-11-22", d) for d in ("cpu", "cuda")),
+        )
+    )
+
+
+def _variant(model: Model, runtime: str, batch: int) -> Variant:
+    name = f"{model.path.stem}, {runtime}, batch {batch}"
+    return Variant(name, model, runtime, "cpu", 2, batch)
+
+
+@pytest.fixture
+def quantize_report(report: Report) -> Document:
+    return quantized_document(report)
+
+
+@pytest.fixture
+def gate_report(job: GateJob, tmp_path: Path) -> Document:
+    return gate_document(run_gate(job, tmp_path, Silent()))
+
+
+@pytest.fixture
+def inspect_report(tmp_path: Path) -> Document:
+    name = "squeeze-and-excite"
+    path = make(GRAPHS[name](tmp_path / "m.onnx"), feeds_for(name)).path
+    job = InspectJob(path, None, ("onnxruntime", "openvino"), 1, time=True, command="vnnify")
+    return inspection_document(run_inspect(job, tmp_path))
+
+
 def assert_sound(seen: dict[str, Any], figures: int) -> None:
     for width in WIDTHS:
         at = seen[str(width)]
@@ -212,6 +302,18 @@ def assert_sound(seen: dict[str, Any], figures: int) -> None:
 
 def test_every_kind_of_figure_is_drawn_and_nothing_runs_over(look: Any) -> None:
     assert_sound(look(render(gallery(), "html")), figures=8)
+
+
+@pytest.mark.parametrize("kind", ["bench", "quantize", "gate", "inspect"])
+def test_real_reports_look_as_they_should(
+    look: Any, request: pytest.FixtureRequest, kind: str
+) -> None:
+    document: Document = request.getfixturevalue(f"{kind}_report")
+    blocks = [b for s in document.sections for b in s.blocks]
+    figures = sum(not isinstance(b, Paragraph | Table) for b in blocks)
+    page = render(document, "html")
+    assert len(page.encode()) < 300_000
+    assert_sound(look(page), figures + (document.picture is not None))
 
 
 def test_dark_is_dark_and_light_is_light(look: Any) -> None:

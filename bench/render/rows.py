@@ -26,6 +26,8 @@ MAX_ROWS = 40
 
 _BAR = 14.0
 _THIN_BAR = 9.0
+_FARTHEST = 2.5
+"""Where intervals are cut off, in lengths of the longest bar: a wider one would hide all bars."""
 _PAIR = 46.0
 _INTERVAL = 44.0
 
@@ -35,7 +37,8 @@ def draw_bars(figure: Bars, key: str) -> str:
     shown = figure.bars[:MAX_ROWS]
     left, above = _label_room([b.label for b in shown])
     right = WIDTH - 8 - max((text_width(number(b.value)) for b in shown), default=0.0)
-    ends = [e for b in shown for e in (b.value, b.low, b.high) if drawable(e)]
+    most = _FARTHEST * max((abs(b.value) for b in shown if drawable(b.value)), default=0.0)
+    ends = [_within(e, most) for b in shown for e in (b.value, b.low, b.high) if drawable(e)]
     reference = figure.reference
     if drawable(reference):
         ends.append(reference)
@@ -134,8 +137,14 @@ def _bar(item: Bar, axis: Axis, y: float, key: str) -> str:
     zero, end = axis.at(0.0), axis.at(item.value)
     drawn = bar(min(zero, end), y, abs(end - zero), _BAR, item.tone, key)
     if drawable(item.low) and drawable(item.high):
-        drawn += whisker(axis.at(item.low), axis.at(item.high), y + _BAR / 2, "ink")
+        # An end that lies outside is cut off there, without a cap.
+        caps = item.low >= axis.low, item.high <= axis.high
+        drawn += whisker(axis.at(item.low), axis.at(item.high), y + _BAR / 2, "ink", caps=caps)
     return drawn
+
+
+def _within(value: float, most: float) -> float:
+    return min(max(value, -most), most)
 
 
 def _value(item: Bar, axis: Axis, y: float) -> str:

@@ -23,11 +23,11 @@ font-size:.875rem;letter-spacing:.08em;text-transform:uppercase}
 letter-spacing:-.018em;margin:.35rem 0 .6rem;max-width:50rem;text-wrap:balance}
 .verdict ul{list-style:none;max-width:48rem;color:var(--muted)}
 .verdict li{margin-top:.25rem}
-.key{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,10.5rem),1fr));
-gap:1.25rem 2rem;margin-top:1.5rem;padding-top:1.25rem;border-top:1px solid var(--rule)}
+.key{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));
+gap:1.25rem 1.5rem;margin-top:1.5rem;padding-top:1.25rem;border-top:1px solid var(--rule)}
 .key div{display:flex;flex-direction:column}
 .key dt{font-size:.8125rem;color:var(--muted)}
-.key .value{font-size:1.75rem;font-weight:650;line-height:1.25;letter-spacing:-.02em;
+.key .value{font-size:1.5rem;font-weight:650;line-height:1.25;letter-spacing:-.02em;
 font-variant-numeric:tabular-nums}
 .key .note{font-size:.8125rem;color:var(--muted)}
 .beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));

@@ -99,6 +99,13 @@ def test_whisker_spans_its_interval():
     assert end == pytest.approx(start + full, abs=0.2)
 
 
+def test_an_interval_without_use_does_not_hide_the_bars():
+    root = parse(Bars("t", "d", "×", (Bar("a", 4.0, 0.0, 4e7, "candidate"), Bar("b", 2.0))))
+    bar = next(r for r in root.findall(f"{SVG}rect") if "f-candidate" in r.get("class"))
+    assert float(bar.get("width")) > 80
+    assert "e+" not in " ".join(words(root))
+
+
 def test_long_labels_stand_above_their_bar():
     short = parse(Bars("t", "d", "ms", (Bar("conv", 1),)))
     long = parse(Bars("t", "d", "ms", (Bar("/features/stage3/block_17/conv", 1),)))

@@ -8,7 +8,7 @@ from bench.document import bench_document
 from bench.latency import Latency, Round, Variant
 from bench.machine import Machine, describe
 from bench.models import Model
-from bench.render import FORMATS, render
+from bench.render import FORMATS, Paragraph, render
 from bench.report import BenchReport, Missing, assemble
 from bench.store import dump, load
 from tests.fakes import MS
@@ -52,6 +52,36 @@ def test_the_document_says_what_matters_first(report: BenchReport) -> None:
     document = bench_document(report)
     assert document.verdict.headline.startswith("int8, ov is the fastest: 1 ms, 4.00×")
     assert "GPU: not measured: none." in document.verdict.lines
+
+
+@pytest.mark.parametrize(
+    ("medians", "why"), [((1.0, 9.0, 1.0, 9.0), "the interval holds 1"), ((2.0,), "one round")]
+)
+def test_a_ratio_that_is_not_certain_is_no_headline(
+    here: Machine, medians: tuple[float, ...], why: str
+) -> None:
+    slow = _latency("fp32", "ort", *[6.0] * len(medians))
+    found = assemble(here, [slow, _latency("int8", "ort", *medians)], [], [])
+    headline = bench_document(found).verdict.headline
+    assert "not certain that it is faster than fp32, ort" in headline
+    assert why in headline
+    assert "×" not in headline
+
+
+def test_what_speaks_against_a_variant_is_one_line(report: BenchReport) -> None:
+    doubts = ("fp32, ort: too few samples", "fp32, ort: other processes ran", "int8, ov: throttled")
+    doubtful = tuple(dataclasses.replace(c, doubts=doubts) for c in report.comparisons)
+    document = bench_document(dataclasses.replace(report, comparisons=doubtful))
+    (warning,) = (
+        b
+        for s in document.sections
+        for b in s.blocks
+        if isinstance(b, Paragraph) and b.tone == "warning"
+    )
+    _, first, second = warning.text.split("\n")
+    assert first == "fp32, ort: too few samples; other processes ran."
+    assert second == "int8, ov: throttled."
+    assert any("4 of 4 comparisons" in line for line in document.verdict.lines)
 
 
 def test_a_fastest_baseline_is_said_so(here: Machine) -> None:
