@@ -85,6 +85,18 @@ def test_results_outlive_the_next_run(tmp_path: Path) -> None:
     assert np.array_equal(first, kept)
 
 
+def test_a_staged_call_computes_from_inputs_that_lie_there_already(tmp_path: Path) -> None:
+    session = OpenVino().open(tiny.linear(tmp_path / "m.onnx"), ONE)
+    x = np.ones((2, 4), np.float32)
+    (wanted,) = session.run({"x": x}).values()
+    call = session.stage({"x": x})
+    x[:] = 7  # What was staged was copied.
+    found = call()
+    assert np.array_equal(next(iter(found.values())), wanted)
+    with pytest.raises(InputError, match="has inputs"):
+        session.stage({})
+
+
 def test_many_threads_may_run_one_session(tmp_path: Path) -> None:
     session = OpenVino().open(tiny.linear(tmp_path / "m.onnx"), ONE)
     inputs = [np.full((1, 4), i, np.float32) for i in range(60)]
