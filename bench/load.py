@@ -73,12 +73,6 @@ class Load:
         return statistics.median(self._rates()) * self.variant.batch
 
     @property
-    def per_second_range(self) -> tuple[float, float]:
-        """The slowest and the fastest process."""
-        rates = self._rates()
-        return min(rates) * self.variant.batch, max(rates) * self.variant.batch
-
-    @property
     def median_ms(self) -> float:
         """Median latency over all samples."""
         return statistics.median(s for r in self.runs for s in r.samples_ns) / 1e6

@@ -20,7 +20,6 @@ from bench.torch_archive import private_copy, refuse_unsafe, register_quantized
 
 logger = logging.getLogger(__name__)
 
-SUFFIX = ".pt2"
 _NAMES = "vnnify.json"
 
 

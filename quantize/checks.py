@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from bench.compare import Comparison
 from bench.render import Check, CheckOutcome
 from quantize.amounts import drop_text, size_text
-from quantize.coverage import Coverage
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict, scale_of
 from quantize.job import GateBounds
@@ -148,8 +147,3 @@ def plausible_check(suspicious: Sequence[str]) -> Check:
     """Never fails: it flags an INT8 that is better than its FP32."""
     text = " ".join(suspicious) or "INT8 is not suspiciously better than FP32."
     return Check("plausible", "pass", text)
-
-
-def coverage_text(coverage: Coverage) -> str:
-    """`23 of 24 layers`."""
-    return f"{coverage} layers"

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 import onnx_ir as ir
@@ -272,11 +272,6 @@ def _check_types(raw: Mapping[str, Any], where: str) -> None:
 
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(recipe)
 
 
 def _quote(text: str) -> str:

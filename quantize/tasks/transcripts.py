@@ -56,9 +56,9 @@ def error_rate(rows: Rows) -> float:
 
 def _texts(outputs: Any, output: str | None, count: int) -> list[str]:
     if isinstance(outputs, dict):
-        kinds = {n for n, a in outputs.items() if a.dtype.kind in "USO"}
-        name = output or (kinds.copy().pop() if len(kinds) == 1 else None)
-        if name is None or (output is None and not kinds):
+        texts = [n for n, a in outputs.items() if a.dtype.kind in "USO"]
+        name = output or (texts[0] if len(texts) == 1 else None)
+        if name is None:
             raise UsageError(
                 f"the outputs {', '.join(map(repr, outputs))} are no text. Give --decode "
                 "file.py:function, which returns one text per sample."

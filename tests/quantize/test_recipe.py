@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from bench.errors import UsageError
 from quantize.anchors import find_anchors
-from quantize.recipe import Recipe, as_dict, fingerprints, from_toml, to_toml
+from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from tests import tiny
 
 FLOAT = TensorProto.FLOAT
@@ -215,4 +215,3 @@ def test_a_recipe_tells_what_it_does() -> None:
     assert recipe().name == "static 1, float 1; mse ranges; portable; for onnxruntime"
     even = recipe(strengths={"a": 0.5}).name
     assert even == "static 1, float 1; mse ranges; portable; for onnxruntime; 1 tensors evened out"
-    assert as_dict(recipe())["modes"] == {"a": "static", "b": "float"}
