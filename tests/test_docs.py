@@ -23,8 +23,10 @@ DOCUMENTS = [
     ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 ] + sorted(f for folder in ("calibration_data", "docs") for f in (ROOT / folder).rglob("*.md"))
 README, CONTRIBUTING = DOCUMENTS[0], DOCUMENTS[1]
+GUIDES = [d for d in DOCUMENTS if d.parent.name == "docs"]
+MANUAL = [README, *GUIDES]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-# Options of the README's commands that `guard` takes off before typer sees them.
+# Options of the commands that `guard` takes off before typer sees them.
 EVERYWHERE = ("--debug", "--help")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -41,6 +43,10 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def prose(path: Path) -> str:
     return _BLOCK.sub("", path.read_text("utf-8"))
+
+
+def manual() -> str:
+    return "\n".join(d.read_text("utf-8") for d in MANUAL)
 
 
 def command_lines() -> list[str]:
@@ -73,7 +79,7 @@ def test_a_command_line_with_an_unknown_option_would_not_parse() -> None:
 
 def test_options_in_the_prose_exist() -> None:
     known = {o for c in COMMANDS.values() for p in c.params for o in p.opts} | set(EVERYWHERE)
-    for document in (README, DOCUMENTS[2]):
+    for document in (*MANUAL, DOCUMENTS[2]):
         named = {
             o
             for code in _CODE.findall(prose(document))
@@ -83,13 +89,13 @@ def test_options_in_the_prose_exist() -> None:
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_option_is_explained_and_in_the_readme(name: str) -> None:
-    text = README.read_text("utf-8")
+def test_every_option_is_explained_and_in_the_manual(name: str) -> None:
+    text = manual()
     for parameter in COMMANDS[name].params:
         longest = max(parameter.opts, key=len)
         assert getattr(parameter, "help", None), f"{name} {longest} has no help"
         if longest.startswith("--") and longest != "--help":
-            assert re.search(rf"{longest}\b", text), f"README.md does not name {longest} of {name}"
+            assert re.search(rf"{longest}\b", text), f"no guide names {longest} of {name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -124,8 +130,8 @@ def test_the_table_of_exit_codes_is_complete() -> None:
 
 
 @pytest.mark.parametrize("names", [METRICS, TARGETS], ids=["metrics", "targets"])
-def test_the_readme_names_what_can_be_chosen(names: dict[str, object]) -> None:
-    text = README.read_text("utf-8")
+def test_the_manual_names_what_can_be_chosen(names: dict[str, object]) -> None:
+    text = manual()
     assert [n for n in names if f"`{n}`" not in text] == []
 
 
@@ -138,8 +144,8 @@ def test_the_readme_shows_every_target_of_the_makefile() -> None:
     assert [t for t in targets if f"`{t}`" not in README.read_text("utf-8")] == []
 
 
-def test_the_configuration_in_the_readme_is_accepted(tmp_path: Path) -> None:
-    tables = blocks(README, "toml")
+def test_the_configurations_in_the_manual_are_accepted(tmp_path: Path) -> None:
+    tables = [b for d in (README, ROOT / "docs" / "quantize.md") for b in blocks(d, "toml")]
     assert len(tables) == 2
     for body in tables:
         tomllib.loads(body)
@@ -147,21 +153,21 @@ def test_the_configuration_in_the_readme_is_accepted(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_the_preprocessing_in_the_readme_is_complete() -> None:
+def test_the_preprocessing_in_the_manual_is_complete() -> None:
     from quantize.images import Preprocessing
 
-    (body,) = (b for b in blocks(README, "toml") if "[preprocessing]" in b)
+    (body,) = (b for b in blocks(ROOT / "docs" / "quantize.md", "toml") if "[preprocessing]" in b)
     shown = tomllib.loads(body)["preprocessing"]
     assert set(shown) == set(Preprocessing.__slots__)
 
 
 def example(name: str, folder: Path) -> str:
-    (body,) = (b for b in blocks(README, "python") if b.startswith(f"# {name}\n"))
+    (body,) = (b for d in MANUAL for b in blocks(d, "python") if b.startswith(f"# {name}\n"))
     (folder / name).write_text(body, "utf-8")
     return str(folder / name)
 
 
-def test_the_data_function_in_the_readme_works(tmp_path: Path) -> None:
+def test_the_data_function_in_the_manual_works(tmp_path: Path) -> None:
     from bench.models import TensorSpec
 
     file = example("samples.py", tmp_path)
@@ -171,7 +177,7 @@ def test_the_data_function_in_the_readme_works(tmp_path: Path) -> None:
     assert found.label(3) == 1
 
 
-def test_the_metric_in_the_readme_works(tmp_path: Path) -> None:
+def test_the_metric_in_the_manual_works(tmp_path: Path) -> None:
     file = example("error.py", tmp_path)
     metric = resolve_metric(f"{file}:absolute_error", labelled=True)
     scores = metric.score({"y": np.array([[1.0], [4.0]], np.float32)}, np.array([1.5, 2.0]))
@@ -179,7 +185,7 @@ def test_the_metric_in_the_readme_works(tmp_path: Path) -> None:
     assert not metric.higher_is_better
 
 
-def test_the_metric_of_a_whole_data_set_in_the_readme_works(tmp_path: Path) -> None:
+def test_the_metric_of_a_whole_data_set_in_the_manual_works(tmp_path: Path) -> None:
     metric = resolve_metric(f"{example('f1.py', tmp_path)}:f1", labelled=True)
     rows = metric.score({"y": np.array([[0, 1], [0, 1], [1, 0]])}, np.array([1, 0, 1]))
     assert metric.corpus is not None

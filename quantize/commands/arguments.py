@@ -24,7 +24,7 @@ DATA = (
     ".npz samples, a folder of images by class, or file.py:function yielding (feeds, label)."
 )
 METRIC = (
-    "top1, f1, mse, cosine (to FP32's outputs), map, miou, wer, … (README: The metric), or "
+    "top1, f1, mse, cosine (to FP32's outputs), map, miou, wer, … (docs/quantize.md: The metric), or "
     "file.py:function, called as "
     "function(outputs, labels). Chosen by the labels where it is left out."
 )

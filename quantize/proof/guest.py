@@ -349,7 +349,7 @@ def _silent(folder: Path, timeout_s: float, *, over: bool) -> ResourceError:
     what = "ended by itself" if over else f"was not done after {timeout_s:g} s and was ended"
     return ResourceError(
         f"the emulated machine {what}. Its console's last lines: {' / '.join(said) or 'none'}. "
-        "See README.md, Proved on VNNI without VNNI hardware."
+        "See docs/proof.md."
     )
 
 
