@@ -5,10 +5,13 @@ into one row per sample, and afterwards any selection of rows into one number. T
 gate asks for that number again and again, for samples drawn with repetition.
 """
 
+import json
 import math
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ Rows: TypeAlias = Array | list[Any]
 
 # Rows stay in memory for as long as verdicts are reached.
 _MOST_BYTES = 1 << 30
+_TEXT, _ARRAYS = "rows.json", "arrays.bin"
 
 
 class Evidence:
@@ -120,3 +124,65 @@ def _size_bytes(row: Any) -> int:
     if isinstance(row, dict):
         return sys.getsizeof(row) + sum(_size_bytes(v) for v in row.values())
     return sys.getsizeof(row)
+
+
+def write_rows(rows: Rows, file: Path) -> None:
+    """Store rows: plain values as JSON, arrays one behind the other, no pickle.
+
+    Raises:
+        TypeError: A row holds something else than numbers, text, None, arrays, and tuples, lists
+            and dicts of these.
+        OSError: It cannot be written.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open(_ARRAYS, "w", force_zip64=True) as arrays:
+            text = json.dumps(_plain(rows, arrays))
+        archive.writestr(_TEXT, text)
+
+
+def read_rows(file: Path) -> Rows:
+    """What `write_rows` stored, of the same types and to the last bit.
+
+    Raises:
+        ValueError: The file is damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(_ARRAYS) as arrays:
+            rows: Rows = _value(json.loads(archive.read(_TEXT)), arrays)
+            return rows
+    except (zipfile.BadZipFile, KeyError, TypeError, IndexError) as e:
+        raise ValueError(f"{file}: damaged: {e}") from e
+
+
+def _plain(value: Any, arrays: IO[bytes]) -> Any:
+    """A value as JSON: what it has no word for becomes a list that begins with its kind."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return [type(value).__name__, [_plain(v, arrays) for v in value]]
+    if type(value) is dict:
+        pairs = [[_plain(k, arrays), _plain(v, arrays)] for k, v in value.items()]
+        return ["dict", pairs]
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufcUS":
+        arrays.write(np.ascontiguousarray(value).tobytes())
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return [kind, value.dtype.str, list(value.shape)]
+    raise TypeError(f"a row of the metric holds a {type(value).__name__}")
+
+
+def _value(plain: Any, arrays: IO[bytes]) -> Any:
+    """What `_plain` made `plain` of; arrays are read in the order in which they were written."""
+    if not isinstance(plain, list):
+        return plain
+    kind = plain[0]
+    if kind == "dict":
+        return {_value(k, arrays): _value(v, arrays) for k, v in plain[1]}
+    if kind in ("list", "tuple"):
+        values = [_value(v, arrays) for v in plain[1]]
+        return tuple(values) if kind == "tuple" else values
+    dtype, shape = np.dtype(plain[1]), tuple(plain[2])
+    # Of a bytearray, so that it can be written to like the one that was stored.
+    taken = bytearray(arrays.read(dtype.itemsize * math.prod(shape)))
+    array = np.ndarray(shape, dtype, taken)
+    return array if kind == "array" else array[()]

@@ -14,7 +14,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +25,10 @@ from bench.machine import describe
 from bench.store import dump, load
 from quantize.calibrate import Calibration
 from quantize.evaluate import Evaluation
+from quantize.evidence import Evidence, read_rows, write_rows
 from quantize.histograms import TensorStatistics
 from quantize.job import Limits
+from quantize.metric import Metric
 from quantize.outputs import OutputStore
 
 logger = logging.getLogger(__name__)
@@ -129,11 +131,6 @@ def metric_digest(limits: Limits) -> str:
     return "|".join([*map(str, parts), *(digest_of_plugin(p) for p in parts)])
 
 
-def storable(found: Evaluation) -> bool:
-    """Whether a file holds all that a verdict needs; the rows of a corpus metric stay in memory."""
-    return found.corpus_value is None
-
-
 @contextmanager
 def renamed(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to; it becomes `file` at the end, and vanishes on an error."""
@@ -215,19 +212,65 @@ def remember_calibration(
     return found
 
 
+def keep_evaluation(
+    journal: Journal, found: Evaluation, kind: str, key: Mapping[str, Any]
+) -> bool:
+    """Keep scores and, of a corpus metric, the rows beside them; whether that could be done."""
+    kept = found.evidence is None
+    file = journal.file(f"{kind}-rows", key, ".zip")
+    if found.evidence is not None and file is not None:
+        with not_fatal(f"{kind} by {found.metric}"), renamed(file) as beside:
+            write_rows(found.evidence.rows, beside)
+            kept = True
+    if kept:
+        journal.keep(found, kind, key)
+    return kept
+
+
+def recall_evaluation(
+    journal: Journal, metric: Metric, kind: str, key: Mapping[str, Any]
+) -> Evaluation | None:
+    """The scores that were kept under this key, if they are sound and whole.
+
+    Args:
+        journal: Where to look.
+        metric: What they are of; resampling needs its function.
+        kind: As they were kept.
+        key: The same.
+    """
+    found = journal.recall(Evaluation, kind, key)
+    if found is None or found.corpus_value is None or found.nonfinite:
+        # Rows that are not finite are resampled by nobody.
+        return found
+    file = journal.file(f"{kind}-rows", key, ".zip")
+    if file is None or metric.corpus is None:
+        return None
+    try:
+        rows = read_rows(file)
+    except (OSError, ValueError) as e:
+        logger.info("%s is made again: %s", kind, e)
+        return None
+    if len(rows) != found.corpus_count:
+        return None
+    return replace(found, evidence=Evidence(rows, metric.corpus, metric.name))
+
+
 def remember_scores(
-    journal: Journal, key: Mapping[str, Any], outputs: OutputStore, make: Callable[[], Evaluation]
+    journal: Journal,
+    key: Mapping[str, Any],
+    metric: Metric,
+    outputs: OutputStore,
+    make: Callable[[], Evaluation],
 ) -> Evaluation:
     """FP32's scores, recalled with `outputs`, or made by what fills `outputs`, and both kept."""
     file = journal.file("outputs", key, ".zip")
-    known = journal.recall(Evaluation, "baseline", key)
+    known = recall_evaluation(journal, metric, "baseline", key)
     if known is not None and file is not None and file.is_file():
         with suppress(OSError, ValueError):
             outputs.read(file)
             return known
     found = make()
-    if file is not None and storable(found):
+    if file is not None and keep_evaluation(journal, found, "baseline", key):
         with not_fatal("outputs of FP32"), renamed(file) as beside:
             outputs.write(beside)
-        journal.keep(found, "baseline", key)
     return found

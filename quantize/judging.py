@@ -11,7 +11,7 @@ from quantize.amounts import drop_text
 from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
 from quantize.gate import Verdict, judge
-from quantize.journal import Journal, storable
+from quantize.journal import Journal, keep_evaluation, recall_evaluation
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
@@ -112,8 +112,9 @@ class Judging:
         settings = Settings(threads=self.threads, exact=exact)
         key = self._key(quantized, runtime, exact=exact)
         for known in (key, {**key, "looks": _facts(looks)}):
-            if (found := self.journal.recall(Evaluation, "evaluation", known)) is not None:
-                return found
+            kept = recall_evaluation(self.journal, self.metric, "evaluation", known)
+            if kept is not None:
+                return kept
         found = evaluate(
             quantized.model,
             self.samples,
@@ -126,8 +127,7 @@ class Judging:
             return None
         if found.count < self.baseline.count:
             key["looks"] = _facts(looks)
-        if storable(found):
-            self.journal.keep(found, "evaluation", key)
+        keep_evaluation(self.journal, found, "evaluation", key)
         return found
 
     def _key(self, quantized: QuantizedModel, runtime: str, *, exact: bool) -> dict[str, Any]:

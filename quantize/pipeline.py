@@ -257,6 +257,7 @@ class _Run:
                 "metric": (metric.name, metric_digest(self.job.limits)),
                 "states": states,
             },
+            metric,
             keep,
             lambda: evaluate(fp32, samples, metric, execution, keep=keep, watch=self._watch),
         )

@@ -6,17 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from quantize import journal as journals
 from quantize.calibrate import Calibration, TensorStatistics
+from quantize.evaluate import Evaluation
+from quantize.evidence import Evidence, read_rows, write_rows
 from quantize.journal import (
     Journal,
     context_of,
     digest_of_plugin,
     keep_calibration,
+    keep_evaluation,
     recall_calibration,
+    recall_evaluation,
     work_folder,
 )
+from quantize.metric import Metric
 from quantize.outputs import OutputStore
 
 
@@ -152,3 +160,96 @@ def test_the_context_changes_with_the_versions(monkeypatch: pytest.MonkeyPatch) 
 def test_each_output_folder_has_a_journal_of_its_own(tmp_path: Path) -> None:
     assert work_folder(tmp_path / "a") == tmp_path / ".a.vnnify-work"
     assert work_folder(tmp_path / "a") != work_folder(tmp_path / "b")
+
+
+_NUMBERS = arrays.arrays(
+    st.sampled_from(["<f4", ">f8", "<i8", "|u1", "|b1", "<c8", "<U3"]),
+    arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+)
+_PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | _NUMBERS
+_ROW = st.recursive(
+    _PLAIN | st.builds(np.float32, st.floats(width=32)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(rows=st.lists(_ROW, max_size=4) | _NUMBERS)
+def test_any_rows_come_back_to_the_last_bit(
+    rows: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("rows") / "rows.zip"
+    write_rows(rows, file)
+    found = read_rows(file)
+    assert _same(found, rows)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray | np.generic):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b) or (a != a and b != b)
+
+
+def corpus_evaluation(rows: Any, **changes: Any) -> Evaluation:
+    found = Evaluation(
+        model_sha256="m", runtime="onnxruntime", runtime_version="1", arithmetic="exact",
+        metric="mine", output=None, higher_is_better=True, binary=False, bounded=False,
+        chance=None, scores=(), nonfinite=0, first_nonfinite=None, samples_sha256="s",
+        outputs=("y",), seconds=1.0, corpus_value=float(len(rows)), corpus_count=len(rows),
+        evidence=Evidence(rows, lambda rows: float(len(rows)), "mine"),
+    )  # fmt: skip
+    return replace(found, **changes)
+
+
+MINE = Metric("mine", lambda *_: [], corpus=lambda rows: 2.0 * len(rows))
+
+
+def test_scores_of_a_corpus_metric_come_back_with_their_rows(journal: Journal) -> None:
+    found = corpus_evaluation([("a", np.arange(3)), ("b", np.zeros(0))])
+    assert keep_evaluation(journal, found, "evaluation", {"model": 1})
+    again = recall_evaluation(journal, MINE, "evaluation", {"model": 1})
+    assert again == found
+    assert again.evidence is not None
+    # The function is the metric's own: files hold no code.
+    assert again.evidence.value(np.array([1, 1, 0])) == 6.0
+    assert again.evidence.rows[0][0] == "a"
+    assert recall_evaluation(journal, MINE, "evaluation", {"model": 2}) is None
+
+
+def test_scores_whose_rows_are_lost_or_damaged_count_as_none(journal: Journal) -> None:
+    rows = np.arange(4000.0).reshape(1000, 4)
+    keep_evaluation(journal, corpus_evaluation(rows), "evaluation", {})
+    (file,) = (f for f in (journal.folder or Path()).iterdir() if f.suffix == ".zip")
+    whole = file.read_bytes()
+    for part in (b"", whole[: len(whole) // 2], whole.replace(b"rows.json", b"sows.json")):
+        file.write_bytes(part)
+        assert recall_evaluation(journal, MINE, "evaluation", {}) is None
+    write_rows(rows[:7], file)
+    assert recall_evaluation(journal, MINE, "evaluation", {}) is None
+    file.unlink()
+    assert recall_evaluation(journal, MINE, "evaluation", {}) is None
+
+
+def test_rows_that_no_file_holds_cost_the_entry_and_not_the_run(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not keep_evaluation(journal, corpus_evaluation([object()]), "evaluation", {})
+    assert "a row of the metric holds a object" in caplog.text
+    assert recall_evaluation(journal, MINE, "evaluation", {}) is None
+    assert journal.count() == 0
+
+
+def test_a_corpus_that_is_not_finite_needs_no_rows(journal: Journal) -> None:
+    found = corpus_evaluation([1, 2], evidence=None, nonfinite=1)
+    assert keep_evaluation(journal, found, "evaluation", {})
+    assert recall_evaluation(journal, MINE, "evaluation", {}) == found
