@@ -48,7 +48,7 @@ from quantize.proof.comparing import Proof
 from quantize.proof.debian import require_packages
 from quantize.proof.proving import prove_model
 from quantize.quantizers import find_engines
-from quantize.recipe import fingerprints
+from quantize.recipe import engine_of, fingerprints
 from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe, serving_fp32
 from quantize.report import Data, Report
 from quantize.rows import RowStore
@@ -122,12 +122,13 @@ class _Run:
         self.notes: list[str] = []
         self.threads = granted_threads(job.effort.threads)
         self.runtimes = _runtimes(job.effort.runtimes)
-        self.engines = find_engines(job.effort.engines)
+        # What cannot be is refused now, and not after the calibration.
+        self.engines = find_engines(job.effort.engines, job.model)
+        if (recipe := job.effort.recipe) is not None:
+            find_engines((engine_of(recipe_text(recipe), str(recipe)),), job.model)
         self.targets = (
             _AUTO if job.effort.target == "auto" else (find_target(job.effort.target).name,)
         )
-        if job.effort.recipe is not None:
-            recipe_text(job.effort.recipe)  # Now, and not after the calibration.
         if job.effort.prove is not None:
             require_packages(job.effort.prove)
 

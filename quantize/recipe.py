@@ -208,10 +208,7 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
     Raises:
         UsageError: It is not a recipe, has unknown keys, or does not fit the model's graph.
     """
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(f"{where}: not TOML: {e}") from e
+    raw = _parsed(text, where)
     if raw.get("schema") != SCHEMA:
         raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
     if unknown := sorted(set(raw) - set(_KEYS)):
@@ -250,9 +247,25 @@ def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
     )
 
 
+def engine_of(text: str, where: str) -> str:
+    """The engine that a recipe names, known before there is a model to fit it to.
+
+    Raises:
+        UsageError: It is not TOML.
+    """
+    return str(_parsed(text, where).get("engine", "native"))
+
+
 def served_by(text: str, recipe: Recipe) -> str:
     """The runtime that served the model of a recipe; older ones do not say, but what it fits."""
     return str(tomllib.loads(text).get("made", {}).get("served_by", recipe.fused_for))
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{where}: not TOML: {e}") from e
 
 
 def _check_types(raw: Mapping[str, Any], where: str) -> None:

@@ -24,6 +24,7 @@ from quantize.quantizers import inc, native, nncf
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.tables import compress_tables
 from quantize.recipe import Engine, Recipe
+from quantize.sources.seam import ModelSpec
 
 __all__ = ["QUANTIZERS", "QuantizedLayer", "QuantizedModel", "find_engines", "quantize"]
 
@@ -132,11 +133,15 @@ def _check_scales(model: ir.Model) -> None:
             )
 
 
-def find_engines(names: Sequence[str]) -> tuple[Engine, ...]:
+def find_engines(names: Sequence[str], source: ModelSpec) -> tuple[Engine, ...]:
     """The engines of these names, each known to be installed.
 
+    Args:
+        names: From the command line or a recipe; none for the native engine.
+        source: The trained model, which not every engine can start from.
+
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is none of that name, or it cannot start from such a source.
         UnfitError: Its package is missing.
     """
     found: list[Engine] = []
@@ -145,7 +150,7 @@ def find_engines(names: Sequence[str]) -> tuple[Engine, ...]:
         if engine is None:
             raise UsageError(f"unknown engine {name!r}; known: {', '.join(QUANTIZERS)}.")
         if engine in REQUIREMENTS:
-            REQUIREMENTS[engine]()
+            REQUIREMENTS[engine](source)
         found.append(engine)
     return tuple(dict.fromkeys(found))
 
@@ -156,8 +161,8 @@ QUANTIZERS: dict[Engine, Callable[[Model, tuple[Anchor, ...], Calibration, Recip
     "inc": inc.write,
 }
 
-# What says early that an engine's package is missing.
-REQUIREMENTS: dict[Engine, Callable[[], object]] = {
-    "nncf": nncf.require,
-    "inc": inc.require,
+# What says early that an engine's package is missing, or that it cannot start from the model.
+REQUIREMENTS: dict[Engine, Callable[[ModelSpec], object]] = {
+    "nncf": lambda _: nncf.require(),
+    "inc": inc.require_module,
 }

@@ -21,7 +21,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from bench.errors import InputError, UnfitError, UnsupportedError, VnnifyError, describe_error
+from bench.errors import (
+    InputError,
+    UnfitError,
+    UnsupportedError,
+    UsageError,
+    VnnifyError,
+    describe_error,
+)
 from bench.models import Model
 from bench.programs import quiet
 from quantize.anchors import Anchor, integer_of
@@ -34,6 +41,7 @@ from quantize.quantizers.pairs import held, is_constant, layers_of, own_constant
 from quantize.recipe import Recipe
 from quantize.rewrites import rewrite
 from quantize.sources import torch as torch_source
+from quantize.sources.seam import ModelSpec
 
 _KEPT = "Neural Compressor left it in float"
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -58,18 +66,11 @@ def write(
         The INT8 graph and one entry per anchor, in graph order.
 
     Raises:
-        UnfitError: The package neural-compressor is missing.
-        UnsupportedError: The model is not from PyTorch, or PT2E does not take it.
+        InputError: The calibration does not know the module or the samples.
+        UnsupportedError: PT2E does not take the module.
     """
-    require()
-    spec, rows = calibration.origin, calibration.rows
-    if spec is not None and not is_function_text(spec.text):
-        raise UnsupportedError(
-            f"{spec.text}: --engine inc quantizes a PyTorch module that a function makes "
-            "(file.py:factory --weights FILE). In an .onnx or .pt2 file Neural Compressor no "
-            "longer finds its layers. Give the function, or use another engine."
-        )
-    if spec is None or rows is None or calibration.source is None:
+    rows = calibration.rows
+    if calibration.origin is None or rows is None or calibration.source is None:
         raise InputError("--engine inc needs the module and the samples. Calibrate again.")
     file = rows.scratch / "inc.onnx"
     # Made once: modes and target change only what is done with it.
@@ -89,6 +90,22 @@ def write(
             f"Neural Compressor quantized none of the {len(anchors)} layers that were asked."
         )
     return model, layers
+
+
+def require_module(source: ModelSpec) -> None:
+    """Refuse what is no PyTorch module, and a missing package.
+
+    Raises:
+        UsageError: The model is a file.
+        UnfitError: See `require`.
+    """
+    if not is_function_text(source.text):
+        raise UsageError(
+            f"{source.text}: --engine inc quantizes a PyTorch module that a function makes "
+            "(file.py:factory --weights FILE). In an .onnx or .pt2 file Neural Compressor no "
+            "longer finds its layers. Give the function, or use another engine."
+        )
+    require()
 
 
 def require() -> Any:

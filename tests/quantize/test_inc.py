@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_ir.passes import common as passes
 
-from bench.errors import InputError, UnfitError, UnsupportedError
+from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
 from bench.models import Feeds, Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list
 from quantize.prepare import prepare
-from quantize.quantizers import QuantizedModel, find_engines, inc, quantize
+from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, inc, quantize
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.sources import ModelSpec, convert, parse_input
 from quantize.targets import can_saturate
@@ -335,31 +334,31 @@ def onnx_only(tmp_path: Path) -> Parts:
     return known(tmp_path, spec, [{"x": np.ones((1, 4), np.float32)}] * 2)
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the package were there."""
-    monkeypatch.setattr(inc, "require", lambda: None)
-    return None
+@pytest.mark.parametrize("file", ["model.onnx", "net.pt2"])
+def test_a_file_is_refused_with_what_to_do(file: str) -> None:
+    with pytest.raises(UsageError, match=rf"{file}: .*file\.py:factory.*Give the function"):
+        find_engines(("inc",), ModelSpec(file))
 
 
-@pytest.mark.usefixtures("installed")
-def test_an_onnx_source_is_refused_with_what_to_do(onnx_only: Parts) -> None:
-    with pytest.raises(UnsupportedError, match=r"model\.onnx: .*file\.py:factory"):
-        made(onnx_only)
-    pt2 = replace(onnx_only[2], origin=ModelSpec("net.pt2"))
-    with pytest.raises(UnsupportedError, match=r"net\.pt2: .*Give the function"):
-        made((onnx_only[0], onnx_only[1], pt2))
+def test_without_a_module_it_makes_nothing(onnx_only: Parts) -> None:
     bare = (onnx_only[0], onnx_only[1], replace(onnx_only[2], origin=None))
     with pytest.raises(InputError, match="Calibrate again"):
         made(bare)
 
 
-@pytest.mark.usefixtures("installed")
-def test_the_reason_of_the_only_engine_reaches_the_user(onnx_only: Parts, tmp_path: Path) -> None:
+def test_the_reason_of_the_only_engine_reaches_the_user(
+    onnx_only: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, anchors, found = onnx_only
     bench = Workbench(model, anchors, found, (), (), ("onnxruntime",), 1, tmp_path)
     plan = recipe(anchors)
-    with pytest.raises(UnsupportedError, match="that a function makes"):
+    refused = UnsupportedError("PT2E cannot take it")
+
+    def refuse(*_: object) -> None:
+        raise refused
+
+    monkeypatch.setitem(QUANTIZERS, "inc", refuse)
+    with pytest.raises(UnsupportedError, match="PT2E cannot take it"):
         best_variant(replace(bench, engines=("inc",)), plan, "inc")
     # Beside another engine it is one candidate less.
     assert best_variant(replace(bench, engines=("native", "inc")), plan, "inc") is None
@@ -369,7 +368,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "neural_compressor", None)
     monkeypatch.setitem(sys.modules, "neural_compressor.common", None)
     with pytest.raises(UnfitError, match=r"pip install 'vnnify\[inc\]'"):
-        find_engines(("inc",))
+        find_engines(("inc",), ModelSpec("net.py:build"))
 
 
 @needs_inc

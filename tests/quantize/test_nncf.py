@@ -24,12 +24,14 @@ from quantize.placement import watch_list
 from quantize.quantizers import QuantizedModel, find_engines, nncf, pairs, quantize
 from quantize.quantizers.feeding import Replay
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
+from quantize.sources import ModelSpec
 from quantize.targets import can_saturate
 from quantize.trials import noise_shares, run_probes, to_db
 from tests import tiny
 from tests.int8 import File, samples_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+ONNX = ModelSpec("net.onnx")
 
 needs_nncf = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None,
@@ -351,13 +353,13 @@ def test_statistics_without_samples_are_refused(tmp_path: Path) -> None:
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(UnfitError, match=r"pip install 'vnnify\[nncf\]'"):
-        find_engines(("native", "nncf"))
+        find_engines(("native", "nncf"), ONNX)
 
 
 def test_engines_are_known_by_name() -> None:
-    assert find_engines(()) == find_engines(("native", "native")) == ("native",)
+    assert find_engines((), ONNX) == find_engines(("native", "native"), ONNX) == ("native",)
     with pytest.raises(UsageError, match="unknown engine 'xyz'; known: native, nncf, inc"):
-        find_engines(("xyz",))
+        find_engines(("xyz",), ONNX)
 
 
 @needs_nncf

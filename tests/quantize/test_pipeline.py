@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from quantize.pipeline import run
 from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
-from quantize.quantizers import REQUIREMENTS, inc
 from quantize.report import Report, TrialRow
 from quantize.sources.seam import ModelSpec
 from quantize.stopping import Interrupt
@@ -391,16 +391,29 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
 # --- recipes ---
 
 
-def test_an_engine_is_told_what_the_model_was_made_from(
-    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("asked", ["inc", "native,inc", "a recipe"])
+def test_an_engine_that_cannot_start_from_the_model_is_refused_before_anything_is_read(
+    asked: str, job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(REQUIREMENTS, "inc", lambda: None)
-    monkeypatch.setattr(inc, "require", lambda: None)
-    wanted = replace(job, effort=replace(job.effort, engines=("inc",)))
-    with pytest.raises(
-        UnsupportedError, match=r"net\.onnx: --engine inc quantizes a PyTorch module"
-    ):
-        run(wanted, staging, Silent())
+    monkeypatch.setattr(pipeline, "read", lambda *_: pytest.fail("the data was read"))
+    if asked == "a recipe":
+        (tmp_path / "recipe.toml").write_text('engine = "inc"\n', encoding="utf-8")
+        effort = replace(job.effort, recipe=tmp_path / "recipe.toml")
+    else:
+        effort = replace(job.effort, engines=tuple(asked.split(",")))
+    with pytest.raises(UsageError, match=r"net\.onnx: --engine inc quantizes a PyTorch module"):
+        run(replace(job, effort=effort), staging, Silent())
+
+
+def test_a_missing_engine_of_a_recipe_is_told_before_anything_is_read(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "read", lambda *_: pytest.fail("the data was read"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    (tmp_path / "recipe.toml").write_text('engine = "nncf"\n', encoding="utf-8")
+    effort = replace(job.effort, recipe=tmp_path / "recipe.toml")
+    with pytest.raises(UnfitError, match=r"pip install 'vnnify\[nncf\]'"):
+        run(replace(job, effort=effort), staging, Silent())
 
 
 def test_a_recipe_of_another_graph_is_refused_before_anything_is_calibrated(
