@@ -15,7 +15,7 @@ from bench.render import (
 )
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
 from quantize.checks import accuracy_check, finite_check, plausible_check
-from quantize.inspection.document import kernel_section
+from quantize.inspection.document import kernel_section, noise_sections
 from quantize.intervals import wilson
 from quantize.proof.comparing import proof_checks, proof_section
 from quantize.report import Conclusion, Report
@@ -36,6 +36,7 @@ def document(report: Report) -> Document:
             latency_section(report),
             _layers(report),
             *((kernel_section(report.inspection),) if report.inspection else ()),
+            *(noise_sections(report.inspection) if report.inspection else ()),
             search_section(report),
             *((proof_section(report.proofs),) if report.proofs else ()),
             machine_section(report),

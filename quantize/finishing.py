@@ -198,6 +198,7 @@ def _look_inside(
         scratch=scratch,
         samples=bench.probes[:_PROBES],
         timing=bench.probes[0] if bench.probes else None,
+        fp32=bench.start(results.best.trial.quantized.recipe).model.path,
     )
     layers = results.best.trial.quantized.layers
     told = {x.name: x.reason for x in layers if x.reason is not None}

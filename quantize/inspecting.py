@@ -23,6 +23,10 @@ def run_inspect(job: InspectJob, scratch: Path) -> Inspection:
         UsageError: One was named that does not tell its kernels.
     """
     model = read_model(job.model)
+    if job.fp32 is not None:
+        read_model(job.fp32)
+        if job.data is None:
+            raise UsageError("--fp32: noise is looked for in real samples. Give them with --data.")
     samples: list[Feeds] = []
     timing, note = None, ""
     if job.data is not None:
@@ -42,6 +46,7 @@ def run_inspect(job: InspectJob, scratch: Path) -> Inspection:
         scratch=scratch,
         samples=samples,
         timing=timing,
+        fp32=job.fp32,
     )
     found = inspect_model(model, means, command=job.command)
     return replace(found, notes=(*found.notes, note)) if note else found

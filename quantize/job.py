@@ -178,6 +178,7 @@ class InspectJob:
     threads: int
     time: bool
     command: str
+    fp32: Path | None = None
 
 
 class Progress(Protocol):

@@ -212,9 +212,7 @@ def remember_calibration(
     return found
 
 
-def keep_evaluation(
-    journal: Journal, found: Evaluation, kind: str, key: Mapping[str, Any]
-) -> bool:
+def keep_evaluation(journal: Journal, found: Evaluation, kind: str, key: Mapping[str, Any]) -> bool:
     """Keep scores and, of a corpus metric, the rows beside them; whether that could be done."""
     kept = found.evidence is None
     file = journal.file(f"{kind}-rows", key, ".zip")

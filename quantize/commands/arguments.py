@@ -24,8 +24,8 @@ DATA = (
     ".npz samples, a folder of images by class, or file.py:function yielding (feeds, label)."
 )
 METRIC = (
-    "top1, f1, mse, cosine (to FP32's outputs), map, miou, wer, … (docs/quantize.md: The metric), or "
-    "file.py:function, called as "
+    "top1, f1, mse, cosine (to FP32's outputs), map, miou, wer, … (docs/quantize.md: The metric), "
+    "or file.py:function, called as "
     "function(outputs, labels). Chosen by the labels where it is left out."
 )
 SLICES = "CSV file: a column `sample` (number or file name), and columns that divide the samples."

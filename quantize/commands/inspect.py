@@ -12,6 +12,8 @@ from bench.render import render
 from bench.store import atomic_write, dump, load
 from quantize.commands.arguments import DATA, preprocessing, typed
 
+_FP32 = "The file that MODEL was made of: noise of each layer, made there and accumulated."
+
 
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file, INT8 or not.")],
@@ -19,6 +21,7 @@ def inspect(
         str | None,
         typer.Option(help=f"Look for saturation in real samples, and time with one. {DATA}"),
     ] = None,
+    fp32: Annotated[Path | None, typer.Option(help=_FP32)] = None,
     limit: Annotated[int, typer.Option(min=1, help="Read at most so many samples.")] = 16,
     runtime: Annotated[
         str, typer.Option(help="Comma-separated: onnxruntime, openvino; default: all installed.")
@@ -45,6 +48,7 @@ def inspect(
         threads=threads,
         time=not no_time,
         command=typed(),
+        fp32=fp32,
     )
     with tempfile.TemporaryDirectory(prefix="vnnify-inspect-") as folder:
         raw = run_isolated(

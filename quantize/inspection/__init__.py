@@ -2,7 +2,8 @@
 
 file ─▶ products (Q/DQ, integer operators) ─┬─▶ modes, causes, risk of saturation, red flags
 ─▶ bench.kernels: what really runs ────┤
-─▶ samples, if given ─▶ what saturates ┴─▶ Inspection
+─▶ samples, if given ─▶ what saturates ┼─▶ Inspection
+─▶ FP32, if given ─▶ noise layer by layer ┘
 """
 
 import logging
@@ -25,7 +26,8 @@ from quantize.inspection.flags import Flag, find_flags
 from quantize.inspection.observing import Observed, observe
 from quantize.inspection.products import Mode, Product, lifted, products
 from quantize.inspection.saturation import Risk, risk_of
-from quantize.prepare import prepare
+from quantize.inspection.side_by_side import LayerNoise, side_by_side
+from quantize.prepare import EXTERNAL_BYTES, prepare
 
 __all__ = ["Inspection", "Layer", "Means", "inspect_model"]
 
@@ -87,6 +89,7 @@ class Inspection:
         kernels: What each runtime really runs.
         unread: Runtimes that could not be asked, with the reason.
         notes: What a user may want to know.
+        noise: Of every layer against FP32, in graph order; empty without that file or samples.
     """
 
     command: str
@@ -100,6 +103,7 @@ class Inspection:
     kernels: tuple[Kernels, ...]
     unread: dict[str, str]
     notes: tuple[str, ...]
+    noise: tuple[LayerNoise, ...] = ()
 
     @property
     def quantized(self) -> bool:
@@ -138,6 +142,7 @@ class Means:
         scratch: Folder for intermediate files.
         samples: Real ones, in which saturation is looked for; may be empty.
         timing: What the kernels are timed with; None: they are not timed.
+        fp32: What the file was made of, to compare with on the samples; may be None.
     """
 
     runtimes: tuple[str, ...]
@@ -145,6 +150,7 @@ class Means:
     scratch: Path
     samples: Sequence[Feeds] = ()
     timing: Feeds | None = None
+    fp32: Path | None = None
 
 
 def inspect_model(
@@ -204,8 +210,26 @@ def _looked_at(
         flags=find_flags(graph, found),
         kernels=kernels,
         unread=unread,
+        noise=_noise(model, means, notes),
         notes=tuple(notes),
     )
+
+
+def _noise(model: Model, means: Means, notes: list[str]) -> tuple[LayerNoise, ...]:
+    """Of every layer against FP32; a note says why there is none."""
+    if means.fp32 is None or not means.samples:
+        return ()
+    try:
+        if (size := means.fp32.stat().st_size) > EXTERNAL_BYTES:
+            raise UnsupportedError(f"{means.fp32} has {size / 1e9:.1f} GB")
+        ours, theirs = (lifted(ir.load(p)) for p in (means.fp32, model.path))
+        return side_by_side(
+            ours, theirs, means.samples, threads=means.threads, scratch=means.scratch
+        )
+    except (VnnifyError, OSError, *_DAMAGE) as e:
+        # A look for the reader; the run that it belongs to may have taken hours.
+        notes.append(f"noise of single layers is unknown: {e}")
+        return ()
 
 
 def _read(model: Model, scratch: Path, notes: list[str]) -> tuple[ir.Model, tuple[Product, ...]]:

@@ -23,6 +23,7 @@ from quantize.inspection.tables import (
     kernel_table,
     layer_table,
     layers_of,
+    noise_table,
     saturation_table,
     some_names,
     time_blocks,
@@ -43,6 +44,7 @@ def inspection_document(found: Inspection) -> Document:
     times = tuple(b for k in found.kernels for b in time_blocks(k))
     if times:
         sections.append(Section("Where the time goes", times))
+    sections += noise_sections(found)
     if found.layers:
         sections.append(Section("Every layer", (layer_table(found),)))
     return Document(
@@ -61,6 +63,9 @@ def inspection_summary(found: Inspection) -> Document:
     risky = found.risky[:_ROWS_ON_SCREEN]
     if risky:
         blocks.append(Section("On CPUs without VNNI", (saturation_table(risky, found),)))
+    noisiest = sorted(found.noise, key=lambda x: -x.local)[:_ROWS_ON_SCREEN]
+    if noisiest:
+        blocks.append(Section("Where noise is made", (noise_table(noisiest, found),)))
     floats = cause_table(found)
     if floats is not None:
         blocks.append(Section("In float", (floats,)))
@@ -70,6 +75,13 @@ def inspection_summary(found: Inspection) -> Document:
         verdict=_banner(found, (*_flag_lines(found), *pointer)),
         sections=tuple(blocks),
     )
+
+
+def noise_sections(found: Inspection) -> tuple[Section, ...]:
+    """Noise of every layer, in a section of its own; none where it was not looked for."""
+    if not found.noise:
+        return ()
+    return (Section("Where noise is made", (noise_table(found.noise, found),)),)
 
 
 def kernel_section(found: Inspection) -> Section:

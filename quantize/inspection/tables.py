@@ -1,5 +1,6 @@
 """An inspection's tables and figures."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.islands import Kernel
@@ -7,6 +8,7 @@ from bench.kernels import Kernels
 from bench.render import Bar, Bars, Block, Column, Table
 from quantize.inspection import Inspection, Layer
 from quantize.inspection.saturation import Risk
+from quantize.inspection.side_by_side import LayerNoise
 
 _NAMES = 4
 _BARS = 12
@@ -141,6 +143,27 @@ def cause_table(found: Inspection) -> Table | None:
     rows = tuple((why, str(len(names)), some_names(names)) for why, names in causes.items())
     title = "Layers in float" if found.quantized else "Layers and what INT8 could do"
     return Table(title, (Column("Why"), Column("Layers", "right"), Column("Which")), rows)
+
+
+def noise_table(layers: Sequence[LayerNoise], found: Inspection) -> Table:
+    """Noise of some layers against FP32."""
+    shown = "" if len(layers) == len(found.noise) else f"The noisiest of {len(found.noise)}. "
+    note = (
+        f"{shown}Signal over noise at the end of the layer, more is better. Made here: the layer "
+        "in INT8, fed by FP32. Accumulated: the same tensor in the INT8 model. What a layer makes "
+        "need not reach the outputs: the search ranks layers by what each does there."
+    )
+    columns = (
+        Column("Layer"),
+        Column("Made here, dB", "right"),
+        Column("Accumulated, dB", "right"),
+    )
+    rows = tuple((x.layer, _decibels(x.local), _decibels(x.accumulated)) for x in layers)
+    return Table("Noise against FP32", columns, rows, note)
+
+
+def _decibels(share: float) -> str:
+    return f"{-10 * math.log10(share):.1f}" if share > 0 else "none"
 
 
 def time_blocks(k: Kernels) -> Iterator[Block]:

@@ -190,3 +190,16 @@ def test_a_runtime_that_keeps_its_kernels_to_itself_is_refused(run: Run, tmp_pat
     status, _, err = run("m.onnx", "--runtime", "torch")
     assert status == ExitCode.USAGE
     assert "--runtime torch: it does not tell which kernels run" in err
+
+
+def test_noise_against_fp32_takes_samples(run: Run, tmp_path: Path) -> None:
+    name = "squeeze-and-excite"
+    made = make(GRAPHS[name](tmp_path / "m.onnx"), feeds_for(name))
+    feeds = {k: np.concatenate([f[k] for f in feeds_for(name)]) for k in feeds_for(name)[0]}
+    np.savez(tmp_path / "data.npz", **feeds)
+    status, out, _ = run(made.path, "--fp32", made.fp32, "--data", "data.npz", "--no-time")
+    assert status == ExitCode.OK
+    assert "Where noise is made" in out
+    status, _, err = run(made.path, "--fp32", made.fp32)
+    assert status == ExitCode.USAGE
+    assert "Give them with --data" in err

@@ -106,6 +106,14 @@ def test_progress_hears_of_every_stage_in_order(job: Job, staging: Path) -> None
     assert "FP32: top1 1.0000 on 160 samples" in heard.said
 
 
+def test_the_report_shows_where_noise_is_made(job: Job, staging: Path) -> None:
+    report = run(job, staging, Silent())
+    assert report.inspection is not None
+    integers = [x.name for x in report.layers if x.mode != "float"]
+    assert [n.layer for n in report.inspection.noise if n.local > 1e-9] == integers
+    assert "Where noise is made" in render(document(report), "markdown")
+
+
 def test_results_lie_in_the_staging_folder(job: Job, staging: Path) -> None:
     report = run(job, staging, Silent())
     assert {p.name for p in staging.iterdir()} == {
