@@ -6,11 +6,10 @@ that is served.
 """
 
 import contextlib
+import itertools
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -22,6 +21,7 @@ from bench.models import Feeds, Model
 from bench.runtimes.seam import Runtime, Session, Settings
 from quantize.data import Sample, Samples
 from quantize.evidence import Evidence, Gathering, stacked
+from quantize.inference import Run, run_all
 from quantize.metric import Metric
 from quantize.metrics import run_labels
 from quantize.outputs import OutputStore, first_nonfinite
@@ -152,12 +152,13 @@ def evaluate(
     tally = _Tally(metric, reference, keep, Gathering(metric.name))
     with (
         _opened(model, execution) as session,
-        contextlib.closing(_runs(session, samples, execution)) as runs,
+        contextlib.closing(
+            run_all(session, samples, execution.states, execution.settings.threads)
+        ) as chunks,
     ):
-        for index, sample, outputs in runs:
-            with _numbered(index):
-                tally.add(index, sample, outputs)
-            if watch is not None and watch(tally.scores, index + 1, len(samples)):
+        for run in itertools.chain.from_iterable(chunks):
+            tally.add(run)
+            if watch is not None and watch(tally.scores, run.index + 1, len(samples)):
                 break
     seconds = (time.perf_counter_ns() - started_ns) / 1e9
     return _evaluation(model, samples, tally, execution, seconds)
@@ -199,18 +200,24 @@ class _Tally:
     nonfinite: int = 0
     first_nonfinite: str | None = None
 
-    def add(self, index: int, sample: Sample, outputs: Feeds) -> None:
-        reference = None
+    def add(self, run: Run) -> None:
+        try:
+            self._add(run)
+        except InputError as e:
+            raise InputError(f"sample {run.index}: {e}") from e
+
+    def _add(self, run: Run) -> None:
+        reference, outputs = None, run.outputs
         if self.reference is not None:
-            reference = self.reference.of(index, sample.digest)
+            reference = self.reference.of(run.index, run.digest)
         if self.keep is not None:
-            self.keep.append(sample.digest, outputs)
-        labels = run_labels(sample.label, _batch(sample.feeds, outputs))
+            self.keep.append(run.digest, outputs)
+        labels = run_labels(run.label, run.batch)
         own = self.keep is not None and reference is None
         wrong = first_nonfinite(outputs, reference, own=own)
         if wrong is not None:
             self.nonfinite += 1
-            self.first_nonfinite = self.first_nonfinite or f"sample {index}, output {wrong!r}"
+            self.first_nonfinite = self.first_nonfinite or f"sample {run.index}, output {wrong!r}"
             # The metric is not asked: argmax of NaN is a class, and a mean may skip it.
             self._add_broken(self._count(labels, reference))
             return
@@ -225,7 +232,7 @@ class _Tally:
         if not all(math.isfinite(s) for s in scores):
             raise InputError(
                 f"metric {self.metric.name!r} gives {scores} for finite outputs; the label is "
-                f"{sample.label!r:.80}. Every score has to be a finite number."
+                f"{run.label!r:.80}. Every score has to be a finite number."
             )
         self.scores += scores
         self.answers += self.metric.answer(outputs, len(scores))
@@ -296,13 +303,6 @@ def _evaluation(
     )
 
 
-def _batch(feeds: Feeds, outputs: Feeds) -> int:
-    """Samples in one run: the first axis that the feeds and all outputs share, else one."""
-    sizes = {a.shape[0] for a in outputs.values() if a.ndim}
-    sizes |= {a.shape[0] for a in list(feeds.values())[:1] if a.ndim}
-    return max(1, sizes.pop()) if len(sizes) == 1 else 1
-
-
 @contextlib.contextmanager
 def _opened(model: Model, execution: Execution) -> Iterator[Session]:
     settings = execution.settings
@@ -314,53 +314,6 @@ def _opened(model: Model, execution: Execution) -> Iterator[Session]:
         yield session
     finally:
         session.close()
-
-
-@contextlib.contextmanager
-def _numbered(index: int) -> Iterator[None]:
-    try:
-        yield
-    except InputError as e:
-        raise InputError(f"sample {index}: {e}") from e
-
-
-_Runs = Generator[tuple[int, Sample, Feeds], None, None]
-
-
-def _runs(session: Session, samples: Samples, execution: Execution) -> _Runs:
-    if execution.states:
-        return _chained(session, samples, execution.states)
-    return _parallel(session, samples, execution.settings.threads)
-
-
-def _chained(session: Session, samples: Samples, states: Mapping[str, str]) -> _Runs:
-    carried: Feeds = {}
-    for index, sample in enumerate(samples):
-        with _numbered(index):
-            outputs = session.run({**sample.feeds, **carried})
-        carried = {taker: outputs[giver] for giver, taker in states.items()}
-        yield index, sample, outputs
-
-
-def _parallel(session: Session, samples: Samples, workers: int) -> _Runs:
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[int, Sample, Future[Feeds]]] = deque()
-
-    def oldest() -> tuple[int, Sample, Feeds]:
-        index, sample, future = waiting.popleft()
-        with _numbered(index):
-            return index, sample, future.result()
-
-    try:
-        for index, sample in enumerate(samples):
-            # Bounded, since each run in flight holds its feeds and outputs.
-            if len(waiting) >= 2 * workers:
-                yield oldest()
-            waiting.append((index, sample, pool.submit(session.run, sample.feeds)))
-        while waiting:
-            yield oldest()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _refuse_unknown_states(model: Model, states: Mapping[str, str]) -> None:

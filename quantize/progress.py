@@ -19,7 +19,7 @@ _STAGES = {
     "benchmark": "timing",
     "prove": "proving on emulated CPUs, which takes minutes",
 }
-_EVERY_S = 5.0
+_EVERY_S, _SHOWN_EVERY_S = 5.0, 0.1
 
 
 @contextmanager
@@ -68,16 +68,21 @@ class _Terminal:
         from rich.progress import Progress as Live
 
         assert isinstance(live, Live)
-        self.live = live
+        self.live, self.last = live, 0.0
         self.task = live.add_task("", total=None)
 
     def begin(self, name: str) -> None:
+        self.last = 0.0
         # A reset keeps the old total, and so would an update to None: a new task has none.
         self.live.remove_task(self.task)
         self.task = self.live.add_task(_STAGES.get(name, name), total=None)
 
     def step(self, done: int, total: int) -> None:
-        self.live.update(self.task, completed=done, total=total)
+        # An update costs more than the sample that it is about, and nobody sees that many.
+        now = perf_counter()
+        if now - self.last >= _SHOWN_EVERY_S or done == total:
+            self.last = now
+            self.live.update(self.task, completed=done, total=total)
 
     def say(self, text: str) -> None:
         self.live.console.print(f"  {clean(text)}", markup=False, highlight=False)

@@ -1,8 +1,9 @@
 """Evaluations in ONNX Runtime on tiny models, and in a fake where order and threads matter."""
 
+import itertools
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -144,24 +145,59 @@ def test_watching_sees_every_score_and_can_stop(tmp_path, model):
     assert judge(first_scores(full, 3), result, Tolerance(0.1, "abs")).n == 3
 
 
-def test_runs_in_flight_are_bounded(tmp_path, model):
-    started = []
+def test_runs_in_flight_are_bounded_by_what_they_hold(tmp_path, model):
+    started, most = [], []
 
     def compute(feeds):
         started.append(1)
-        return echo(feeds)
+        return {"y": np.zeros((1, 1 << 18), np.float32)}
 
     def watch(scores, done, total):
-        return len(started) - done > 4
+        most.append(len(started) - done)
+        return False
 
     result = evaluate(
         model,
-        numbered_samples(tmp_path, 60),
-        METRICS["mae"],
+        numbered_samples(tmp_path, 90),
+        Metric("mine", lambda *_: [0.0]),
         run_with(compute, threads=2),
         watch=watch,
     )
-    assert len(result.scores) == 60
+    assert len(result.scores) == len(started) == 90
+    # Four chunks wait, one is being scored, and each holds at most four runs of 1 MiB.
+    assert max(most) <= 20
+
+
+def test_small_runs_follow_each_other_without_a_score_in_between(tmp_path, model):
+    happened = []
+
+    def compute(feeds):
+        happened.append("run")
+        return echo(feeds)
+
+    def watch(scores, done, total):
+        happened.append("score")
+        return False
+
+    evaluate(model, numbered_samples(tmp_path, 400), METRICS["mae"], run_with(compute), watch=watch)
+    runs = [len(list(g)) for key, g in itertools.groupby(happened) if key == "score"]
+    assert sum(runs) == 400
+    assert max(runs) > 20
+
+
+def test_samples_are_read_by_the_threads_that_run_them(tmp_path, model):
+    samples = numbered_samples(tmp_path, 20)
+    readers = set()
+
+    def load(i):
+        readers.add(threading.current_thread())
+        return samples._load(i)
+
+    watched = replace(samples, _load=load)
+    result = evaluate(model, watched, METRICS["mae"], run_with(echo, threads=2, delay=0.0004))
+    assert result.scores == tuple(float(i) for i in range(20))
+    assert threading.main_thread() not in readers
+    assert len(readers) == 2
 
 
 def test_a_failing_run_is_numbered_and_the_session_closed(tmp_path, model):

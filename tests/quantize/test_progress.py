@@ -81,3 +81,24 @@ def test_a_new_stage_starts_without_the_old_count() -> None:
         task = shown.live.tasks[-1]
         assert (task.description, task.completed, task.total) == ("searching", 0, None)
         assert len(shown.live.tasks) == 1
+
+
+def test_a_terminal_is_drawn_a_few_times_a_second_and_at_the_end(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    with progress_for(Terminal()) as shown:
+        shown.begin("baseline")
+        monkeypatch.setattr(
+            shown.live,  # type: ignore[attr-defined]
+            "update",
+            lambda _task, *, completed, total: drawn.append(completed),
+        )
+        for done in range(1, 1001):
+            clock[0] += 0.001
+            shown.step(done, 1000)
+        shown.begin("verify")
+        shown.step(7, 1000)
+    assert drawn[0] == 1
+    assert drawn[-2:] == [1000, 7]
+    assert len(drawn) < 15
