@@ -11,6 +11,9 @@ from quantize.quantizers import QuantizedModel
 from quantize.recipe import Engine, Recipe
 from quantize.trials import Trial
 
+# Below this the outputs have nothing to do with FP32's any more, whatever the metric.
+HOPELESS_DB = 0.0
+
 Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict] | None]
 """(candidate, runtime) -> its evaluation and the verdict against FP32; None if interrupted."""
 
@@ -115,3 +118,8 @@ class Aim:
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     keep: Callable[[Judged], None] = lambda _: None
+
+    @property
+    def enough(self) -> int:
+        """The first part of the rank of a candidate as good as the samples can show."""
+        return 0 if self.can_pass else 1

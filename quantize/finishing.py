@@ -56,6 +56,7 @@ class Results:
         timing: The benchmark.
         proofs: On emulated CPUs, if they were asked for.
         drift: Of a replayed recipe.
+        first_pass_s: From the start of the command to the first model that passed.
         slices: How each class and slice fares, the worst first.
         slice_limit: What they are held against; None where nothing was asked.
         flips: Samples that INT8 scores otherwise.
@@ -78,6 +79,7 @@ class Results:
     slice_limit: float | None = None
     lock: Lock | None = None
     drift: tuple[Drift, ...] = ()
+    first_pass_s: float | None = None
 
 
 def finish(
@@ -143,6 +145,7 @@ def finish(
         drift=results.drift,
         findings=find_causes(results.bench, made),
         fp32_ms=results.found.fp32_ms,
+        first_pass_s=results.first_pass_s,
         inspection=replace(inside, model=models[1]),
     )
 

@@ -90,12 +90,6 @@ class Journal:
         return found
 
 
-def work_folder(out: Path) -> Path:
-    """Where the journal of a run with this output folder lies."""
-    out = out.absolute()
-    return out.with_name(f".{out.name}.vnnify-work")
-
-
 def context_of(options: Mapping[str, Any]) -> str:
     """A digest of what any result may depend on: versions, this program, the CPU, and `options`."""
     machine = describe()

@@ -1,19 +1,19 @@
 """The only place that knows the order.
 
-    convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ search ─▶ verify ─▶ benchmark ─▶
-    prove, if asked for ─▶ Report
+    convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ first model ─▶ search ─▶ verify ─▶
+    benchmark ─▶ prove, if asked for ─▶ Report
 
 Everything is written into a staging folder; the caller publishes it whole. A model that was refused
 goes to `refused/` in it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 
 import onnx_ir as ir
 
@@ -27,6 +27,7 @@ from quantize.calibrate import Calibration, calibrate
 from quantize.candidates import Aim, Found, Judged
 from quantize.data import Samples
 from quantize.drift import Drift, drift_note
+from quantize.early import first_models
 from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.finishing import Results, fastest, finish, keep_best
 from quantize.gate import judge
@@ -83,6 +84,7 @@ def run(
     *,
     work: Path | None = None,
     interrupt: Interrupt | None = None,
+    started_ns: int | None = None,
 ) -> Report:
     """Do a whole job.
 
@@ -93,6 +95,7 @@ def run(
         progress: Told what happens.
         work: Where finished steps are kept for a run that goes on after a kill; None: nowhere.
         interrupt: Asked where a person may ask for an early end.
+        started_ns: When the command began, by `perf_counter_ns`; None: now.
 
     Returns:
         What `report.json` says; every format of it is left to the caller.
@@ -100,10 +103,13 @@ def run(
     Raises:
         VnnifyError: See `bench.errors`.
     """
+    began_ns = perf_counter_ns()
     scratch = staging / "scratch"
     scratch.mkdir()
     journal = Journal(work, context_of({})) if work is not None else Journal()
-    return _Run(job, staging, progress, journal, interrupt or Interrupt()).report()
+    made = _Run(job, staging, progress, journal, interrupt or Interrupt())
+    made.started_ns = started_ns if started_ns is not None else began_ns
+    return made.report()
 
 
 class _Run:
@@ -115,6 +121,8 @@ class _Run:
         self.job, self.staging, self.progress = job, staging, progress
         self.scratch, self.journal, self.interrupt = staging / "scratch", journal, interrupt
         self.stages: list[Stage] = []
+        self.started_ns = 0
+        self.first_pass_s: float | None = None
         self.replay: Replay | None = None
         self.drift: tuple[Drift, ...] = ()
         self.division = Division()
@@ -175,10 +183,14 @@ class _Run:
             )
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
+            first: tuple[Judged, ...] = ()
+            if self.replay is None:
+                with self.stage("first model"):
+                    bench, first = self.first_models(bench, judging)
             with self.stage("even out"):
                 bench = self.even_out(bench, calibration)
             with self.stage("search"):
-                found = self.search(bench, judging)
+                found = self.search(bench, judging, first)
             with self.stage("verify"):
                 served, elsewhere = self.verify(found, judging)
             with self.stage("benchmark"):
@@ -226,6 +238,7 @@ class _Run:
             timing=timing,
             proofs=proofs,
             drift=self.drift,
+            first_pass_s=self.first_pass_s,
         )
         return finish(self.job, self.staging, results, self.stages, self.notes)
 
@@ -300,7 +313,7 @@ class _Run:
             journal=self.journal,
             engines=self.engines,
             rounding=self.job.effort.rounding,
-            deadline_s=perf_counter() + self.job.effort.budget_s,
+            stopped=lambda: self.interrupt.asked,
         )
 
     def _statistics(self, fp32: Model, tensors: tuple[str, ...], samples: Samples) -> Calibration:
@@ -340,6 +353,15 @@ class _Run:
         itself = judge(baseline, baseline, tolerance, confidence=confidence)
         return Looks(baseline, itself.limit, confidence, itself.outcome == "pass")
 
+    def first_models(
+        self, bench: Workbench, judging: Judging
+    ) -> tuple[Workbench, tuple[Judged, ...]]:
+        """A first verdict, and a bench that keeps the models it is on; the budget begins."""
+        found = first_models(bench, judging, self.targets[0], self.aim(bench, judging))
+        pinned = frozenset(j.trial.quantized.model.sha256 for j in found)
+        deadline_s = perf_counter() + self.job.effort.budget_s
+        return replace(bench, pinned=pinned, deadline_s=deadline_s), found
+
     def even_out(self, bench: Workbench, samples: Samples) -> Workbench:
         """Offer graphs with evened-out channels, as the recipe says or where it may help."""
         states, effort = self.job.data.states, self.job.effort
@@ -351,7 +373,8 @@ class _Run:
             return bench
         # Costs up to two passes more. A run that goes on decides as the first one did.
         key = bench.key(samples=rest.digest)
-        calibrating = self.journal.remember(Stage, "calibrating", key, lambda: self.stages[-1])
+        took = next(s for s in self.stages if s.name == "calibrate")
+        calibrating = self.journal.remember(Stage, "calibrating", key, lambda: took)
         if 2 * calibrating.seconds > effort.budget_s * _EVEN_OUT_SHARE:
             self.notes.append(
                 "channels were not evened out: a pass over the samples takes too long"
@@ -359,31 +382,39 @@ class _Run:
             return bench
         return even_out(bench, self.targets[0], rest, states)
 
-    def search(self, bench: Workbench, judging: Judging) -> Found:
+    def search(self, bench: Workbench, judging: Judging, first: Sequence[Judged]) -> Found:
         if self.replay is not None:
             self.drift = drift_of(self.replay, bench)
             if (note := drift_note(self.drift)) is not None:
                 self.notes.append(note)
                 self.progress.say(note)
-            return run_recipe(self.replay, bench, judging)
-        itself = judging.judge(judging.baseline)
-        aim = Aim(
-            can_pass=itself.outcome == "pass",
+            found = run_recipe(self.replay, bench, judging)
+            assert found.best is not None
+            self._keep(bench, found.best)
+            return found
+        found = search(bench, judging, self.targets, self.aim(bench, judging), first)
+        if self.interrupt.asked:
+            self.notes.append("the search was interrupted; this is the best it had found")
+        return found
+
+    def aim(self, bench: Workbench, judging: Judging) -> Aim:
+        """What candidates are judged and kept for."""
+        return Aim(
+            can_pass=judging.judge(judging.baseline).outcome == "pass",
             need_speed=self.job.limits.need_speed,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
             keep=partial(self._keep, bench),
         )
-        found = search(bench, judging, self.targets, aim)
-        if self.interrupt.asked:
-            self.notes.append("the search was interrupted; this is the best it had found")
-        return found
 
     def _keep(self, bench: Workbench, best: Judged) -> None:
         """The best so far, complete on disk."""
         if self.journal.folder is not None:
             with not_fatal("the best so far"):
                 keep_best(best, bench, self.journal.folder)
+        if best.verdict.outcome == "pass" and self.first_pass_s is None:
+            self.first_pass_s = (perf_counter_ns() - self.started_ns) / 1e9
+            self.progress.say(f"first passing model after {self.first_pass_s:.1f} s")
 
     def effort(self) -> Effort:
         """What the benchmark may take: little once a person asked for the end."""
@@ -394,7 +425,7 @@ class _Run:
     def runtimes_to_time(self, bench: Workbench, found: Found) -> tuple[list[str], list[str]]:
         """Those of FP32, the fastest of the quick look first, and those of INT8."""
         assert found.best is not None
-        if self.replay is None:
+        if found.fp32_ms:
             fp32_ms, int8_ms = found.fp32_ms, found.best.trial.latency_ms
             return sorted(fp32_ms, key=fp32_ms.__getitem__), list(int8_ms)
         return serving_fp32(bench), [found.best.runtime]

@@ -13,6 +13,7 @@ _STAGES = {
     "prepare": "preparing the FP32 graph",
     "baseline": "scoring FP32",
     "calibrate": "calibrating",
+    "first model": "making a first model",
     "even out": "evening out channels",
     "search": "searching",
     "verify": "verifying",

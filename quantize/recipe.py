@@ -157,7 +157,7 @@ def to_toml(
 
     Args:
         recipe: What was decided.
-        marks: Fingerprint by anchor name.
+        marks: Fingerprint by anchor name, in the order in which they are told.
         facts: Where it came from (digests, versions); kept under `[made]`.
         seen: Lowest and highest value at the input of each anchor, by its name.
     """
@@ -174,10 +174,9 @@ def to_toml(
         "# Mode by fingerprint; the node's name in this model stands behind it.",
         "[modes]",
     ]
-    lines += [f"{_quote(marks[n])} = {_quote(m)}  # {_comment(n)}" for n, m in recipe.modes.items()]
+    lines += _told(marks, {n: _quote(m) for n, m in recipe.modes.items()})
     lines += ["", "# Range methods that differ, of what a node reads.", "[ranges_by_tensor]"]
-    by_tensor = recipe.ranges_by_tensor.items()
-    lines += [f"{_quote(marks[n])} = {_quote(m)}  # {_comment(n)}" for n, m in by_tensor]
+    lines += _told(marks, {n: _quote(m) for n, m in recipe.ranges_by_tensor.items()})
     if seen:
         lines += [
             "",
@@ -191,10 +190,15 @@ def to_toml(
             "# How far channels are evened out in front of a node, 0 to 1.",
             "[strengths]",
         ]
-    lines += [f"{_quote(marks[n])} = {s}  # {_comment(n)}" for n, s in recipe.strengths.items()]
+    lines += _told(marks, {n: str(s) for n, s in recipe.strengths.items()})
     lines += ["", "[made]"]
     lines += [f"{_quote(k)} = {_quote(v)}" for k, v in sorted(facts.items())]
     return "\n".join(lines) + "\n"
+
+
+def _told(marks: Mapping[str, str], values: Mapping[str, str]) -> list[str]:
+    """Values in one order, whatever the order in which they were decided or kept."""
+    return [f"{_quote(m)} = {values[n]}  # {_comment(n)}" for n, m in marks.items() if n in values]
 
 
 def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:

@@ -136,6 +136,8 @@ class Report:
             reports of older versions.
         slice_limit: What slices were held against, if that was asked; else the limit of the mean.
         further: What was asked besides accuracy and being no slower than FP32.
+        first_pass_s: From the start of the command's process to the moment at which the first model
+            that passed lay complete on disk; None where none did.
     """
 
     command: str
@@ -171,6 +173,7 @@ class Report:
     inspection: Inspection | None = None
     slice_limit: float | None = None
     further: tuple[Check, ...] = ()
+    first_pass_s: float | None = None
 
 
 def served_speed(comparisons: Sequence[Comparison], served_by: str) -> Comparison:

@@ -17,7 +17,7 @@ from time import perf_counter
 
 from bench.kernels import TELLING
 from quantize.anchors import Mode
-from quantize.candidates import Aim, Found, Judge, Judged, plans
+from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged, plans
 from quantize.ranking import Group, fusion_groups, paying, single_noise
 from quantize.recipe import Recipe
 from quantize.trials import (
@@ -48,11 +48,15 @@ _ONE_RUNTIME = 1.05
 _NEAR = 1.1
 # Sizes within this factor count as the same.
 _SAME_SIZE = 1.02
-# Below this the outputs have nothing to do with FP32's any more, whatever the metric.
-_HOPELESS_DB = 0.0
 
 
-def search(bench: Workbench, judge: Judge, targets: Sequence[str], aim: Aim) -> Found:
+def search(
+    bench: Workbench,
+    judge: Judge,
+    targets: Sequence[str],
+    aim: Aim,
+    first: Sequence[Judged] = (),
+) -> Found:
     """Find the fastest INT8 model that passes.
 
     Args:
@@ -60,16 +64,19 @@ def search(bench: Workbench, judge: Judge, targets: Sequence[str], aim: Aim) -> 
         judge: Evaluates a candidate.
         targets: Names of targets, the preferred one first.
         aim: What for.
+        first: What was judged before, and not timed.
     """
-    return _Search(bench, judge, aim).run(targets)
+    return _Search(bench, judge, aim, first).run(targets)
 
 
 class _Search:
-    def __init__(self, bench: Workbench, judge: Judge, aim: Aim) -> None:
+    def __init__(
+        self, bench: Workbench, judge: Judge, aim: Aim, first: Sequence[Judged] = ()
+    ) -> None:
         self.bench, self.judge, self.aim, self.say = bench, judge, aim, aim.say
-        self.can_pass, self.need_speed = aim.can_pass, aim.need_speed
+        self.need_speed = aim.need_speed
         self.allowed = MAX_EVALUATIONS
-        self.judged: list[Judged] = []
+        self.judged = list(first)
         self.trials: list[Trial] = []
         self.fp32_ms: dict[str, float] = {}
         self.to_beat = float("inf")
@@ -92,12 +99,17 @@ class _Search:
             if self._floats(ready):
                 break
         reason = "a candidate passed" if self._settled() else "no candidate passed"
-        if not self.judged:
+        if slower or not self.judged:
             reason = "no candidate is faster than FP32" if slower else reason
             self._judge_fastest()
         if self.aim.stopped():
             reason = "interrupted"
-        return Found(self._best(), tuple(self.judged), tuple(self.trials), self.fp32_ms, reason)
+        elif (best := self._best()) is not None and not best.trial.latency_ms:
+            self._timed([best.trial])
+        timed = [t.quantized.model.sha256 for t in self.trials]
+        rest = [j.trial for j in self.judged if j.trial.quantized.model.sha256 not in timed]
+        tried = (*rest, *self.trials)
+        return Found(self._best(), tuple(self.judged), tried, self.fp32_ms, reason)
 
     def _best(self) -> Judged | None:
         return min(self.judged, key=lambda j: j.rank, default=None)
@@ -148,6 +160,7 @@ class _Search:
         """Candidates that gain, fastest first."""
         timed, self.fp32_ms = time_quickly(self.bench, trials, rounds=rounds)
         self.trials.extend(timed)
+        self._retell(timed)
         floor = min(*self.fp32_ms.values(), self.to_beat)
         gains = [
             t
@@ -158,6 +171,15 @@ class _Search:
             quick = f"{self._ms(t):.3g} ms" if t.latency_ms else "does not run"
             self.say(f"{t.name}: {t.noise_db:.1f} dB, {quick} (to beat: {floor:.3g} ms)")
         return sorted(gains, key=self._cost)
+
+    def _retell(self, timed: Sequence[Trial]) -> None:
+        """Let candidates that were judged before they were timed know their time."""
+        known = {t.quantized.model.sha256: t for t in timed}
+        for i, judged in enumerate(self.judged):
+            trial = known.get(judged.trial.quantized.model.sha256)
+            if trial is not None:
+                cost = None if self.need_speed else self._cost(trial)
+                self.judged[i] = replace(judged, trial=trial, cost=cost)
 
     def _look_closer(self, ready: list[Trial]) -> list[Trial]:
         """The same, the fastest first, after a longer look at those that one look cannot tell."""
@@ -191,10 +213,10 @@ class _Search:
 
     def _first_pass(self, trials: Sequence[Trial]) -> bool:
         for trial in trials:
-            if trial.noise_db < _HOPELESS_DB:
+            if trial.noise_db < HOPELESS_DB:
                 self.say(f"{trial.name}: outputs are noise, not evaluated")
                 continue
-            if self._evaluate(trial) and self._settled():
+            if self._passes(trial):
                 return True
         return False
 
@@ -212,13 +234,25 @@ class _Search:
             self.to_beat = ms
             self._floats(fastest)
 
-    def _evaluate(self, trial: Trial) -> bool:
-        if trial.fastest is None or self._spent():
-            return False
+    def _passes(self, trial: Trial) -> bool:
+        """Whether a candidate is as good as the samples can show, where it is fastest."""
+        self._evaluate(trial)
+        judged = self._known(trial)
+        return judged is not None and judged.rank[0] <= self.aim.enough
+
+    def _known(self, trial: Trial) -> Judged | None:
+        """Its verdict where it is fastest, if there is one."""
+        sha256, runtime = trial.quantized.model.sha256, trial.fastest
+        same = (j for j in self.judged if j.trial.quantized.model.sha256 == sha256)
+        return next((j for j in same if j.runtime == runtime), None)
+
+    def _evaluate(self, trial: Trial) -> None:
+        if trial.fastest is None or self._spent() or self._known(trial) is not None:
+            return
         found = self.judge(trial.quantized, trial.fastest)
         if found is None:
             self.say("interrupted: the best so far is kept; once more ends the run without it")
-            return False
+            return
         evaluation, verdict = found
         cost = None if self.need_speed else self._cost(trial)
         self.judged.append(Judged(trial, trial.fastest, evaluation, verdict, cost))
@@ -228,7 +262,6 @@ class _Search:
         )
         if self._best() is self.judged[-1]:
             self.aim.keep(self.judged[-1])
-        return True
 
     def _left(self) -> str:
         """How long the rest can take at most, judged by what the evaluations took so far."""
@@ -247,7 +280,7 @@ class _Search:
     def _settled(self) -> bool:
         """Whether the best so far is as good as the samples can show."""
         best = self._best()
-        return best is not None and best.rank[0] <= (0 if self.can_pass else 1)
+        return best is not None and best.rank[0] <= self.aim.enough
 
     def _judge_fastest(self) -> None:
         """No candidate gains; evaluate the fastest all the same, so that the report can show it."""
@@ -347,9 +380,7 @@ class _Search:
         if not (ready := self._timed([trial])):
             self.say(f"{name}: no faster")
             return None
-        before = len(self.judged)
-        self._evaluate(ready[0])
-        return len(self.judged) > before and self.judged[-1].rank[0] <= (0 if self.can_pass else 1)
+        return self._passes(ready[0])
 
 
 def _duration(seconds: float) -> str:

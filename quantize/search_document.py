@@ -88,7 +88,10 @@ def _cost(report: Report) -> str:
         f"{len(report.trials)} candidates, made and looked at in {making:.1f} s; {len(judged)} of "
         f"them evaluated in {spent:.1f} s"
     )
-    return f"{text}, {early} ended early because they were lost." if early else f"{text}."
+    text = f"{text}, {early} ended early because they were lost" if early else text
+    if report.first_pass_s is None:
+        return f"{text}."
+    return f"{text}. The first model that passed was complete after {report.first_pass_s:.1f} s."
 
 
 def _tried(report: Report, metric: str) -> Table:

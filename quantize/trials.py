@@ -4,7 +4,7 @@ Recipe ─quantize─▶ file ─▶ noise at the outputs (held-out samples) ─
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -78,6 +78,8 @@ class Workbench:
         starts: The same function with evened-out channels, from `quantize.smoothing`.
         rounding: "nearest", "learned", or "auto": learned where outputs are noisy.
         deadline_s: Of the search, by `time.perf_counter`.
+        stopped: Whether a person asked for the end.
+        pinned: Digests of models whose files stay, whatever candidate makes less noise.
     """
 
     fp32: Model
@@ -94,11 +96,13 @@ class Workbench:
     starts: tuple[Start, ...] = ()
     rounding: str = "auto"
     deadline_s: float = float("inf")
+    stopped: Callable[[], bool] = lambda: False
+    pinned: frozenset[str] = frozenset()
 
     @property
     def late(self) -> bool:
         """Whether the time is used up; what was begun is finished, and nothing more begun."""
-        return perf_counter() > self.deadline_s
+        return perf_counter() > self.deadline_s or self.stopped()
 
     def key(self, **more: Any) -> dict[str, Any]:
         """What names an entry of the journal: model, calibration samples, and `more`."""
@@ -289,7 +293,7 @@ def _improved(bench: Workbench, best: Trial | None, recipe: Recipe, name: str) -
     """The best so far, or another candidate with less noise; once it is late, the best so far."""
     if best is not None and bench.late:
         return best
-    return _quieter(best, attempt_or_none(bench, recipe, name))
+    return _quieter(bench, best, attempt_or_none(bench, recipe, name))
 
 
 def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
@@ -332,11 +336,13 @@ def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:
     return found
 
 
-def _quieter(one: Trial | None, other: Trial | None) -> Trial | None:
+def _quieter(bench: Workbench, one: Trial | None, other: Trial | None) -> Trial | None:
     """The trial with less noise; the other's files are removed, since models may be large."""
     if one is None or other is None:
         return one or other
     better, worse = (other, one) if other.noise_db > one.noise_db else (one, other)
+    if worse.quantized.model.sha256 in bench.pinned:
+        return better
     path = worse.quantized.model.path
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()

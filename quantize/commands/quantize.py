@@ -12,7 +12,7 @@ import typer
 
 from bench.cli import emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
-from bench.isolate import run_isolated
+from bench.isolate import run_isolated, started_ns
 from bench.render import render
 from bench.store import atomic_write, dump, load, publish, staging_for, write_manifest
 from quantize.commands.arguments import (
@@ -129,7 +129,6 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
-    from quantize.finishing import lock_of_report
     from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
     from quantize.options import (
         between,
@@ -146,8 +145,6 @@ def quantize(
         parse_states,
     )
     from quantize.proof.debian import cache_folder
-    from quantize.report import Report
-    from quantize.slices import flips_csv
 
     refuse_existing([flips], force=force)
     refuse_no_baseline(baseline, update=update_baseline)
@@ -198,11 +195,21 @@ def quantize(
     with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
         raw = run_isolated(
             "quantize.commands.quantize:work",
-            {"job": dump(job).decode(), "staging": str(staging), "kept": str(kept)},
+            {
+                "job": dump(job).decode(),
+                "staging": str(staging),
+                "kept": str(kept),
+                "started_ns": started_ns(),
+            },
             scratch=staging,
             name="quantizing",
             patient=True,
         )
+        # What reads and tells reports takes long to import, and the work need not wait for it.
+        from quantize.finishing import lock_of_report
+        from quantize.report import Report
+        from quantize.slices import flips_csv
+
         report = load(Report, (staging / raw).read_bytes(), raw)
         _publish(report, staging, out, force=force)
     if flips is not None:
@@ -229,7 +236,14 @@ def work(job: dict[str, Any]) -> str:
     staging, interrupt = Path(job["staging"]), Interrupt()
     asked = load(Job, job["job"].encode(), "job")
     with listening(interrupt), progress_for(sys.stderr) as progress:
-        report = run(asked, staging, progress, work=Path(job["kept"]), interrupt=interrupt)
+        report = run(
+            asked,
+            staging,
+            progress,
+            work=Path(job["kept"]),
+            interrupt=interrupt,
+            started_ns=job["started_ns"],
+        )
     shutil.rmtree(staging / "scratch", ignore_errors=True)
     (staging / "report.json").write_bytes(dump(report))
     return "report.json"
@@ -238,7 +252,7 @@ def work(job: dict[str, Any]) -> str:
 @contextmanager
 def _resumable(out: Path, *, fresh: bool) -> Iterator[Path]:
     """The folder in which an interrupted run finds what it had; gone once there is a result."""
-    from quantize.journal import work_folder
+    from quantize.job import work_folder
 
     folder = work_folder(out)
     if fresh:

@@ -315,3 +315,22 @@ def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "read_text", refused)
     assert isolate.peak_rss_bytes() > 2**20
+
+
+def test_a_process_began_before_its_first_line_and_after_its_parent() -> None:
+    code = "from bench.isolate import started_ns; print(started_ns())"
+    before, two_ticks = time.perf_counter_ns(), 20_000_000
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    imported = time.perf_counter_ns()
+    assert before - two_ticks <= int(done.stdout) < imported - two_ticks
+
+
+def test_where_proc_tells_nothing_a_process_begins_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object, **__: object) -> str:
+        raise OSError
+
+    before = time.perf_counter_ns()
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    assert before <= isolate.started_ns() <= time.perf_counter_ns()

@@ -14,6 +14,7 @@ from quantize import journal as journals
 from quantize.calibrate import Calibration, TensorStatistics
 from quantize.evaluate import Evaluation
 from quantize.evidence import Evidence, read_rows, write_rows
+from quantize.job import work_folder
 from quantize.journal import (
     Journal,
     context_of,
@@ -22,7 +23,6 @@ from quantize.journal import (
     keep_evaluation,
     recall_calibration,
     recall_evaluation,
-    work_folder,
 )
 from quantize.metric import Metric
 from quantize.outputs import OutputStore

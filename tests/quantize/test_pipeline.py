@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -97,12 +98,12 @@ def staging(tmp_path: Path) -> Path:
 def test_progress_hears_of_every_stage_in_order(job: Job, staging: Path) -> None:
     heard = Silent()
     report = run(job, staging, heard)
-    names = ["read", "prepare", "baseline", "calibrate", "even out"]
+    names = ["read", "prepare", "baseline", "calibrate", "first model", "even out"]
     names += ["search", "verify", "benchmark"]
     assert heard.stages == names == [s.name for s in report.stages]
     assert ("baseline", 160, 160) in heard.steps
     assert ("calibrate", 32, 32) in heard.steps
-    assert ("search", 160, 160) in heard.steps
+    assert ("first model", 160, 160) in heard.steps
     assert "FP32: top1 1.0000 on 160 samples" in heard.said
 
 
@@ -281,7 +282,7 @@ def test_an_interrupt_with_something_to_keep_ends_the_search_and_publishes(
 ) -> None:
     interrupt = Interrupt()
     strict = replace(job, limits=replace(job.limits, max_drop="0.0001pt"))
-    heard = Ending(at="static, portable in onnxruntime", interrupt=interrupt)
+    heard = Ending(at="static, portable, first in onnxruntime", interrupt=interrupt)
     report = run(strict, staging, heard, interrupt=interrupt)
     assert sum(t.outcome != "not evaluated" for t in report.trials) == 1
     assert "the search was interrupted; this is the best it had found" in report.notes
@@ -292,7 +293,30 @@ def test_an_interrupt_with_something_to_keep_ends_the_search_and_publishes(
 def test_an_interrupt_with_nothing_to_keep_ends_the_run(job: Job, staging: Path) -> None:
     interrupt = Interrupt()
     with pytest.raises(KeyboardInterrupt):
-        run(job, staging, Ending(at="search", interrupt=interrupt), interrupt=interrupt)
+        run(job, staging, Ending(at="first model", interrupt=interrupt), interrupt=interrupt)
+
+
+def test_an_interrupt_after_the_first_model_publishes_it(job: Job, staging: Path) -> None:
+    interrupt = Interrupt()
+    report = run(job, staging, Ending(at="even out", interrupt=interrupt), interrupt=interrupt)
+    (trial,) = report.trials
+    assert trial.name == "static, portable, first"
+    assert (trial.outcome, trial.latency_ms) == ("pass", {})
+    assert report.served_by == "onnxruntime"
+    assert (staging / "model.onnx").is_file()
+
+
+def test_the_moment_of_the_first_passing_model_is_told(job: Job, staging: Path) -> None:
+    heard = Silent()
+    began_ns = perf_counter_ns()
+    report = run(job, staging, heard, started_ns=began_ns - 3_000_000_000)
+    whole_s = (perf_counter_ns() - began_ns) / 1e9
+    assert report.first_pass_s is not None
+    assert 3 < report.first_pass_s < 3 + whole_s
+    before = {s.name: s.seconds for s in report.stages}
+    later = sum(before[name] for name in ("even out", "search", "verify", "benchmark"))
+    assert report.first_pass_s < 3 + whole_s - later
+    assert f"first passing model after {report.first_pass_s:.1f} s" in heard.said
 
 
 def test_the_best_so_far_lies_complete_on_disk(job: Job, staging: Path, tmp_path: Path) -> None:
@@ -392,6 +416,7 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
 ) -> None:
     monkeypatch.setattr("quantize.search.best_variant", lambda *_: None)
     monkeypatch.setattr("quantize.search.attempt_or_none", lambda *_: None)
+    monkeypatch.setattr("quantize.early.attempt_or_none", lambda *_: None)
     with pytest.raises(UnsupportedError, match="no INT8 candidate could be made"):
         run(job, staging, Silent())
 
