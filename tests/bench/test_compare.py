@@ -51,9 +51,11 @@ def test_few_rounds_get_students_interval() -> None:
     assert found.high == pytest.approx(math.exp(mean + half), rel=1e-4)
 
 
-@pytest.mark.parametrize(("freedom", "t"), list(enumerate(module._T, 1)))
-def test_students_quantiles_bound_95_percent(freedom: int, t: float) -> None:
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 9, 30])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.98])
+def test_students_quantiles_bound_their_share(freedom: int, confidence: float) -> None:
     """Integrates the density (Abramowitz and Stegun 26.7.1) by Simpson's rule."""
+    t = module.student_t(freedom, confidence)
     scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
     n = 20_000
     step = t / n
@@ -62,10 +64,29 @@ def test_students_quantiles_bound_95_percent(freedom: int, t: float) -> None:
         w * scale * (1 + (i * step) ** 2 / freedom) ** (-(freedom + 1) / 2)
         for i, w in enumerate(weights)
     )
-    assert 2 * area * step / 3 == pytest.approx(0.95, abs=2e-5)
+    assert 2 * area * step / 3 == pytest.approx(confidence, abs=1e-6)
 
 
-def test_many_rounds_get_a_bootstrap_interval_that_repeats() -> None:
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "t"),
+    [(1, 0.95, 12.7062), (2, 0.95, 4.3027), (4, 0.95, 2.7764), (9, 0.99, 3.2498)],
+)
+def test_students_quantiles_are_those_of_tables(freedom: int, confidence: float, t: float) -> None:
+    """NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2."""
+    assert module.student_t(freedom, confidence) == pytest.approx(t, abs=5e-5)
+
+
+def test_a_look_that_may_err_less_is_wider() -> None:
+    a, b = _latency("a", 1, 1, 1), _latency("b", 1, 0.9, 0.8)
+    whole, one = compare(a, b), compare(a, b, error=0.01)
+    assert one.ratio == whole.ratio
+    assert one.low is not None
+    assert whole.low is not None
+    assert one.low < whole.low
+    assert one.confidence == whole.confidence == 0.95
+
+
+def test_many_rounds_get_an_interval_that_repeats() -> None:
     a = _latency("a", *[1.0] * 12)
     b = _latency("b", *[0.5 + 0.01 * i for i in range(12)])
     found = compare(a, b)
