@@ -34,6 +34,8 @@ class Comparison:
         high: Upper end of it.
         confidence: Share of such intervals that hold the true ratio.
         doubts: Reasons to trust it less, in words.
+        sound: Whether a variant that was timed beside itself came out equally fast; so too where
+            none was.
     """
 
     baseline: str
@@ -43,6 +45,7 @@ class Comparison:
     high: float | None
     confidence: float
     doubts: tuple[str, ...]
+    sound: bool = True
 
     @property
     def holds_one(self) -> bool:
@@ -86,6 +89,7 @@ def compare(
         high=high,
         confidence=CONFIDENCE,
         doubts=tuple(_doubts(baseline, candidate, control)),
+        sound=control is None or control.holds_one,
     )
 
 

@@ -216,8 +216,8 @@ def measure(
     *,
     rounds: int = 5,
     seconds_per_round: float = 1.0,
+    enough: int | None = None,
     seed: int = 0,
-    control: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Latency, ...]:
     """Time `variants` on the same inputs, taking turns.
@@ -228,13 +228,12 @@ def measure(
         rounds: Processes per variant; with 1 there is no interval.
         seconds_per_round: Time to take samples in one process; warm-up takes at most as much again.
             At least 5 are taken however long they last.
+        enough: Samples that end a round of 0.1 s or more before its time; None: nothing does.
         seed: Of the order.
-        control: Also time the first variant a second time as if it were another. What differs
-            between the two is noise; it comes last in the result, named "… (control)".
         progress: Told before every round.
 
     Returns:
-        One `Latency` per variant, in order, then the control.
+        One `Latency` per variant, in order.
 
     Raises:
         UsageError: A variant does not fit the inputs, or a number makes no sense.
@@ -242,27 +241,32 @@ def measure(
         ResourceError: A process crashed or hung.
     """
     _refuse_nonsense(variants, feeds, rounds, seconds_per_round)
-    entrants = list(variants)
-    if control:
-        entrants.append(replace(variants[0], name=f"{variants[0].name} (control)"))
-    orders = turns(len(entrants), rounds, seed)
-    found: list[list[Round]] = [[] for _ in entrants]
-    versions = [""] * len(entrants)
+    orders = turns(len(variants), rounds, seed)
+    found: list[list[Round]] = [[] for _ in variants]
+    versions = [""] * len(variants)
     with tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder:
         scratch = Path(folder)
         save_feeds(feeds, scratch / "feeds.npz")
         for done, which in enumerate(w for order in orders for w in order):
-            variant = entrants[which]
+            variant = variants[which]
             if progress is not None:
-                progress(done, rounds * len(entrants), variant.name)
-            answer = _isolated(variant, scratch, seconds_per_round)
+                progress(done, rounds * len(variants), variant.name)
+            answer = _isolated(variant, scratch, seconds_per_round, enough)
             versions[which] = answer.pop("runtime_version")
             found[which].append(_round(answer))
     digest = feeds_digest(feeds)
     return tuple(
         Latency(v, version, digest, tuple(r))
-        for v, version, r in zip(entrants, versions, found, strict=True)
+        for v, version, r in zip(variants, versions, found, strict=True)
     )
+
+
+def with_control(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, and the first one a second time as if it were another: a difference is noise.
+
+    It comes last, named "… (control)".
+    """
+    return [*variants, replace(variants[0], name=f"{variants[0].name} (control)")]
 
 
 def glance(
@@ -314,11 +318,13 @@ def refusal(variant: Variant, feeds: Sequence[Feeds]) -> VnnifyError | None:
     return None
 
 
-def _isolated(variant: Variant, scratch: Path, seconds: float) -> dict[str, Any]:
+def _isolated(
+    variant: Variant, scratch: Path, seconds: float, enough: int | None = None
+) -> dict[str, Any]:
     """One round of a variant, in a fresh process."""
     answer: dict[str, Any] = run_isolated(
         "bench.sampling:run_round",
-        _job(variant, scratch / "feeds.npz", seconds),
+        {**_job(variant, scratch / "feeds.npz", seconds), "enough": enough},
         scratch=scratch,
         name=f"measuring {variant.name!r} in {variant.runtime}",
         timeout_s=_TIMEOUT_S + 10 * seconds,

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from bench.errors import InputError, ResourceError, UnfitError, UsageError, VnnifyError
 from bench.feeds import read_feeds, refuse_fixed_batch
 from bench.isolate import run_isolated
-from bench.latency import Latency, Progress, Variant, measure, refusal
+from bench.latency import Latency, Progress, Variant, measure, refusal, with_control
 from bench.load import Demand, Load, measure_load
 from bench.machine import Machine, granted_threads
 from bench.models import Feeds, Model, read_model, synthetic_feeds
@@ -131,12 +131,11 @@ def run(
         missing += [m for m in failed if m not in missing]
         variants = _named(variants, plan)
         *found, control = measure(
-            variants,
+            with_control(variants),
             feeds,
             rounds=plan.rounds,
             seconds_per_round=plan.seconds,
             seed=plan.seed,
-            control=True,
             progress=progress,
         )
         latencies += found

@@ -4,6 +4,7 @@ from bench.render import (
     Banner,
     Block,
     Check,
+    CheckOutcome,
     Column,
     Document,
     Forest,
@@ -309,7 +310,8 @@ def _drift(report: Report) -> Table:
 
 def _checks(report: Report) -> tuple[Check, ...]:
     # Being no slower is asked of every model; --min-speedup asks for more.
-    more = any(c.name == "speed" for c in report.further) and not report.conclusion.too_slow
+    end = report.conclusion
+    more = any(c.name == "speed" for c in report.further) and not (end.too_slow or end.too_noisy)
     return (
         accuracy_check(report.verdict),
         *(() if more else (_no_slower(report.conclusion),)),
@@ -322,7 +324,10 @@ def _checks(report: Report) -> tuple[Check, ...]:
 def _no_slower(end: Conclusion) -> Check:
     ratio = f"{end.speedup:.2f}"
     text = f"INT8 is {ratio} times as fast as the fastest FP32."
-    return Check("speed", "fail" if end.too_slow else "pass", text, "", f"{ratio}x", "1x")
+    outcome: CheckOutcome = "pass"
+    if end.too_slow or end.too_noisy:
+        outcome = "fail" if end.too_slow else "inconclusive"
+    return Check("speed", outcome, text, "", f"{ratio}x", "1x")
 
 
 def _number(value: float, report: Report) -> str:

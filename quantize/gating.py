@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.compare import Comparison, compare
 from bench.errors import ExitCode, UnsupportedError, UsageError
-from bench.latency import Latency, Variant, measure
+from bench.latency import Latency, Variant, measure, with_control
 from bench.machine import canary, describe, granted_threads
 from bench.models import Model, read_model
 from bench.render import Check
@@ -237,11 +237,10 @@ def _timed(
     ]
     feeds = [gate.samples[i].feeds for i in range(min(4, len(gate.samples)))]
     *timed, control = measure(
-        variants,
+        with_control(variants),
         feeds,
         rounds=_ROUNDS,
         seconds_per_round=_ROUND_SECONDS,
-        control=True,
         progress=lambda done, total, _name: gate.progress.step(done, total),
     )
     noise = compare(timed[0], control)

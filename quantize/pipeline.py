@@ -61,7 +61,7 @@ from quantize.smoothing import even_out, even_out_as
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
-from quantize.timing import time_models
+from quantize.timing import Question, time_models
 from quantize.tolerance import Tolerance, default_tolerance, parse_tolerance
 from quantize.trials import PROBES, Workbench, run_probes
 
@@ -198,8 +198,9 @@ class _Run:
                 timing = time_models(
                     bench,
                     found.best.trial.quantized.model,
-                    *self.runtimes_to_time(bench, found),
+                    self.runtimes_to_time(bench, found),
                     self.effort(),
+                    self.question(),
                     self.progress.step,
                 )
             proofs = self.prove(found.best, evaluation)
@@ -421,6 +422,12 @@ class _Run:
         effort = self.job.effort
         hurried = replace(effort, rounds=min(effort.rounds, _HURRIED_ROUNDS))
         return hurried if self.interrupt.asked else effort
+
+    def question(self) -> Question:
+        """What the benchmark has to tell; a replay tells no more than that INT8 is faster."""
+        asked = (self.job.bounds.min_speedup, 1.0 if self.job.limits.need_speed else None)
+        limits = tuple(limit for limit in asked if limit is not None)
+        return Question(limits, brief=self.replay is not None or self.interrupt.asked)
 
     def runtimes_to_time(self, bench: Workbench, found: Found) -> tuple[list[str], list[str]]:
         """Those of FP32, the fastest of the quick look first, and those of INT8."""

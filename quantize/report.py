@@ -21,6 +21,9 @@ from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.slices import Flip, SliceVerdict
 
+# Ends of an interval of a speed-up farther apart than this factor tell of a noisy machine.
+_WIDE = 1.25
+
 
 @dataclass(frozen=True, slots=True)
 class Data:
@@ -84,6 +87,7 @@ class Conclusion:
         speedup_low: Lower end of its interval.
         speedup_high: Upper end.
         too_slow: Whether speed refused it, whatever accuracy says.
+        too_noisy: Whether it measured slower, but the machine was too noisy to be sure.
     """
 
     outcome: Literal["pass", "refuse", "inconclusive"]
@@ -94,6 +98,7 @@ class Conclusion:
     speedup_low: float | None
     speedup_high: float | None
     too_slow: bool
+    too_noisy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +209,8 @@ def conclude(
         served_by: The runtime that serves INT8.
         comparisons: The first one with that runtime is against the fastest FP32.
         inconclusive: What an inconclusive verdict counts as.
-        need_speed: Whether a model that is slower than FP32 is refused.
+        need_speed: Whether a model that is slower than FP32 is refused; one that measured slower on
+            a machine too noisy to be sure is inconclusive.
         proofs: A model that one of them refutes is refused, whatever else is true of it; one that
             could not be proved is inconclusive.
         further: What else was asked; the worst of them counts, too.
@@ -228,13 +234,17 @@ def conclude(
     elif open_ and outcome == "pass":
         outcome, headline = "inconclusive", open_[0].message
         exit_code = ExitCode.INCONCLUSIVE if inconclusive == "fail" else ExitCode.OK
-    too_slow = need_speed and slower
+    too_noisy = need_speed and slower and _is_unclear(speed)
+    too_slow = need_speed and slower and not too_noisy
     if too_slow:
         outcome, exit_code = "refuse", ExitCode.REFUSED
         headline = (
             f"Not worth quantizing: INT8 runs at {speed.ratio:.2f} times the speed of the fastest "
             f"FP32. {verdict.reason}"
         )
+    elif too_noisy and outcome != "refuse":
+        outcome, headline = "inconclusive", f"{_noise(speed)} {verdict.reason}"
+        exit_code = ExitCode.INCONCLUSIVE if inconclusive == "fail" else exit_code
     doubts = [p for p in proofs if not p.holds]
     if doubts and outcome != "refuse":
         refuted = any(p.refutes for p in doubts)
@@ -243,5 +253,31 @@ def conclude(
         headline = f"The verdict does not count: {doubts[0].text}."
     ships = exit_code == ExitCode.OK
     return Conclusion(
-        outcome, ships, int(exit_code), headline, speed.ratio, speed.low, speed.high, too_slow
+        outcome=outcome,
+        ships=ships,
+        exit_code=int(exit_code),
+        headline=headline,
+        speedup=speed.ratio,
+        speedup_low=speed.low,
+        speedup_high=speed.high,
+        too_slow=too_slow,
+        too_noisy=too_noisy,
+    )
+
+
+def _is_unclear(speed: Comparison) -> bool:
+    """Whether INT8 may as well be faster: the interval holds 1, and is wide or not to be trusted.
+
+    A narrow one on a quiet machine says that there is no difference, which is no gain either.
+    """
+    if speed.low is None or speed.high is None or not speed.holds_one:
+        return False
+    return not speed.sound or speed.high > _WIDE * speed.low
+
+
+def _noise(speed: Comparison) -> str:
+    return (
+        f"The machine is too noisy to tell whether INT8 is slower: it runs at {speed.ratio:.2f} "
+        f"times the speed of the fastest FP32 ({speed.low:.2f} to {speed.high:.2f}). Try again "
+        "where less else runs, or with more --rounds."
     )

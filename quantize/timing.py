@@ -1,16 +1,43 @@
-"""The benchmark that ends a run: FP32 and INT8 in every runtime, taking turns."""
+"""The benchmark that ends a run: FP32 and INT8 in every runtime, taking turns.
+
+    3 rounds ─▶ certain and narrow, or certain and brief? ─▶ as many as asked ─▶ certain?
+    ─▶ twice as many
+
+What is looked at more than once may end at a lucky moment. So each look has an error of its own,
+and they add up to that of one interval: by Bonferroni's inequality the true ratio is inside at
+every look in `CONFIDENCE` of all runs, whatever ends them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from bench.compare import Comparison, compare
-from bench.latency import Latency, Variant, measure
+from bench.compare import CONFIDENCE, Comparison, compare
+from bench.latency import P90_SAMPLES, Latency, Variant, measure, with_control
 from bench.models import Model
 from quantize.job import Effort
 from quantize.trials import Workbench
 
-# Rounds whose medians differ by this factor were disturbed by something else on the machine.
-_DISAGREE = 1.5
+# Rounds of the first look.
+_FEWEST = 3
+# Of each look's interval, the first one first.
+_ERRORS = (0.02, 0.02, 0.01)
+# Ends of an interval this far apart are narrow.
+_NARROW = 1.1
+# More samples in one process tell little more: processes differ by more than their medians err.
+_ENOUGH = 2 * P90_SAMPLES
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the benchmark has to tell.
+
+    Attributes:
+        limits: Speed-ups that INT8 is held against; their side has to be certain.
+        brief: Whether that is all, and no narrow interval is waited for.
+    """
+
+    limits: tuple[float, ...]
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +59,9 @@ class Timing:
 def time_models(
     bench: Workbench,
     int8: Model,
-    fp32_in: Sequence[str],
-    int8_in: Sequence[str],
+    runtimes: tuple[Sequence[str], Sequence[str]],
     effort: Effort,
+    question: Question,
     step: Callable[[int, int], None],
 ) -> Timing:
     """Time FP32 and INT8 in the runtimes that shall run them.
@@ -42,45 +69,78 @@ def time_models(
     Args:
         bench: FP32, feeds and threads.
         int8: The chosen model.
-        fp32_in: Runtimes of FP32; the first one is its own control.
-        int8_in: Those of INT8.
-        effort: Rounds and seconds; as many rounds again if the first ones tell nothing.
+        runtimes: Of FP32, the first one its own control, and of INT8.
+        effort: Rounds and seconds.
+        question: What ends it with fewer rounds, or with twice as many.
         step: Told processes done and in all.
     """
     variants = [
         Variant(f"{kind} {runtime}", model, runtime, "cpu", bench.threads, bench.batch)
-        for kind, model, runtimes in (("FP32", bench.fp32, fp32_in), ("INT8", int8, int8_in))
-        for runtime in runtimes
+        for kind, model, names in (("FP32", bench.fp32, runtimes[0]), ("INT8", int8, runtimes[1]))
+        for runtime in names
     ]
-    *timed, control = _measure(variants, bench, effort, step, seed=0)
-    if _is_open(timed, int8):
-        more = _measure(variants, bench, effort, step, seed=1)
-        *timed, control = (
-            replace(a, rounds=a.rounds + b.rounds)
-            for a, b in zip((*timed, control), more, strict=True)
+    found: tuple[Latency, ...] = ()
+    for look, (rounds, error) in enumerate(_looks(effort.rounds)):
+        done = len(found[0].rounds) if found else 0
+        more = measure(
+            with_control(variants),
+            bench.probes[:4],
+            rounds=rounds - done,
+            seconds_per_round=effort.seconds,
+            enough=_ENOUGH,
+            seed=look,
+            progress=lambda done, total, _name: step(done, total),
         )
-    noise = compare(timed[0], control)
+        found = (
+            tuple(replace(a, rounds=a.rounds + b.rounds) for a, b in zip(found, more, strict=True))
+            if found
+            else more
+        )
+        timing = _compared(found, int8, error)
+        brief = question.brief or rounds >= effort.rounds
+        if _is_certain(timing, question.limits) and (brief or _is_narrow(timing)):
+            break
+    return timing
+
+
+def _looks(rounds: int) -> list[tuple[int, float]]:
+    """After how many rounds the intervals are looked at, and what each may err in."""
+    if rounds == 1:
+        return [(1, 1 - CONFIDENCE)]
+    last, errors = [rounds, 2 * rounds], _ERRORS
+    if rounds <= _FEWEST:
+        return list(zip(last, (errors[0] + errors[1], errors[2]), strict=True))
+    return list(zip([_FEWEST, *last], errors, strict=True))
+
+
+def _compared(found: Sequence[Latency], int8: Model, error: float) -> Timing:
+    *timed, control = found
+    noise = compare(timed[0], control, error=error)
     pairs = _pairs(timed, int8)
-    return Timing(tuple(timed), tuple(compare(a, b, control=noise) for a, b in pairs), noise)
+    compared = tuple(compare(a, b, control=noise, error=error) for a, b in pairs)
+    return Timing(tuple(timed), compared, noise)
 
 
-def _measure(
-    variants: Sequence[Variant],
-    bench: Workbench,
-    effort: Effort,
-    step: Callable[[int, int], None],
-    *,
-    seed: int,
-) -> tuple[Latency, ...]:
-    return measure(
-        variants,
-        bench.probes[:4],
-        rounds=effort.rounds,
-        seconds_per_round=effort.seconds,
-        seed=seed,
-        control=True,
-        progress=lambda done, total, _name: step(done, total),
+def _fastest(timing: Timing) -> Comparison:
+    """The fastest INT8 against the fastest FP32, which comes first in every pair of its own."""
+    first = timing.comparisons[0].baseline
+    return max(
+        (c for c in timing.comparisons if c.baseline == first and c.candidate.startswith("INT8")),
+        key=lambda c: c.ratio,
     )
+
+
+def _is_certain(timing: Timing, limits: Sequence[float]) -> bool:
+    """Whether INT8 is surely on one side of every limit."""
+    speed = _fastest(timing)
+    if speed.low is None or speed.high is None:
+        return not limits
+    return not any(speed.low <= limit <= speed.high for limit in limits)
+
+
+def _is_narrow(timing: Timing) -> bool:
+    speed = _fastest(timing)
+    return speed.low is not None and speed.high is not None and speed.high <= _NARROW * speed.low
 
 
 def _pairs(timed: Sequence[Latency], int8: Model) -> list[tuple[Latency, Latency]]:
@@ -93,18 +153,3 @@ def _pairs(timed: Sequence[Latency], int8: Model) -> list[tuple[Latency, Latency
         for b in timed
         if a is not fastest and b.variant.model is int8 and a.variant.runtime == b.variant.runtime
     ]
-
-
-def _is_open(timed: Sequence[Latency], int8: Model) -> bool:
-    """Whether rounds disagree so much that as many more are worth their time.
-
-    Not where every round of one INT8 variant is faster than every one of FP32: more rounds would
-    not make it the slower one.
-    """
-    rounds = [[r.median_ns for r in x.rounds] for x in timed]
-    disagree = any(max(x) > _DISAGREE * min(x) for x in rounds)
-    fp32 = [
-        ns for x, t in zip(rounds, timed, strict=True) if t.variant.model is not int8 for ns in x
-    ]
-    slowest = min(max(x) for x, t in zip(rounds, timed, strict=True) if t.variant.model is int8)
-    return disagree and slowest >= min(fp32)

@@ -1,7 +1,7 @@
 """Latencies that are said, not measured, so that verdicts on speed do not hang on the machine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bench.feeds import feeds_digest
 from bench.latency import Latency, Progress, Round, Variant
@@ -52,21 +52,20 @@ class Stopwatch:
         *,
         rounds: int = 5,
         seconds_per_round: float = 1.0,
+        enough: int | None = None,
         seed: int = 0,
-        control: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Latency, ...]:
         self.before()
         entrants = list(variants)
-        if control:
-            entrants.append(replace(variants[0], name=f"{variants[0].name} (control)"))
+        control = entrants[-1].name.endswith("(control)")
         self.measured.append([v.name for v in entrants])
         if progress is not None:
             progress(0, len(entrants), entrants[0].name)
         speedup = self.later if control and self.later is not None else self.speedup
         digest = feeds_digest(list(feeds))
         return tuple(
-            latency(v, ms, spread=self.spread, feeds=digest)
+            latency(v, ms, rounds=rounds if control else 2, spread=self.spread, feeds=digest)
             for v in entrants
             for ms in [1.0 if v.name.lower().startswith("fp32") else 1 / speedup]
         )

@@ -16,6 +16,7 @@ from bench.latency import (
     glance,
     measure,
     turns,
+    with_control,
 )
 from bench.models import Feeds, read_model, synthetic_feeds
 from bench.runtimes import RUNTIMES
@@ -54,11 +55,10 @@ def test_measures_in_fresh_processes(variant: Variant) -> None:
     other = dataclasses.replace(variant, name="other")
     told: list[tuple[int, int, str]] = []
     found = measure(
-        [variant, other],
+        with_control([variant, other]),
         FEEDS,
         rounds=2,
         seconds_per_round=0.02,
-        control=True,
         progress=lambda *a: told.append(a),
     )
     assert [x.variant.name for x in found] == ["m", "other", "m (control)"]

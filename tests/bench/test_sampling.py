@@ -19,12 +19,14 @@ from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
 FEEDS: list[Feeds] = [{"x": np.full((1, 4), i, np.float32)} for i in range(3)]
 
 
-def _time(durations_ns: list[int], seconds: float) -> tuple[FakeSession, Any]:
+def _time(
+    durations_ns: list[int], seconds: float, enough: int | None = None
+) -> tuple[FakeSession, Any]:
     clock = FakeClock()
     session = FakeSession(clock, durations_ns)
     calls: list[Callable[[], object]] = [partial(session.run, f) for f in FEEDS]
     calls[0]()
-    return session, time_calls(calls, seconds=seconds, clock=clock)
+    return session, time_calls(calls, seconds=seconds, enough=enough, clock=clock)
 
 
 @pytest.fixture
@@ -68,6 +70,14 @@ def test_a_very_slow_model_still_gives_a_few_samples() -> None:
 def test_samples_fill_their_time() -> None:
     _, (_, samples) = _time([MS], seconds=0.5)
     assert len(samples) == 500
+
+
+@pytest.mark.parametrize(("ms", "count"), [(0.1, 1000), (1, 128), (2, 128), (10, 50)])
+def test_enough_samples_end_a_round_that_is_no_shorter_than_its_least(
+    ms: float, count: int
+) -> None:
+    _, (_, samples) = _time([round(ms * MS)], seconds=0.5, enough=128)
+    assert len(samples) == count
 
 
 def test_inputs_rotate() -> None:

@@ -565,28 +565,6 @@ def test_states_hang_together_and_are_run_to_the_end(job: Job, staging: Path) ->
     assert chained.looks(found, Tolerance(1, "pt")) is None
 
 
-# --- the benchmark ---
-
-
-@pytest.mark.parametrize(("spread", "rounds"), [(0.05, 2), (0.4, 4)])
-def test_rounds_that_disagree_and_tell_nothing_are_measured_again(
-    job: Job, staging: Path, stopwatch: Stopwatch, spread: float, rounds: int
-) -> None:
-    stopwatch.spread = spread
-    report = run(job, staging, Silent())
-    assert [len(x.rounds) for x in report.latencies] == [rounds, rounds]
-    names = ["FP32 onnxruntime", "INT8 onnxruntime", "FP32 onnxruntime (control)"]
-    assert [m for m in stopwatch.measured if m == names] == [names] * (rounds // 2)
-
-
-def test_rounds_that_disagree_but_never_overlap_are_enough(
-    job: Job, staging: Path, stopwatch: Stopwatch
-) -> None:
-    stopwatch.spread, stopwatch.speedup = 0.4, 4.0
-    report = run(job, staging, Silent())
-    assert [len(x.rounds) for x in report.latencies] == [2, 2]
-
-
 # --- arithmetic ---
 
 

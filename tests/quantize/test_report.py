@@ -91,12 +91,36 @@ def test_accuracy_and_speed_come_to_one_conclusion(
         (speed(0.98), True),
         (speed(0.99, 0.985, 0.995), True),
         (speed(0.98, 0.9, 1.01), True),
-        (speed(0.9, 0.5, 1.5), True),
+        (speed(0.9, 0.8, 0.99), True),
+        (speed(0.9, 0.5, 1.5), False),
     ],
 )
 def test_what_is_no_faster_is_not_worth_it(ratio: Comparison, *, slow: bool) -> None:
     found = conclude(verdict(), "onnxruntime", (ratio,), "fail", need_speed=True)
     assert (found.outcome == "refuse") == slow
+
+
+@pytest.mark.parametrize("policy", ["fail", "warn", "pass"])
+@pytest.mark.parametrize(
+    "ratio", [speed(0.9, 0.5, 1.5), replace(speed(0.97, 0.93, 1.02), sound=False)]
+)
+def test_on_a_very_noisy_machine_slower_is_inconclusive(ratio: Comparison, policy: Any) -> None:
+    found = conclude(verdict(), "onnxruntime", (ratio,), policy, need_speed=True)
+    assert found.outcome == "inconclusive"
+    assert found.exit_code == (4 if policy == "fail" else 0)
+    assert found.headline.startswith("The machine is too noisy to tell whether INT8 is slower: ")
+    assert (found.too_noisy, found.too_slow) == (True, False)
+    # What accuracy refused is no less refused.
+    lost = conclude(verdict("refuse"), "onnxruntime", (ratio,), policy, need_speed=True)
+    assert (lost.outcome, lost.exit_code) == ("refuse", 3)
+    size = conclude(verdict(), "onnxruntime", (ratio,), policy, need_speed=False)
+    assert (size.outcome, size.too_noisy) == ("pass", False)
+
+
+def test_what_is_surely_slower_is_refused_on_any_machine() -> None:
+    ratio = replace(speed(0.6, 0.4, 0.9), sound=False)
+    found = conclude(verdict(), "onnxruntime", (ratio,), "pass", need_speed=True)
+    assert (found.exit_code, found.too_slow, found.too_noisy) == (3, True, False)
 
 
 def test_speed_is_that_of_the_runtime_that_serves() -> None:
@@ -403,6 +427,9 @@ def test_checks_tell_accuracy_speed_and_finiteness_apart(report: Report) -> None
         slow = conclude(judged, "onnxruntime", (SLOW,), "fail", need_speed=True)
         changed = replace(report, verdict=judged, conclusion=slow)
         assert outcomes(changed) == {"accuracy": said, "speed": "fail", **sound}
+    noisy = conclude(verdict(), "onnxruntime", (speed(0.9, 0.5, 1.5),), "fail", need_speed=True)
+    open_ = outcomes(replace(report, conclusion=noisy))
+    assert open_ == {"accuracy": "pass", "speed": "inconclusive", **sound}
     broken = replace(report.evaluations[2], nonfinite=1, first_nonfinite="sample 0")
     changed = replace(report, evaluations=(*report.evaluations[:2], broken))
     assert outcomes(changed)["finite"] == "fail"

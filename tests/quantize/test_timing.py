@@ -1,0 +1,139 @@
+"""When the benchmark that ends a run has told enough, and that it stays honest."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.compare import CONFIDENCE
+from bench.latency import Latency, Variant
+from bench.models import Model
+from quantize import timing
+from quantize.job import Effort
+from quantize.timing import Question, Timing, _looks, time_models
+from quantize.trials import Workbench
+from tests.timing import latency
+
+FASTER = Question((1.0,))
+Draw = Callable[[int], Sequence[float]]
+
+
+def model(name: str) -> Model:
+    return Model(path=Path(name), sha256=name, size_bytes=1000, opset=17, inputs=(), outputs=())
+
+
+def timed(
+    draw: Draw,
+    question: Question = FASTER,
+    *,
+    speedup: float = 2.0,
+    effort: Effort = Effort(),  # noqa: B008 - frozen
+    asked: list[dict[str, Any]] | None = None,
+) -> Timing:
+    """A benchmark whose INT8 rounds are off by so much, as logarithms."""
+    offsets = iter(draw(100))
+
+    def measure(variants: Sequence[Variant], _: object, **options: Any) -> tuple[Latency, ...]:
+        if asked is not None:
+            asked.append(options)
+        options["progress"](0, 1, "")
+        found = []
+        for v in variants:
+            if not v.name.startswith("INT8"):
+                found.append(latency(v, 1.0, rounds=options["rounds"]))
+                continue
+            ms = [math.exp(next(offsets)) / speedup for _ in range(options["rounds"])]
+            rounds = tuple(r for x in ms for r in latency(v, x, rounds=1).rounds)
+            found.append(replace(latency(v, 1.0), rounds=rounds))
+        return tuple(found)
+
+    rest: Any = ((), None, (), (), ("onnxruntime",), 1, Path())
+    bench = Workbench(model("fp32"), *rest)
+    before, timing.measure = timing.measure, measure  # type: ignore[assignment]
+    try:
+        runtimes = (["onnxruntime"], ["onnxruntime"])
+        return time_models(bench, model("int8"), runtimes, effort, question, lambda *_: None)
+    finally:
+        timing.measure = before
+
+
+def waves(size: float) -> Draw:
+    return lambda count: [size * (-1) ** i for i in range(count)]
+
+
+def rounds_of(found: Timing) -> int:
+    (count,) = {len(x.rounds) for x in found.latencies}
+    return count
+
+
+def test_a_narrow_interval_on_one_side_ends_it_after_three_rounds() -> None:
+    asked: list[dict[str, Any]] = []
+    assert rounds_of(timed(waves(0.005), asked=asked)) == 3
+    assert [(a["rounds"], a["seconds_per_round"]) for a in asked] == [(3, 0.3)]
+    assert asked[0]["enough"] >= 64
+
+
+def test_a_wide_interval_gets_the_rounds_that_were_asked_for() -> None:
+    asked: list[dict[str, Any]] = []
+    assert rounds_of(timed(waves(0.05), asked=asked)) == 5
+    assert [a["rounds"] for a in asked] == [3, 2]
+    # The turns of the second look are not those of the first.
+    assert [a["seed"] for a in asked] == [0, 1]
+    assert rounds_of(timed(waves(0.05), effort=Effort(rounds=8))) == 8
+
+
+def test_to_be_brief_a_wide_interval_on_one_side_will_do() -> None:
+    assert rounds_of(timed(waves(0.05), Question((1.0,), brief=True))) == 3
+    assert rounds_of(timed(waves(0.5), Question((1.0,), brief=True))) > 3
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_what_could_be_on_either_side_gets_twice_as_many(*, brief: bool) -> None:
+    question = Question((1.0,), brief)
+    assert rounds_of(timed(waves(0.05), question, speedup=1.001)) == 10
+    assert rounds_of(timed(waves(0.05), question, speedup=0.8)) == (3 if brief else 5)
+
+
+def test_every_limit_counts() -> None:
+    assert rounds_of(timed(waves(0.05), Question((1.0, 2.01)))) == 10
+    assert rounds_of(timed(waves(0.05), Question(()), speedup=1.0)) == 5
+
+
+def test_one_round_is_one_round() -> None:
+    found = timed(waves(0.05), effort=Effort(rounds=1), speedup=1.0)
+    assert rounds_of(found) == 1
+    assert found.comparisons[0].low is None
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 20])
+def test_errors_of_all_looks_add_up_to_that_of_one_interval(rounds: int) -> None:
+    looks = _looks(rounds)
+    assert sum(error for _, error in looks) == pytest.approx(1 - CONFIDENCE)
+    counts = [n for n, _ in looks]
+    assert counts == sorted(set(counts))
+    assert rounds in counts
+
+
+@pytest.mark.parametrize("brief", [False, True])
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("speedup", [1.0, 1.03])
+def test_intervals_hold_the_true_ratio_whatever_ended_them(
+    *, speedup: float, noise: float, brief: bool
+) -> None:
+    """Where stopping is most tempting (a true ratio at the limit) as where it does not matter."""
+    rng = np.random.default_rng(7)
+    trials, misses = 250, 0
+    for _ in range(trials):
+        found = timed(
+            lambda n: rng.normal(0, noise, n).tolist(), Question((1.0,), brief), speedup=speedup
+        )
+        (speed,) = found.comparisons
+        assert speed.low is not None
+        assert speed.high is not None
+        misses += not speed.low <= speedup <= speed.high
+    # Binomial: 5 % of 250 are 12.5; more than 22 come in less than 1 % of such runs.
+    assert misses <= 22
