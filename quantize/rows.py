@@ -8,7 +8,7 @@ of a convolution stands in them as zeros, as often as it does in its outputs.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from quantize.data import Samples
 from quantize.watching import stream, tensor_groups
 
 # Rows of one layer, and bytes of its rows; fewer rows where they are long.
-MAX_ROWS = 4096
+MAX_ROWS = 2048
 _LAYER_BYTES = 24 << 20
 _TOTAL_BYTES = 768 << 20
 # Samples that the rows come from.
@@ -37,6 +37,7 @@ class Window:
 
     Attributes:
         tensor: The input's name.
+        width: Values of one row, all groups together.
         kernel: Taps per spatial axis of a convolution; empty for Gemm and MatMul.
         strides: Per spatial axis.
         dilations: Per spatial axis.
@@ -46,6 +47,7 @@ class Window:
     """
 
     tensor: str
+    width: int
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
@@ -56,12 +58,14 @@ class Window:
 
 def window_of(node: ir.Node, anchor: Anchor) -> Window:
     """How an anchor reads its input."""
-    if anchor.op != "Conv":
-        return Window(anchor.data)
     weights = node.inputs[1]
     assert weights is not None
     assert weights.const_value is not None
-    kernel = tuple(int(d) for d in weights.const_value.shape.numpy()[2:])
+    shape = [int(d) for d in weights.const_value.shape.numpy()]
+    width = math.prod(shape) // max(shape[anchor.out_axis], 1)
+    if anchor.op != "Conv":
+        return Window(anchor.data, width)
+    kernel, groups = tuple(shape[2:]), integer_of(node, "group", 1)
     ones = (1,) * len(kernel)
     pads = _integers(node, "pads", (0,) * (2 * len(kernel)))
     auto = node.attributes.get("auto_pad")
@@ -69,12 +73,13 @@ def window_of(node: ir.Node, anchor: Anchor) -> Window:
     fixed = tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
     return Window(
         anchor.data,
+        width * groups,
         kernel,
         _integers(node, "strides", ones),
         _integers(node, "dilations", ones),
         None if kind.startswith("SAME") else fixed,
         kind == "SAME_LOWER",
-        integer_of(node, "group", 1),
+        groups,
     )
 
 
@@ -183,7 +188,7 @@ class RowStore:
         if not new:
             return
         some = self._some()
-        per_sample = self._per_sample(new, some)
+        per_sample = _per_sample(new, len(some))
         parts: dict[Window, tuple[Path, list[tuple[int, ...]]]] = {}
         for number, window in enumerate(new, start=len(self._files)):
             file = self.scratch / f"rows-{number}.raw"
@@ -237,19 +242,9 @@ class RowStore:
                     if array.dtype == np.float32:
                         yield number, name, array
 
-    def _per_sample(self, windows: list[Window], samples: Samples) -> dict[Window, int]:
-        """Rows that one sample gives, so that all of them fit on the disk."""
-        widths: dict[Window, int] = {}
-        by_name: dict[str, list[Window]] = {}
-        for window in windows:
-            by_name.setdefault(window.tensor, []).append(window)
-        for _, name, values in self._tensors(sorted(by_name), samples.subset([0])):
-            for window in by_name[name]:
-                taps = math.prod(window.kernel)
-                widths[window] = taps * values.shape[1 if window.kernel else -1]
-        room = min(_LAYER_BYTES, _TOTAL_BYTES // len(windows))
-        found = {}
-        for window in windows:
-            rows = min(MAX_ROWS, room // (4 * max(widths.get(window, 1), 1)))
-            found[window] = max(1, rows // len(samples))
-        return found
+
+def _per_sample(windows: Sequence[Window], samples: int) -> dict[Window, int]:
+    """Rows that one sample gives, so that all of them fit on the disk."""
+    room = min(_LAYER_BYTES, _TOTAL_BYTES // len(windows))
+    rows = {w: min(MAX_ROWS, room // (4 * max(w.width, 1))) for w in windows}
+    return {w: max(1, n // samples) for w, n in rows.items()}

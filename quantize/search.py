@@ -1,6 +1,7 @@
 """Which layers run in INT8, and how: accuracy first, then latency, few evaluations.
 
     strategies ─▶ least noisy variant of each ─▶ quick latency ─▶ fastest first: evaluate, judge
+       none passes ─▶ ranges and rounding learned layer by layer, where they were not
        none passes ─▶ noise of each fusion group alone ─▶ the noisiest stay in float, by
        bisection ─▶ innocent ones return
 
@@ -26,6 +27,7 @@ from quantize.trials import (
     attempt_or_none,
     best_variant,
     explained,
+    refined,
     smoothed,
     time_quickly,
     to_db,
@@ -293,17 +295,37 @@ class _Search:
         for base in trials[:2]:
             if self._spent():
                 return False
-            self.say(f"{base.name}: looking for the layers that cost accuracy")
+            finer = self._finer(base)
+            if finer is not base and self._passes(finer):
+                return True
+            self.say(f"{finer.name}: looking for the layers that cost accuracy")
             # Half of what is left, so that there is time to use the answer.
             now = perf_counter()
             half = now + (self.bench.deadline_s - now) / 2
-            groups = fusion_groups(self.bench, base.quantized.recipe)
-            alone = single_noise(self.bench, base, groups, partial(self._late, half))
-            floats = self._bisect(base, alone)
+            groups = fusion_groups(self.bench, finer.quantized.recipe)
+            alone = single_noise(self.bench, finer, groups, partial(self._late, half))
+            floats = self._bisect(finer, alone)
             if floats is not None:
-                self._give_back(base, floats, alone)
+                self._give_back(finer, floats, alone)
                 return True
         return False
+
+    def _finer(self, base: Trial) -> Trial:
+        """The same layers in INT8 with ranges and rounding learned, where they are not yet."""
+        recipe, sha256 = base.quantized.recipe, base.quantized.model.sha256
+        if recipe.engine != "native" or recipe.rounding == "learned" or recipe.ranges_by_tensor:
+            return base
+        self.say(f"{base.name}: learning how its weights are rounded")
+        # It was judged, and may stay the best.
+        bench = replace(self.bench, pinned=self.bench.pinned | {sha256})
+        found = refined(bench, base, recipe.modes)
+        if found is base:
+            return base
+        # The same kernels on other integers, so its time is known.
+        name = f"{base.name}, refined"
+        found = replace(found, name=name, latency_ms=dict(base.latency_ms))
+        self.trials.append(found)
+        return found
 
     def _late(self, by_s: float) -> bool:
         return perf_counter() > by_s or self.aim.stopped()

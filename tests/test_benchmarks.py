@@ -55,6 +55,23 @@ def test_a_quantizer_that_fails_is_a_row_that_says_why(
     assert quantizers._behind(about, [good]) == []
 
 
+def test_what_narrow_weights_cost_is_said_beyond_a_fifth_of_a_point() -> None:
+    about = {"percent": True, "metric": "top1", "fp32": 0.9, "samples": 10_000}
+
+    def said(portable: float, vnni: float) -> list[str]:
+        rows = [
+            quantizers.Row("a", "native", score={"drop": portable}),
+            quantizers.Row("a", "native vnni", score={"drop": vnni}),
+        ]
+        assert quantizers._behind(about, rows) == []
+        return quantizers._narrowed(about, rows)
+
+    assert said(0.004, 0.001) == ["- **native loses 0.003 to native vnni.**"]
+    assert said(0.002, 0.001) == []
+    # Luck of the other is no loss.
+    assert said(0.001, -0.03) == []
+
+
 def test_searches_are_shown_side_by_side() -> None:
     about = {"percent": True, "metric": "top1", "fp32": 0.9, "samples": 10, "limit": 0.01}
     cost = {"evaluations": 1.25, "seconds": 9.0, "search_s": 4.0, "replay_s": 2.0}

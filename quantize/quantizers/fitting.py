@@ -12,13 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.anchors import Anchor
-from quantize.quantizers.reading import codes_of
 from quantize.quantizers.rounding import learn
 from quantize.quantizers.weights import Codes, quantize_weights
 from quantize.ranges import Range
 from quantize.recipe import Recipe
 from quantize.rows import RowStore, Window, window_of
-from quantize.targets import TARGETS
+from quantize.targets import TARGETS, U8_MAX
 
 # Of the rows, the last part decides what is kept; it comes from other samples than the rest.
 _HELD = 0.25
@@ -86,8 +85,10 @@ def fit(
 
 def as_read(rows: NDArray[np.float32], source: Range) -> NDArray[np.float32]:
     """Rows as their codes stand for them."""
-    found = codes_of(rows, source).astype(np.float32)
-    found -= source.zero_point
+    # As `codes_of` does it, without the way through integers.
+    found = rows / source.scale
+    np.rint(found, out=found)
+    np.clip(found, -source.zero_point, U8_MAX - source.zero_point, out=found)
     found *= source.scale
     return found
 

@@ -1,9 +1,12 @@
 """Learned rounding: each weight's rounding error is made up for by the weights not rounded yet.
 
 E. Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", ICLR 2023, algorithm 1, after the optimal brain surgeon of B. Hassibi and D. Stork
-(1993): for the error |X w - X q|² the Hessian is XᵀX, and when input i is rounded, the best change
-of the inputs after it is -(w_i - q_i) / [U]_ii · U_i,: , where UᵀU is the inverse of the Hessian.
+Transformers", ICLR 2023, after the optimal brain surgeon of B. Hassibi and D. Stork (1993), for the
+error |X w - X q|². No inverse of the Hessian XᵀX is needed: it is the nearest plane algorithm of
+L. Babai (1986) for the lattice of its Cholesky factor (J. Chen et al., "The Geometry of LLM
+Quantization: GPTQ as Babai's Nearest Plane Algorithm", 2025). With XᵀX = L Lᵀ the error is
+|Lᵀ(w - q)|², and when all inputs after i are rounded, the best place for q_i is
+w_i + sum over j > i of L_ji (w_j - q_j) / L_ii.
 """
 
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 S8_MAX = 127
-# Share of the mean diagonal that is added to it, so that the Hessian of few rows can be inverted.
+# Share of the mean diagonal that is added to it, so that the Hessian of few rows can be factored.
 _DAMPING = 0.01
 # Inputs rounded before the rest is updated, in one product of matrices.
 _BLOCK = 64
@@ -25,8 +28,10 @@ class Rounder:
     """What rounding the weights of one layer needs to know of its inputs.
 
     Attributes:
-        factor: float32 [groups, inputs, inputs], upper triangular; the U above, inputs in `order`.
-        order: intp [groups, inputs]: the inputs with the largest effect come first.
+        factor: float32 [groups, inputs, inputs], of the L above: L_ji / L_ii in row i, inputs in
+            `order`.
+        order: intp [groups, inputs]: the inputs with the largest effect come last; they are rounded
+            first.
         importance: float32 [groups, inputs], mean square of every input.
     """
 
@@ -46,18 +51,17 @@ class Rounder:
         steps = scales.reshape(groups, -1)
         # [groups, inputs, out channels]: what is updated together lies together.
         left = np.take_along_axis(by_group, self.order[:, :, None], axis=1)
+        lost = np.empty_like(left)
         rounded = np.empty(left.shape, np.int8)
-        for start in range(0, inputs, _BLOCK):
-            end = min(start + _BLOCK, inputs)
-            lost = np.empty((groups, end - start, left.shape[2]), np.float32)
-            for i in range(start, end):
-                code = np.rint(left[:, i] / steps)
+        for end in range(inputs, 0, -_BLOCK):
+            start = max(end - _BLOCK, 0)
+            ahead = left[:, start:end] + self.factor[:, start:end, end:] @ lost[:, end:]
+            for i in reversed(range(start, end)):
+                near = self.factor[:, i, None, i + 1 : end] @ lost[:, i + 1 : end]
+                code = np.rint((ahead[:, i - start] + near[:, 0]) / steps)
                 np.clip(code, -S8_MAX, S8_MAX, out=code)
                 rounded[:, i] = code
-                lost[:, i - start] = (left[:, i] - code * steps) / self.factor[:, i, i, None]
-                ahead = self.factor[:, i, i + 1 : end, None]
-                left[:, i + 1 : end] -= ahead * lost[:, None, i - start]
-            left[:, end:] -= self.factor[:, start:end, end:].transpose(0, 2, 1) @ lost
+                lost[:, i] = left[:, i] - code * steps
         found = np.empty(left.shape, np.int8)
         np.put_along_axis(found, self.order[:, :, None], rounded, axis=1)
         return np.ascontiguousarray(found.transpose(0, 2, 1)).reshape(weights.shape)
@@ -70,32 +74,23 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
         rows: float32 [rows, groups, inputs], as the quantized layer reads them.
 
     Returns:
-        None where there are no rows, too many inputs, or the Hessian has no inverse.
+        None where there are no rows, too many inputs, or the Hessian has no factor.
     """
     count, _, inputs = rows.shape
     if not count or inputs > MAX_INPUTS:
         return None
-    by_group = np.ascontiguousarray(rows.transpose(1, 0, 2))
+    importance = np.einsum("ngi,ngi->gi", rows, rows) / np.float32(count)
+    order = np.argsort(importance, axis=1, kind="stable")
+    by_group = np.take_along_axis(rows, order[None], axis=2).transpose(1, 0, 2)
     hessian = np.matmul(by_group.transpose(0, 2, 1), by_group).astype(np.float64) / count
     diagonal = np.einsum("gii->gi", hessian)
-    importance = diagonal.astype(np.float32)
     damping = _DAMPING * diagonal.mean(axis=1)
     # An input that is always zero changes nothing; any positive number will do for it.
     diagonal += np.where(damping > 0, damping, 1.0)[:, None]
-    order = np.argsort(-importance, axis=1, kind="stable")
-    hessian = np.take_along_axis(hessian, order[:, :, None], axis=1)
-    hessian = np.take_along_axis(hessian, order[:, None, :], axis=2)
     try:
-        factor = _factor(hessian)
+        factor = np.linalg.cholesky(hessian)
     except np.linalg.LinAlgError:
         return None
-    if not np.isfinite(factor).all():
-        return None
-    return Rounder(factor, order, importance)
-
-
-def _factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Upper triangular U with UᵀU the inverse of each matrix; float32 of the same shape."""
-    inverse = np.linalg.inv(hessian)
-    inverse = (inverse + inverse.transpose(0, 2, 1)) / 2
-    return np.linalg.cholesky(inverse).transpose(0, 2, 1).astype(np.float32)
+    factor = (factor / np.einsum("gii->gi", factor)[:, None, :]).transpose(0, 2, 1)
+    factor = np.ascontiguousarray(factor, np.float32)
+    return Rounder(factor, order, importance) if np.isfinite(factor).all() else None

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -124,6 +124,11 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
     return trial.quantized.model.path, costs
 
 
+def _native_vnni(order: Order) -> tuple[Path, dict[str, float]]:
+    """The same with all 8 bits of every weight, which CPUs without VNNI compute wrong."""
+    return _native(replace(order, target="vnni"))
+
+
 def _vnnify(order: Order) -> tuple[Path, dict[str, float]]:
     """`vnnify quantize` as a user runs it: search, verdict and final benchmark included."""
     case, out = order.case, order.folder / "out"
@@ -231,6 +236,7 @@ _OURS = ("onnx_ir", "onnxruntime")
 RIVALS: dict[str, tuple[tuple[str, ...], Rival]] = {
     "fp32": (("onnxruntime",), _fp32),
     "native": (_OURS, _native),
+    "native vnni": (_OURS, _native_vnni),
     "vnnify": ((), _vnnify),
     "static": (_ORT, _static),
     "static u8s8 narrow": (_ORT, _static_narrow),

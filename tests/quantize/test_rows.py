@@ -66,11 +66,11 @@ def test_rows_times_weights_are_outputs_of_the_convolution(data: st.DataObject) 
 
 def test_rows_are_drawn_without_repetition_and_leave_out_what_is_not_finite() -> None:
     values = np.arange(30, dtype=np.float32).reshape(2, 5, 3)
-    found = rows_of(values, Window("x"), 4, np.random.default_rng(0))
+    found = rows_of(values, Window("x", 3), 4, np.random.default_rng(0))
     assert found.shape == (4, 1, 3)
     assert len(np.unique(found[:, 0, 0])) == 4
     values[0, 2, 1] = np.inf
-    assert rows_of(values, Window("x"), 99, np.random.default_rng(0)).shape == (9, 1, 3)
+    assert rows_of(values, Window("x", 3), 99, np.random.default_rng(0)).shape == (9, 1, 3)
 
 
 def net(path: Path) -> Path:

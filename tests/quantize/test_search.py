@@ -92,6 +92,7 @@ class World:
         impossible: Plans that leave nothing in INT8.
         groups: Layers that go to float together; each alone where none are given.
         noises: Of layers whose noise is not what they cost.
+        learned: Factor on drops of what is learned layer by layer; None where nothing is learned.
         sizes: Bytes of a layer by its mode; all files are of one size where there are none.
         stopped: Whether somebody asked for the end.
     """
@@ -114,6 +115,8 @@ class World:
     groups: Sequence[tuple[str, ...]] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     noises: dict[str, float] = field(default_factory=dict)
+    learned: float | None = None
+    pinned: list[str] = field(default_factory=list)
     kept: list[Judged] = field(default_factory=list)
     stopped: Callable[[], bool] = lambda: False
 
@@ -124,6 +127,7 @@ class World:
     def drop(self, recipe: Recipe) -> float:
         part = {"static": 1.0, "dynamic": 0.5, "float": 0.0}
         total = sum(self.drops[n] * part[m] for n, m in recipe.modes.items())
+        total *= self.learned or 1.0 if recipe.rounding == "learned" else 1.0
         return total * self.worse.get(recipe.target, 1.0)
 
     # What `quantize.search` calls
@@ -140,6 +144,13 @@ class World:
 
     def best_variant(self, bench: Workbench, plan: Recipe, name: str) -> Trial | None:
         return self.attempt_or_none(bench, replace(plan, ranges="minmax"), name)
+
+    def refined(self, bench: Workbench, trial: Trial, modes: dict[str, Any]) -> Trial:
+        self.pinned += bench.pinned
+        if self.learned is None:
+            return trial
+        recipe = replace(trial.quantized.recipe, rounding="learned", modes=modes)
+        return self.attempt_or_none(bench, recipe, trial.name) or trial
 
     def time_quickly(
         self, bench: Workbench, trials: Sequence[Trial], **_: Any
@@ -198,6 +209,7 @@ class World:
 
 CALLED = (
     "attempt_or_none", "best_variant", "time_quickly", "fusion_groups", "single_noise", "paying",
+    "refined",
 )  # fmt: skip
 
 
@@ -437,6 +449,42 @@ def test_bisection_finds_the_fewest_floats_that_pass(world: Build, needed: int) 
     step = max(passing)
     below = max(n for n in tried if n < needed)
     assert min(passing) - below <= max(1, (step + 3) // 4 + 1)
+
+
+def test_integers_are_learned_before_layers_go_to_float(world: Build) -> None:
+    w = world([0.5, 0.5, 0.5], learned=0.6, fp32_ms=10)
+    found = w.search()
+    assert found.best is not None
+    assert found.best.trial.quantized.recipe.rounding == "learned"
+    assert floats(found) == set()
+    assert len(w.judged) == 2
+    assert w.rankings == 0
+    # The one that was judged first may have stayed the best.
+    assert w.pinned == [found.judged[0].trial.quantized.model.sha256]
+    assert found.best.trial in found.trials
+    assert found.best.trial.latency_ms == found.judged[0].trial.latency_ms
+
+
+def test_layers_go_to_float_from_what_was_learned(world: Build) -> None:
+    w = world({"calm": 0.3, "loud": 5.0, "fair": 0.9}, learned=0.6, fp32_ms=10)
+    found = w.search()
+    # Not learned, "fair" would have had to go too.
+    assert floats(found) == {"loud"}
+    assert found.best is not None
+    assert found.best.trial.quantized.recipe.rounding == "learned"
+
+
+def test_what_is_learned_already_is_not_learned_again(
+    world: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = world([5.0, 0.1], learned=0.9, fp32_ms=10)
+
+    def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
+        return w.attempt_or_none(bench, replace(plan, rounding="learned"), name)
+
+    monkeypatch.setattr(searching, "best_variant", best_variant)
+    assert floats(w.search()) == {"n0"}
+    assert w.pinned == []
 
 
 def test_floats_stop_where_they_take_the_gain_away(world: Build) -> None:
