@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,8 +23,9 @@ from bench.latency import Progress
 from bench.load import Demand
 from bench.machine import describe
 from bench.options import parse_counts, parse_names, parse_p99, parse_rates, parse_streams
-from bench.render import render
+from bench.render import Document, render
 from bench.render.escape import clean
+from bench.render.text import WIDTH, render_text
 from bench.report import BenchReport
 from bench.running import Exporter, Plan, machine_peaks, run
 from bench.store import atomic_write, dump
@@ -130,7 +132,7 @@ def bench(
         report, command=shlex.join(["vnnify", *sys.argv[1:]]), p99_ms=plan.demand.p99_ms
     )
     _write(report, out, html, markdown)
-    emit(dump(report).decode() if json else render(bench_document(report), "text"))
+    emit(dump(report).decode() if json else as_text(bench_document(report)))
 
 
 @app.command()
@@ -149,7 +151,7 @@ def doctor(
         emit(dump(machine).decode())
     else:
         peaks = () if quick else (machine_peaks(machine, machine.threads),)
-        emit(render(diagnosis(machine, peaks), "text"))
+        emit(as_text(diagnosis(machine, peaks)))
     refuse_unfit(machine, target, device)
 
 
@@ -185,6 +187,13 @@ def guard(app: typer.Typer, *, name: str = "vnnify", exporter: Exporter | None =
 def say(line: str) -> None:
     """One line for people, on stderr."""
     typer.echo(clean(line), err=True)
+
+
+def as_text(document: Document) -> str:
+    """A report as text: as wide as the terminal, or of one width for files and pipes."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return render_text(document)
+    return render_text(document, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
 def emit(text: str) -> None:

@@ -7,18 +7,20 @@ with the model, so the interval is over rounds and never over single inferences.
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import UsageError
-from bench.latency import P90_SAMPLES, Latency
+from bench.latency import Latency
+from bench.percentiles import P90_SAMPLES
 
 CONFIDENCE = 0.95
 
 _STEAL_SHARE = 0.01
 _OTHERS_SHARE = 0.1
 _SPREAD = 0.25
+_CLOCK_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +160,26 @@ def _doubts(a: Latency, b: Latency, control: Comparison | None) -> list[str]:
             f"({control.low:.3f} to {control.high:.3f}): the machine is too noisy, or drifts"
         )
     for latency in (a, b):
-        name = latency.variant.name
-        fewest = min(len(r.samples_ns) for r in latency.rounds)
-        if fewest < P90_SAMPLES:
-            found.append(f"{name}: {fewest} samples in a round, better {P90_SAMPLES} or more")
-        if latency.steal_share > _STEAL_SHARE:
-            found.append(f"{name}: other guests took {latency.steal_share:.1%} of the CPU time")
-        if latency.others_share > _OTHERS_SHARE:
-            found.append(f"{name}: other processes took {latency.others_share:.0%} of the CPU time")
-        if latency.throttled_periods:
-            found.append(f"{name}: the CPU quota stopped it {latency.throttled_periods} times")
-        unsettled = sum(not r.settled for r in latency.rounds)
-        if 2 * unsettled > len(latency.rounds):
-            found.append(
-                f"{name}: the warm-up did not settle in {unsettled} of {len(latency.rounds)} rounds"
-            )
-        if latency.spread > _SPREAD:
-            found.append(
-                f"{name}: the middle half of the samples spans {latency.spread:.0%} of the median"
-            )
+        found += [f"{latency.variant.name}: {doubt}" for doubt in _disturbances(latency)]
     return found
+
+
+def _disturbances(latency: Latency) -> Iterator[str]:
+    """What speaks against believing one variant's times."""
+    fewest = min(len(r.samples_ns) for r in latency.rounds)
+    if fewest < P90_SAMPLES:
+        yield f"{fewest} samples in a round, better {P90_SAMPLES} or more"
+    if latency.steal_share > _STEAL_SHARE:
+        yield f"other guests took {latency.steal_share:.1%} of the CPU time"
+    if latency.others_share > _OTHERS_SHARE:
+        yield f"other processes took {latency.others_share:.0%} of the CPU time"
+    if latency.throttled_periods:
+        yield f"the CPU quota stopped it {latency.throttled_periods} times"
+    unsettled = sum(not r.settled for r in latency.rounds)
+    if 2 * unsettled > len(latency.rounds):
+        yield f"the warm-up did not settle in {unsettled} of {len(latency.rounds)} rounds"
+    if latency.spread > _SPREAD:
+        yield f"the middle half of the samples spans {latency.spread:.0%} of the median"
+    clock = latency.gpu_clock_share
+    if clock is not None and clock < _CLOCK_SHARE:
+        yield f"the GPU ran at {clock:.0%} of its highest clock"

@@ -6,7 +6,7 @@ from bench.errors import UnfitError, UsageError
 from bench.machine import Machine
 from bench.machine_table import machine_table
 from bench.peaks import Peaks
-from bench.render import Banner, Document, Paragraph, Section
+from bench.render import Banner, Document, Section
 
 _EXTRAS = {
     "openvino": "pip install 'vnnify[openvino]'",
@@ -52,7 +52,7 @@ def refuse_unfit(machine: Machine, target: str, device: str) -> None:
 
 
 def diagnosis(machine: Machine, peaks: Sequence[Peaks] = ()) -> Document:
-    """Everything about a machine on one screen."""
+    """Everything about a machine on one screen, what to mend first."""
     vnni = "has" if machine.isa_class in _CLASSES["vnni"] else "has no"
     return Document(
         title="vnnify doctor",
@@ -60,34 +60,31 @@ def diagnosis(machine: Machine, peaks: Sequence[Peaks] = ()) -> Document:
             "info",
             f"class {machine.isa_class}: {vnni} fast exact INT8; {machine.threads} threads; "
             f"GPU: {', '.join(machine.gpus) or 'none'}",
+            tuple(_advice(machine)) or ("Nothing to mend.",),
         ),
-        sections=(
-            Section("Found", (machine_table(machine, peaks),)),
-            Section("To mend", tuple(_advice(machine)) or (Paragraph("Nothing."),)),
-        ),
+        sections=(Section("This machine", (machine_table(machine, peaks),)),),
     )
 
 
-def _advice(machine: Machine) -> Iterator[Paragraph]:
+def _advice(machine: Machine) -> Iterator[str]:
     for name, command in _EXTRAS.items():
         if name not in machine.packages:
-            yield Paragraph(f"Not installed, optional: {name}: {command}")
+            yield f"Not installed, optional: {name}: {command}"
     saturating = [n for n, v in machine.canaries.items() if v == "saturating"]
     if saturating:
-        yield Paragraph(
+        yield (
             f"INT8 products saturate here in {', '.join(saturating)}: a model made for VNNI "
-            "gives other answers on this CPU than on its target.",
-            "warning",
+            "gives other answers on this CPU than on its target."
         )
     if machine.governor not in ("performance", "unknown"):
-        yield Paragraph(
+        yield (
             f"The governor {machine.governor!r} lowers the clock between measurements: "
             "sudo cpupower frequency-set -g performance"
         )
     if machine.quota_cpus is not None and machine.quota_cpus < machine.logical_cores:
-        yield Paragraph(
+        yield (
             f"The container's quota is {machine.quota_cpus:g} of {machine.logical_cores} CPUs; "
             "more threads than that are stopped together: docker run --cpus N"
         )
     if machine.gpus and machine.no_gpu_reason:
-        yield Paragraph(f"GPU: {machine.no_gpu_reason}.", "warning")
+        yield f"The GPU cannot be used: {machine.no_gpu_reason}."

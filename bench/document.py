@@ -7,7 +7,7 @@ from bench.cost import costs, verdict
 from bench.cost_document import cost_blocks, cost_figures, rate
 from bench.latency import Latency, Variant
 from bench.load import Load
-from bench.machine_table import machine_table, peaks_text
+from bench.machine_table import machine_table
 from bench.others import Change, Other, changes
 from bench.pictures import (
     batches_of,
@@ -54,6 +54,7 @@ def bench_document(report: BenchReport) -> Document:
                 *(latency_bars(report, b) for b in batches[1:]),
                 *(sample_curves(report, b) for b in batches),
                 _starts(report.latencies),
+                *_clocks(report.latencies),
             ),
         ),
         Section("Comparisons", _comparisons(report)),
@@ -187,6 +188,21 @@ def _starts(latencies: Sequence[Latency]) -> Table:
         "reuses its cache on disk. First: the first inference after that. Cold: from starting a "
         "process to its first answer, files in the page cache.",
     )
+
+
+def _clocks(latencies: Sequence[Latency]) -> Iterator[Table]:
+    """What the GPUs did while they were timed; nothing where nvidia-smi did not tell."""
+    rows = []
+    for x in latencies:
+        seen = [r.gpu for r in x.rounds if r.gpu is not None]
+        if seen:
+            low = min(seen, key=lambda g: g.clock_mhz or 0.0)
+            cells = (low.clock_mhz, low.most_clock_mhz, low.power_w, low.power_limit_w, low.celsius)
+            rows.append((x.variant.name, low.driver, *(_optional(c, 0) for c in cells)))
+    if rows:
+        heads = ("driver", "MHz", "at most MHz", "W", "at most W", "°C")
+        note = "Of the round with the lowest clock, right after its last inference."
+        yield Table("The GPU while it was timed", _columns(*heads), tuple(rows), note)
 
 
 def _comparisons(report: BenchReport) -> tuple[Block, ...]:
@@ -352,8 +368,6 @@ def _limits(report: BenchReport) -> Iterator[Block]:
         + (f" Not counted: {', '.join(uncounted)}." if uncounted else ""),
     )
     yield from rooflines(report)
-    for peaks in report.peaks:
-        yield Paragraph(f"Measured with {peaks.threads} threads: {peaks_text(peaks)}.")
 
 
 def _others(report: BenchReport) -> Iterator[Block]:
@@ -365,6 +379,7 @@ def _others(report: BenchReport) -> Iterator[Block]:
             "The same models on the same inputs. Machines share no noise, so there is no interval.",
         )
         yield _starts(other.latencies)
+        yield from _clocks(other.latencies)
 
 
 def _gpus(other: Other) -> str:

@@ -18,18 +18,15 @@ import numpy as np
 
 from bench.errors import UsageError, VnnifyError
 from bench.feeds import feeds_digest, save_feeds
+from bench.gpu import Gpu
 from bench.isolate import run_isolated
 from bench.models import Feeds, Model
+from bench.percentiles import percentile_ms
 from bench.runtimes.seam import Precision
 from bench.sampling import FEWEST_TO_TELL, is_stable
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what runs next."""
-
-# Fewest samples that bound a percentile with 99 % confidence and one outlier to spare: MLPerf
-# Inference, loadgen/early_stopping.cc.
-P90_SAMPLES = 64
-P99_SAMPLES = 662
 
 _TIMEOUT_S = 1800.0
 
@@ -78,6 +75,7 @@ class Round:
         cold_ns: From asking for the process to its first answer: starting Python, importing
             vnnify and the runtime, opening, compiling, one inference. Files are in the page cache.
         placement: Nodes by execution provider, where the runtime tells it.
+        gpu: On a GPU, its clock, power and temperature right after the samples.
     """
 
     load_ns: int
@@ -91,6 +89,7 @@ class Round:
     compile_ns: int | None = None
     cold_ns: int | None = None
     placement: dict[str, int] = field(default_factory=dict)
+    gpu: Gpu | None = None
 
     @property
     def settled(self) -> bool:
@@ -138,12 +137,12 @@ class Latency:
     @property
     def p90_ms(self) -> float | None:
         """90th percentile over all samples; None if there are too few to know."""
-        return self._percentile_ms(0.90, P90_SAMPLES)
+        return percentile_ms(self.samples_ns, 90)
 
     @property
     def p99_ms(self) -> float | None:
         """99th percentile over all samples; None if there are too few to know."""
-        return self._percentile_ms(0.99, P99_SAMPLES)
+        return percentile_ms(self.samples_ns, 99)
 
     @property
     def per_second(self) -> float:
@@ -198,11 +197,11 @@ class Latency:
         """How often the CPU quota stopped the rounds."""
         return sum(r.throttled_periods for r in self.rounds)
 
-    def _percentile_ms(self, share: float, fewest: int) -> float | None:
-        samples = self.samples_ns
-        if len(samples) < fewest:
-            return None
-        return float(np.percentile(samples, share * 100, method="inverted_cdf")) / 1e6
+    @property
+    def gpu_clock_share(self) -> float | None:
+        """Of a GPU's highest clock, what it ran at after the slowest round; None if unknown."""
+        shares = [r.gpu.clock_share for r in self.rounds if r.gpu is not None]
+        return min((s for s in shares if s is not None), default=None)
 
 
 def _median_ms(values_ns: Sequence[int | None]) -> float | None:
@@ -360,7 +359,8 @@ def _job(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
 
 def _round(answer: dict[str, Any]) -> Round:
     lists = {k: tuple(answer[k]) for k in ("warmup_ns", "samples_ns")}
-    return Round(**{**answer, **lists})
+    gpu = answer.get("gpu")
+    return Round(**{**answer, **lists, "gpu": None if gpu is None else Gpu(**gpu)})
 
 
 def _refuse_nonsense(

@@ -6,7 +6,6 @@ and each latency counts from the moment at which its request was due, whether or
 free to take it (Gil Tene's "coordinated omission").
 """
 
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 
 from bench.feeds import save_feeds
 from bench.isolate import run_isolated
-from bench.latency import P90_SAMPLES, P99_SAMPLES, Variant
+from bench.latency import Variant
 from bench.models import Feeds
+from bench.percentiles import P99_SAMPLES, percentile_ms
 
 # More streams are tried while each doubling brings at least this much more throughput.
 _GAIN = 1.05
@@ -80,12 +80,12 @@ class Load:
     @property
     def p90_ms(self) -> float | None:
         """90th percentile; None with too few samples, or where unanswered requests hide it."""
-        return self._percentile_ms(0.90, P90_SAMPLES)
+        return self._percentile_ms(90)
 
     @property
     def p99_ms(self) -> float | None:
         """99th percentile; None likewise."""
-        return self._percentile_ms(0.99, P99_SAMPLES)
+        return self._percentile_ms(99)
 
     @property
     def saturated(self) -> bool:
@@ -105,14 +105,10 @@ class Load:
     def _rates(self) -> list[float]:
         return [len(r.samples_ns) * 1e9 / r.span_ns for r in self.runs]
 
-    def _percentile_ms(self, share: float, fewest: int) -> float | None:
-        """Unanswered requests count as slower than all others."""
-        samples = sorted(s for r in self.runs for s in r.samples_ns)
-        count = len(samples) + sum(r.unanswered for r in self.runs)
-        rank = math.ceil(share * count)
-        if count < fewest or rank > len(samples):
-            return None
-        return samples[rank - 1] / 1e6
+    def _percentile_ms(self, percent: int) -> float | None:
+        samples = [s for r in self.runs for s in r.samples_ns]
+        unanswered = sum(r.unanswered for r in self.runs)
+        return percentile_ms(samples, percent, unanswered=unanswered)
 
 
 class Loader:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import cgroup
-from bench.errors import UnfitError, UsageError, VnnifyError
+from bench.errors import UsageError, VnnifyError
+from bench.gpu import Gpu, gpu_names, no_gpu_reason, read_gpus
 from bench.runtimes import RUNTIMES, Settings, find_runtime
 
 CanaryVerdict: TypeAlias = Literal["exact", "saturating", "other"]
@@ -53,6 +54,8 @@ _FLAGS = (
 # cpuinfo of some kernels writes these apart.
 _SYNONYMS = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 _VARIABLES = ("OMP_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "ORT_", "MKL_", "OPENBLAS_", "OV_")
+# vnnify sets it in every process, and it changes no computation.
+_OURS = "ORT_DISABLE_TELEMETRY"
 _LOADED = ("LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 _ROOT = Path("/")
 
@@ -84,6 +87,7 @@ class Machine:
         gpus: Names of the GPUs.
         no_gpu_reason: Why GPU measurements are impossible here; empty if they are possible.
         variables: Environment variables that change what runtimes do.
+        gpu_states: Driver, power limit and clocks of the GPUs, where nvidia-smi tells them.
     """
 
     cpu: str
@@ -107,6 +111,7 @@ class Machine:
     gpus: tuple[str, ...]
     no_gpu_reason: str
     variables: dict[str, str]
+    gpu_states: tuple[Gpu, ...] = ()
 
     @property
     def isa_class(self) -> IsaClass:
@@ -141,7 +146,7 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
     cores = {(b.get("physical id"), b.get("core id", b.get("processor"))) for b in blocks}
     logical = len(blocks) or os.cpu_count() or 1
     packages = installed_packages()
-    gpus = _gpus(root)
+    gpus = gpu_names(root)
     return Machine(
         cpu=first.get("model name") or platform.processor() or platform.machine(),
         family=_number(first.get("cpu family")),
@@ -166,10 +171,13 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
             if ".onnx" in runtime.suffixes and _is_installed(name, packages)
         },
         gpus=gpus,
-        no_gpu_reason=_no_gpu_reason(gpus),
+        no_gpu_reason=no_gpu_reason(gpus),
         variables={
-            k: v for k, v in sorted(environ.items()) if k.startswith(_VARIABLES) or k in _LOADED
+            k: v
+            for k, v in sorted(environ.items())
+            if (k.startswith(_VARIABLES) or k in _LOADED) and k != _OURS
         },
+        gpu_states=read_gpus() if gpus else (),
     )
 
 
@@ -354,35 +362,6 @@ def _memory(root: Path) -> int:
     installed = next((int(s[1]) * 1024 for s in lines if s[:1] == ["MemTotal:"]), 0)
     limit = cgroup.memory_limit_bytes(root)
     return installed if limit is None else min(installed, limit)
-
-
-def _gpus(root: Path) -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs that the driver shows to this machine or container."""
-    names = []
-    for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        lines = [s.split(":", 1) for s in _text(file).splitlines() if ":" in s]
-        names += [value.strip() for key, value in lines if key.strip() == "Model"]
-    return tuple(names)
-
-
-def _no_gpu_reason(gpus: tuple[str, ...]) -> str:
-    if not gpus:
-        return "no NVIDIA GPU or driver is visible here"
-    return _no_cuda_reason()
-
-
-@functools.cache
-def _no_cuda_reason() -> str:
-    try:
-        find_runtime("onnxruntime").version()
-    except UnfitError as e:
-        return str(e)
-    import onnxruntime
-
-    providers: list[Any] = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" in providers:
-        return ""
-    return "this onnxruntime has no CUDA provider: pip install onnxruntime-gpu"
 
 
 def _text(path: Path) -> str:

@@ -1,57 +1,85 @@
 """A machine as a table: what `vnnify doctor` shows and every report ends with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from bench.gpu import Gpu
 from bench.machine import Machine
 from bench.peaks import Peaks
 from bench.render import Column, Table
 
 
 def machine_table(machine: Machine, peaks: Sequence[Peaks] = ()) -> Table:
-    """What `doctor` shows and every report ends with."""
-    quota = "none" if machine.quota_cpus is None else f"{machine.quota_cpus:g} CPUs"
-    rows = [
-        ("CPU", machine.cpu),
-        ("Identity", f"family {machine.family} model {machine.model} stepping {machine.stepping}"),
-        ("Microcode", machine.microcode),
-        ("Class", machine.isa_class),
-        ("AVX2", _flags(machine, "avx2", "fma", "avx_")),
-        ("AVX-512", _flags(machine, "avx512")),
-        ("AMX", _flags(machine, "amx")),
-        *((f"INT8 in {name}", seen) for name, seen in machine.canaries.items()),
-        ("Cores", f"{machine.physical_cores} ({machine.logical_cores} hardware threads)"),
-        ("Threads usable", f"{machine.threads} (CPU quota: {quota})"),
-        ("Caches", ", ".join(f"{k[:3]} {v / 2**10:g}K" for k, v in machine.caches.items())),
-        ("Memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
-        *(row for p in peaks for row in _peak_rows(p)),
-        ("Virtual", "yes" if machine.hypervisor else "no"),
-        ("Governor", machine.governor),
-        ("GPU", ", ".join(machine.gpus) or f"none: {machine.no_gpu_reason}"),
-        ("Kernel", machine.kernel),
-        ("Python", machine.python),
-        *((name, version) for name, version in machine.packages.items()),
-        *((name, value) for name, value in machine.variables.items()),
-    ]
-    return Table("This machine", (Column("what"), Column("found")), tuple(rows))
+    """A line per thing to know; few of them, so that `doctor` fits one screen."""
+    m = machine
+    quota = "none" if m.quota_cpus is None else f"{m.quota_cpus:g} CPUs"
+    cores = f"{m.physical_cores} ({m.logical_cores} hardware threads)"
+    place = "virtual machine" if m.hypervisor else "no virtual machine"
+    memory = [f"{m.memory_bytes / 2**30:.1f} GiB"]
+    memory += [f"{_level(k)} {_size(v)}" for k, v in m.caches.items()]
+    versions = {"Python": m.python, **m.packages}
+    rows = (
+        ("CPU", f"{m.cpu}, family {m.family} model {m.model} stepping {m.stepping}"),
+        ("Instructions", f"{m.isa_class}: {' '.join(m.flags) or 'none known'}"),
+        ("INT8 products", _grouped(m.canaries)),
+        ("Cores", f"{cores}, {m.threads} threads usable (CPU quota: {quota})"),
+        ("Memory", ", ".join(memory)),
+        *(("At best", _peaks(p)) for p in peaks),
+        *_gpus(m),
+        (
+            "System",
+            f"Linux {m.kernel}, {place}, governor {m.governor}, microcode {m.microcode}",
+        ),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        ("Variables", ", ".join(f"{k}={v}" for k, v in m.variables.items())),
+    )
+    return Table("", (Column(""), Column("")), tuple(row for row in rows if row[1]))
 
 
-def _peak_rows(peaks: Peaks) -> tuple[tuple[str, str], ...]:
-    fp32, int8, memory = _peak_parts(peaks)
-    return (f"Reached, {peaks.threads} threads", fp32), ("", int8), ("", memory)
-
-
-def peaks_text(peaks: Peaks) -> str:
-    """What the machine reached, in one line."""
-    return ", ".join(_peak_parts(peaks))
-
-
-def _peak_parts(peaks: Peaks) -> tuple[str, str, str]:
+def _peaks(peaks: Peaks) -> str:
+    threads = f"{peaks.threads} thread" + ("" if peaks.threads == 1 else "s")
     return (
-        f"{peaks.fp32_per_second / 1e9:,.0f} GFLOP/s FP32 ({peaks.fp32_runtime})",
-        f"{peaks.int8_per_second / 1e9:,.0f} GOP/s INT8 ({peaks.int8_runtime})",
-        f"{peaks.bytes_per_second / 1e9:.1f} GB/s copying {peaks.copied_bytes / 2**20:,.0f} MiB",
+        f"{peaks.fp32_per_second / 1e9:,.0f} GFLOP/s FP32 ({peaks.fp32_runtime}), "
+        f"{peaks.int8_per_second / 1e9:,.0f} GOP/s INT8 ({peaks.int8_runtime}), "
+        f"{peaks.bytes_per_second / 1e9:.1f} GB/s copying {peaks.copied_bytes / 2**20:,.0f} MiB; "
+        f"{threads}"
     )
 
 
-def _flags(machine: Machine, *prefixes: str) -> str:
-    return " ".join(f for f in machine.flags if f.startswith(prefixes)) or "no"
+def _grouped(canaries: Mapping[str, str]) -> str:
+    """`exact in onnxruntime and openvino`; nothing where no runtime could be tried."""
+    names: dict[str, list[str]] = {}
+    for runtime, seen in canaries.items():
+        names.setdefault(seen, []).append(runtime)
+    return "; ".join(f"{seen} in {' and '.join(by)}" for seen, by in names.items())
+
+
+def _gpus(machine: Machine) -> Iterator[tuple[str, str]]:
+    if not machine.gpus:
+        yield "GPU", f"none: {machine.no_gpu_reason}"
+    elif not machine.gpu_states:
+        yield "GPU", f"{', '.join(machine.gpus)}; nvidia-smi, which tells driver and clocks, fails"
+    for gpu in machine.gpu_states:
+        yield "GPU", ", ".join(_gpu_parts(gpu))
+    if machine.gpus and machine.no_gpu_reason:
+        yield "", f"not usable: {machine.no_gpu_reason}"
+
+
+def _gpu_parts(gpu: Gpu) -> Iterator[str]:
+    yield gpu.name
+    yield f"driver {gpu.driver}"
+    if gpu.memory_mib is not None:
+        yield f"{gpu.memory_mib / 1024:.0f} GiB"
+    if gpu.power_limit_w is not None:
+        yield f"at most {gpu.power_limit_w:.0f} W"
+    if gpu.most_clock_mhz is not None:
+        yield f"at most {gpu.most_clock_mhz:,.0f} MHz"
+
+
+def _level(cache: str) -> str:
+    """`L1d` for "L1 data", `L3` for "L3 unified"."""
+    level, _, kind = cache.partition(" ")
+    return level + {"data": "d", "instruction": "i"}.get(kind, "")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:g} MiB" if count >= 2**20 else f"{count / 2**10:g} KiB"

@@ -1,5 +1,6 @@
 """One round: a session is opened, warmed up and timed in the process that calls."""
 
+import dataclasses
 import functools
 import gc
 import os
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 from bench.disturbance import disturbance
 from bench.feeds import load_feeds
+from bench.gpu import first_visible, read_gpus
 from bench.isolate import peak_rss_bytes
 from bench.models import Feeds
 from bench.runtimes import Session, Settings, Staging, find_runtime
@@ -56,6 +58,7 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
     finally:
         gc.enable()
     after, own_after = disturbance(), time.process_time()
+    gpus = read_gpus(only=first_visible()) if job["device"] == "cuda" else ()
     found = {
         "runtime_version": version,
         "load_ns": load_ns,
@@ -64,6 +67,7 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
         # One clock for all processes of a machine: CLOCK_MONOTONIC, clock_gettime(2).
         "cold_ns": end - job["spawned_ns"],
         "placement": session.placement,
+        "gpu": dataclasses.asdict(gpus[0]) if gpus else None,
         "warmup_ns": warmup,
         "samples_ns": samples,
         "peak_rss_bytes": peak_rss_bytes(),

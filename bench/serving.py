@@ -13,8 +13,8 @@ import numpy as np
 
 from bench.disturbance import disturbance
 from bench.feeds import load_feeds
-from bench.latency import P99_SAMPLES
 from bench.models import Feeds
+from bench.percentiles import P99_SAMPLES
 from bench.runtimes import Session, Settings, find_runtime
 from bench.sampling import is_stable
 

@@ -88,8 +88,8 @@ class Table:
     """Rows of ready-to-show cells; the first column names the row.
 
     Attributes:
-        title: The caption.
-        columns: Their names and sides.
+        title: The caption; empty where the section's own title says it.
+        columns: Their names and sides; without any name there is no head.
         rows: One cell per column each; missing cells are shown empty, extra ones left out.
         note: A line below.
     """

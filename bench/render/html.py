@@ -180,6 +180,8 @@ def _table(table: Table, limit: int) -> str:
     heads = "".join(
         f'<th scope="col"{_side(c.align)}>{_text(c.name, 80)}</th>' for c in table.columns
     )
+    head = f"<thead><tr>{heads}</tr></thead>\n" if any(c.name for c in table.columns) else ""
+    caption = f"<caption>{_text(table.title, 160)}</caption>" if table.title else ""
     sides = [c.align for c in table.columns]
     rows = "\n".join(_row(row, sides) for row in table.rows[:limit])
     wide = ' class="wide"' if len(table.columns) > _WIDE else ""
@@ -189,8 +191,8 @@ def _table(table: Table, limit: int) -> str:
         notes.append(f"{missing:,} more rows are in report.json ({len(table.rows):,} in all).")
     below = f'<p class="small">{" ".join(notes)}</p>' if notes else ""
     return (
-        f"{_scroll(table.title)}<table{wide}><caption>{_text(table.title, 160)}</caption>"
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table>{below}</div>"
+        f"{_scroll(table.title or 'Table')}<table{wide}>{caption}{head}"
+        f"<tbody>{rows}</tbody></table>{below}</div>"
     )
 
 

@@ -129,8 +129,8 @@ def _table(table: Table) -> str:
         note = f"{note} {rest}".strip()
     tail = f"\n\n{note}" if note else ""
     if len(shown) > _FOLDED_ROWS:
-        return f"<details><summary>{title}</summary>\n\n{grid}{tail}\n\n</details>"
-    return f"**{title or 'Table'}**\n\n{grid}{tail}"
+        return f"<details><summary>{title or 'Table'}</summary>\n\n{grid}{tail}\n\n</details>"
+    return f"**{title}**\n\n{grid}{tail}" if title else f"{grid}{tail}"
 
 
 def _checks(checks: tuple[Check, ...]) -> str:

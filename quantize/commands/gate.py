@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli import emit, refuse_existing
+from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load
@@ -149,7 +149,7 @@ def gate(
             atomic_write(file, render(shown, form).encode())
     if out is not None:
         atomic_write(out, dump(report))
-    emit(dump(report).decode() if json else render(shown, "text"))
+    emit(dump(report).decode() if json else as_text(shown))
     if github:
         tell_github(shown)
     end(report.exit_code, "")

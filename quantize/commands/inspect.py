@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli import emit, refuse_existing
+from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.render import render
 from bench.store import atomic_write, dump, load
@@ -63,7 +63,7 @@ def inspect(
             atomic_write(file, render(inspection_document(found), form).encode())
     if out is not None:
         atomic_write(out, dump(found))
-    emit(dump(found).decode() if json else render(inspection_summary(found), "text"))
+    emit(dump(found).decode() if json else as_text(inspection_summary(found)))
 
 
 def work(job: dict[str, Any]) -> str:

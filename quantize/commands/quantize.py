@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import emit, refuse_existing, say
+from bench.cli import as_text, emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated, started_ns
 from bench.render import render
@@ -216,7 +216,7 @@ def quantize(
         atomic_write(flips, flips_csv(report.flips).encode())
     if update_baseline and baseline is not None:
         write_baseline(baseline, lock_of_report(report, out), report.conclusion.exit_code)
-    emit(dump(report).decode() if json else render(_summary(report, out), "text"))
+    emit(dump(report).decode() if json else as_text(_summary(report, out)))
     if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
         say(f"warning: shipped without certainty: {report.conclusion.headline}")
     if github:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import emit, refuse_existing
+from bench.cli import as_text, emit, refuse_existing
 from bench.errors import UsageError
 from bench.render import render
 from bench.store import atomic_write
@@ -36,4 +36,4 @@ def report(
         if target is not None:
             atomic_write(target, render(stored, form).encode())
     if html is None and markdown is None and junit is None:
-        emit(render(stored, "text"))
+        emit(as_text(stored))

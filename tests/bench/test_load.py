@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from bench.errors import ResourceError
-from bench.latency import P99_SAMPLES, Variant
+from bench.latency import Variant
 from bench.load import Demand, Load, LoadRun, highest_rate, measure_load, optimum, sweep
 from bench.models import Feeds, Model, read_model
+from bench.percentiles import P99_SAMPLES
 from tests import tiny
 from tests.fakes import MS
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bench import machine
+from bench import gpu, machine
 from bench.errors import UnfitError, UsageError
 from bench.machine import (
     Machine,
@@ -89,7 +89,7 @@ def test_memory_is_what_the_cgroup_leaves(somewhere: Path) -> None:
 
 
 def test_a_gpu_without_a_runtime_for_it_is_listed_and_explained(somewhere: Path) -> None:
-    machine._no_cuda_reason.cache_clear()
+    gpu._no_cuda_reason.cache_clear()
     _put(somewhere, {"proc/driver/nvidia/gpus/0/information": "Model: \t NVIDIA H100\nIRQ: 1\n"})
     found = describe(environ={}, root=somewhere)
     import onnxruntime

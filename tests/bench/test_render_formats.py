@@ -33,6 +33,7 @@ from bench.render import (
 from bench.render.escape import clean, clean_lines, columns, elide
 from bench.render.markdown import MAX_CHARACTERS, escape_markdown
 from bench.render.tabulate import tabulate
+from bench.render.text import render_text
 
 hostile = st.text(max_size=40) | st.text(alphabet="|\\`<>@#&*_[]()~$!-+=:1. \n\ra", max_size=30)
 quick = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -169,6 +170,57 @@ def test_text_has_no_control_characters_and_fits_the_terminal(cells):
     text = render(report(*blocks, checks=checks), "text")
     assert all(c.isprintable() or c == "\n" for c in text)
     assert all(columns(line) <= 100 for line in text.splitlines() if line.isascii())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 132])
+def test_text_is_as_wide_as_asked_and_its_prose_stays_readable(width):
+    numbers = Table(
+        "t",
+        (Column("name"), *(Column(f"figure {i}", "right") for i in range(3))),
+        (("first, onnxruntime, batch 8", "1.234", "2.345", "3.456"),),
+    )
+    bars = Bars("t", "d", "ms", (Bar("a name", 10), Bar("b", 5)))
+    text = render_text(report(numbers, bars, Paragraph("word " * 60)), width)
+    lines = text.splitlines()
+    assert max(map(columns, lines)) <= width
+    assert max(columns(line) for line in lines if "word" in line) > min(width, 100) - 6
+    assert max(columns(line) for line in lines if "word" in line) <= 100
+    drawn = [line.count("#") for line in lines if "##" in line]
+    assert drawn[0] == 2 * drawn[1] or abs(drawn[0] - 2 * drawn[1]) == 1
+    assert any(line.split()[-3:] == ["1.234", "2.345", "3.456"] for line in lines)
+
+
+def test_text_names_rows_on_lines_of_their_own_where_numbers_need_the_room():
+    heads = (Column("variant"), *(Column("ms", "right") for _ in range(3)))
+    table = Table("t", heads, (("a rather long name", "1234.567", "2345.678", "3456.789"),))
+    lines = render_text(report(table), 40).splitlines()
+    start = lines.index("t")
+    assert lines[start + 1 : start + 6] == [
+        "  variant",
+        "          ms        ms        ms",
+        "  ------------------------------",
+        "  a rather long name",
+        "    1234.567  2345.678  3456.789",
+    ]
+
+
+def test_text_wraps_prose_in_the_last_column():
+    table = Table(
+        "", (Column(""), Column("")), (("Packages", "one 1, two 2, three 3, four 4, " * 2),)
+    )
+    lines = render_text(report(table), 50).splitlines()
+    assert lines[-2:] == [
+        "  Packages  one 1, two 2, three 3, four 4, one 1,",
+        "            two 2, three 3, four 4,",
+    ]
+
+
+def test_tables_without_heads_have_none():
+    table = Table("", (Column(""), Column("")), (("CPU", "x"),))
+    assert "<thead>" not in render(report(table), "html")
+    assert "<caption>" not in render(report(table), "html")
+    assert "**Table**" not in render(report(table), "markdown")
+    assert "  ---" not in render(report(table), "text")
 
 
 def test_text_columns_are_aligned():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import InputError
-from bench.latency import P99_SAMPLES
 from bench.models import Feeds
+from bench.percentiles import P99_SAMPLES
 from bench.serving import arrivals_ns, closed_loop, open_loop
 from tests.fakes import MS
 
