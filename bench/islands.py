@@ -18,8 +18,8 @@ class Kernel:
             between float and integers (or a layout, in OpenVINO), "other" is everything else.
         integer: Whether it works on 8-bit integers.
         primitive: OpenVINO's name of the code; empty for ONNX Runtime, which does not say.
-        origins: Names in the file that it computes: ONNX Runtime's output tensors, or OpenVINO's
-            original layers.
+        origins: Names in the file that it computes: nodes as far as they are known, then ONNX
+            Runtime's output tensors, or OpenVINO's original layers.
         ms: Mean time of one inference; None where it was not measured.
     """
 

@@ -9,7 +9,7 @@ own) or by its primitive (OpenVINO's end in `_I8`).
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -40,6 +40,9 @@ _MOVES = frozenset(
     | {"Slice", "Gather", "Split", "Pad", "Resize", "DepthToSpace", "SpaceToDepth", "Expand"}
 )
 _EIGHT_BITS = ("u8", "i8")
+# Nodes that are fused into a product, and the product: bias, norm, activation.
+_FUSED = 4
+_TOKEN = re.compile(r"_token_\d+$")
 _NOT_KERNELS = frozenset({"Input", "Output", "Parameter", "Result"})
 
 
@@ -148,23 +151,85 @@ def _onnxruntime(
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except open_errors() as e:
         raise InputError(f"{path}: onnxruntime refuses the model: {str(e)[:400]}") from e
-    graph = onnx.load(str(file), load_external_data=False).graph
-    for leftover in (file, scratch / weights):
-        leftover.unlink(missing_ok=True)
+    optimized = onnx.load(str(file), load_external_data=False)
+    given = onnx.load(str(path), load_external_data=False).graph
+    makers = {output: node for node in given.node for output in node.output}
+    _name_nodes(optimized.graph, set())
+    file.write_bytes(optimized.SerializeToString())
     times: Mapping[str, float] = {}
     runs = 0
-    if feeds is not None:
-        try:
+    try:
+        if feeds is not None:
             runs = _runs(lambda: session.run(None, feeds), seconds)
-            times = node_times(path, feeds, threads=settings.threads, runs=runs, scratch=scratch)
-        except open_errors() as e:
-            reason = str(e).splitlines()[0][:400]
-            raise InputError(f"{path}: onnxruntime cannot run the sample: {reason}") from e
-    return str(ort.__version__), list(_onnx_nodes(graph, times, set())), runs
+            # What was optimized runs as it is: the profiler tells nodes apart by name alone.
+            times = node_times(
+                file, feeds, threads=settings.threads, runs=runs, scratch=scratch, optimize="none"
+            )
+    except open_errors() as e:
+        reason = str(e).splitlines()[0][:400]
+        raise InputError(f"{path}: onnxruntime cannot run the sample: {reason}") from e
+    finally:
+        for leftover in (file, scratch / weights):
+            leftover.unlink(missing_ok=True)
+    nodes = list(_onnx_nodes(optimized.graph, times, set()))
+    for node in nodes:
+        node.kernel = replace(node.kernel, origins=_origins(node, makers))
+    return str(ort.__version__), nodes, runs
+
+
+def _origins(node: Node, makers: Mapping[str, Any]) -> tuple[str, ...]:
+    """Nodes of the file that a kernel computes as far as its names tell, then its outputs.
+
+    ONNX Runtime derives the names of what it makes: `<output>_nchwc` is a convolution in blocks,
+    `<node>_token_<n>` one that was built from Q/DQ pairs. What was fused into a product goes by the
+    last output: the product is some nodes before it.
+    """
+    plain = _TOKEN.sub("", node.kernel.name.removesuffix("_nchwc"))
+    outputs = [o for o in node.outputs if o and not o.startswith("reorder_token_")]
+    fused = node.kernel.kind == "product"
+    found = [n for o in (plain, *outputs) for n in _nodes_before(o, makers, fused=fused)]
+    if any(m.name == plain for m in makers.values()):
+        found.append(plain)
+    return tuple(dict.fromkeys(o for o in (*found, *outputs) if o))
+
+
+def _nodes_before(output: str, makers: Mapping[str, Any], *, fused: bool) -> list[str]:
+    """The node that makes `output`, after those that were fused with it, up to a product."""
+    found: list[str] = []
+    while output in makers and len(found) < (_FUSED if fused else 1):
+        maker = makers[output]
+        found.insert(0, maker.name)
+        if _kind(maker.op_type) == "product":
+            break
+        output = next(iter(maker.input), "")
+    return found
+
+
+def _name_nodes(graph: Any, taken: set[str]) -> None:
+    """Give every node of a graph and its subgraphs a name of its own, where it has none."""
+    for node in graph.node:
+        name = node.name or f"{node.op_type} {next(filter(None, node.output), '')}"
+        number = 1
+        node.name = name
+        while node.name in taken:
+            number += 1
+            node.name = f"{name} ({number})"
+        taken.add(node.name)
+        for inner in _subgraphs(node):
+            _name_nodes(inner, taken)
+
+
+def _subgraphs(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
 
 
 def _onnx_nodes(graph: Any, times: Mapping[str, float], eight: set[str]) -> Iterator[Node]:
     """Nodes of an optimized graph, those of its subgraphs after the node that holds them.
+
+    The time of such a node is what its subgraphs do not account for.
 
     Args:
         graph: `onnx.GraphProto`.
@@ -176,10 +241,13 @@ def _onnx_nodes(graph: Any, times: Mapping[str, float], eight: set[str]) -> Iter
     kinds = (TensorProto.INT8, TensorProto.UINT8)
     eight |= {v.name for v in graph.input if v.type.tensor_type.elem_type in kinds}
     for node in graph.node:
-        yield _onnx_node(node, times, eight)
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _onnx_nodes(inner, times, eight)
+        found = _onnx_node(node, times, eight)
+        inside = [n for inner in _subgraphs(node) for n in _onnx_nodes(inner, times, eight)]
+        if inside and found.kernel.ms is not None:
+            own = found.kernel.ms - (total_ms(n.kernel for n in inside) or 0.0)
+            found.kernel = replace(found.kernel, ms=max(own, 0.0))
+        yield found
+        yield from inside
 
 
 def _onnx_node(node: Any, times: Mapping[str, float], eight: set[str]) -> Node:

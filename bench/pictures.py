@@ -175,7 +175,7 @@ def operator_pairs(report: BenchReport) -> Iterator[Pairs]:
     """The first model's operators against those of each other one, runtime by runtime."""
     for before, after in _same_runtime(report.operators):
         if before.kernels.total_ms is None or after.kernels.total_ms is None:
-            continue  # Kernels without names have no times.
+            continue  # Nothing was timed.
         names = short_name(before.variant), short_name(after.variant)
         runtime = before.variant.runtime
         yield Pairs(

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from bench.models import Feeds
 from bench.runtimes.onnxruntime import session_options
@@ -12,7 +13,13 @@ _KERNEL = "_kernel_time"
 
 
 def node_times(
-    path: Path, feeds: Feeds, *, threads: int, runs: int, scratch: Path
+    path: Path,
+    feeds: Feeds,
+    *,
+    threads: int,
+    runs: int,
+    scratch: Path,
+    optimize: Literal["all", "none"] = "all",
 ) -> dict[str, float]:
     """Mean time of every node that really ran, in ms, by the name that the optimizer gave it.
 
@@ -25,10 +32,11 @@ def node_times(
         threads: Inside one inference.
         runs: Inferences to average over, after two that do not count.
         scratch: Folder for the profiler's file, which is removed.
+        optimize: "none" for a graph that was optimized before.
     """
     import onnxruntime as ort
 
-    options = session_options(Settings(threads=threads))
+    options = session_options(Settings(threads=threads, optimize=optimize))
     options.enable_profiling = True
     options.profile_file_prefix = str(scratch / "profile")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

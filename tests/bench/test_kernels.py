@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from bench import kernels
 from bench.errors import InputError, UsageError
 from bench.kernels import Kernels, find_kernels
 from tests import tiny
@@ -126,6 +127,64 @@ def test_products_in_branches_are_seen(tmp_path: Path) -> None:
     path = tiny.save(tmp_path / "m.onnx", [choice], ports, [("y", FLOAT, None)], constants)
     found = read(path, "onnxruntime")
     assert len(found.products) == 2
+
+
+def test_nodes_without_names_each_have_their_own_time(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["c"], "named"),
+        helper.make_node("MatMul", ["c", "w"], ["y"]),
+    ]
+    ports: list[tiny.Port] = [("x", FLOAT, ["n", 8]), ("y", FLOAT, ["n", 8])]
+    constants = {"w": np.eye(8, dtype=np.float32)}
+    path = tiny.save(tmp_path / "m.onnx", nodes, [ports[0]], [ports[1]], constants)
+    sample = {"x": np.ones((2, 8), np.float32)}
+    found = read(path, "onnxruntime", feeds=sample, seconds=0)
+    assert [k.op for k in found.kernels] == ["MatMul", "Tanh", "MatMul", "MatMul"]
+    assert all(k.ms is not None for k in found.kernels)
+    assert len({k.name for k in found.kernels}) == 4
+
+
+def test_a_convolution_goes_by_its_own_name_whatever_was_fused_into_it(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"], "bend"),
+        helper.make_node("Conv", ["b", "w"], ["y"], "second"),
+    ]
+    image = ["n", 16, 4, 4]
+    ports: list[tiny.Port] = [("x", FLOAT, image), ("y", FLOAT, image)]
+    constants = {"w": np.ones((16, 16, 1, 1), np.float32)}
+    path = tiny.save(tmp_path / "m.onnx", nodes, [ports[0]], [ports[1]], constants)
+    found = read(path, "onnxruntime")
+    assert [k.origins[0] for k in found.products] == ["first", "second"]
+
+
+def test_integer_products_go_by_the_names_of_the_file(tmp_path: Path) -> None:
+    found = read(chain(tmp_path / "m.onnx"), "onnxruntime")
+    assert [k.origins[0] for k in found.products] == ["product0", "product1"]
+
+
+def test_time_inside_a_branch_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def branch(name: str) -> Any:
+        node = helper.make_node("MatMul", ["x", "w"], [name], f"product {name}")
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(name, FLOAT, None)]
+        )
+
+    choice = helper.make_node(
+        "If", ["c"], ["y"], "choice", then_branch=branch("yes"), else_branch=branch("no")
+    )
+    ports: list[tiny.Port] = [("x", FLOAT, ["n", 8]), ("c", TensorProto.BOOL, [])]
+    constants = {"w": np.ones((8, 8), np.float32)}
+    path = tiny.save(tmp_path / "m.onnx", [choice], ports, [("y", FLOAT, None)], constants)
+    monkeypatch.setattr(kernels, "node_times", lambda *_, **__: {"choice": 5.0, "product yes": 3.0})
+    sample = {"x": np.ones((2, 8), np.float32), "c": np.ones((), bool)}
+    found = read(path, "onnxruntime", feeds=sample, seconds=0)
+    assert {k.name: k.ms for k in found.kernels} == {
+        "choice": 2.0, "product yes": 3.0, "product no": None,
+    }  # fmt: skip
+    assert found.total_ms == 5.0
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
