@@ -6,8 +6,9 @@ from pathlib import Path
 
 from bench.cost import Price, costs, read_prices
 from bench.errors import InputError
-from bench.others import Other, changes, refuse_unlike_run
-from bench.report import BenchReport
+from bench.machine import Machine
+from bench.others import Other, Row, refuse_unlike_earlier, refuse_unlike_run
+from bench.report import GPU, BenchReport
 from bench.store import load
 
 
@@ -26,6 +27,11 @@ class Beside:
     earlier: Other | None = None
     prices: tuple[Price, ...] = ()
     utilisation: float = 1.0
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether there are other runs."""
+        return bool(self.merged) or self.earlier is not None
 
     @classmethod
     def read(
@@ -49,18 +55,38 @@ class Beside:
             utilisation,
         )
 
-    def lay(self, report: BenchReport, *, command: str, p99_ms: float | None) -> BenchReport:
-        """Put it into a report.
+    def refuse_unlike(self, machine: Machine, rows: Sequence[Row]) -> None:
+        """Refuse runs that cannot stand beside these rows, measured or planned.
 
         Raises:
             InputError: A run measured something else; the message names the field.
         """
         for other in self.merged:
-            refuse_unlike_run(other, report.latencies)
+            refuse_unlike_run(other, rows)
         if self.earlier is not None:
-            changes(self.earlier, report.machine, report.latencies)
+            refuse_unlike_earlier(self.earlier, machine, rows)
+
+    def lay(
+        self, report: BenchReport, *, command: str, measured: str, p99_ms: float | None
+    ) -> BenchReport:
+        """Put it into a report.
+
+        Args:
+            report: What was measured.
+            command: As it was typed.
+            measured: When: ISO 8601, UTC.
+            p99_ms: What latency has to hold.
+
+        Raises:
+            InputError: A run measured something else; the message names the field.
+        """
+        self.refuse_unlike(report.machine, report.latencies)
+        on_gpu = any(x.variant.device == "cuda" for o in self.merged for x in o.latencies)
         return replace(
             report,
+            # What was measured elsewhere is not missing.
+            missing=tuple(m for m in report.missing if not (on_gpu and m.name == GPU)),
+            measured=measured,
             merged=self.merged,
             earlier=self.earlier,
             prices=self.prices,

@@ -1,6 +1,7 @@
 """The commands `vnnify bench` and `vnnify doctor`, and how every command of vnnify ends."""
 
 import contextlib
+import datetime
 import os
 import shlex
 import shutil
@@ -23,11 +24,12 @@ from bench.latency import Progress
 from bench.load import Demand
 from bench.machine import describe
 from bench.options import parse_counts, parse_names, parse_p99, parse_rates, parse_streams
+from bench.planning import Exporter, Plan
 from bench.render import Document, render
 from bench.render.escape import clean
 from bench.render.text import WIDTH, render_text
 from bench.report import BenchReport
-from bench.running import Exporter, Plan, machine_peaks, run
+from bench.running import machine_peaks, run
 from bench.store import atomic_write, dump
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -48,7 +50,7 @@ def bench(
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="name:f32[N,3,224,224], where a factory's data cannot tell."),
+        typer.Option("--input", help="name:f32[N,3,224,224], where neither model nor data tells."),
     ] = None,
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Open a .pt2 file that could run code.")
@@ -127,9 +129,19 @@ def bench(
         tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder,
         progress_shown("measuring") as progress,
     ):
-        report = run(plan, machine, Path(folder), exporter=exporter, progress=progress)
+        report = run(
+            plan,
+            machine,
+            Path(folder),
+            exporter=exporter,
+            progress=progress,
+            refuse=beside.refuse_unlike if beside.has_runs else None,
+        )
     report = beside.lay(
-        report, command=shlex.join(["vnnify", *sys.argv[1:]]), p99_ms=plan.demand.p99_ms
+        report,
+        command=shlex.join(["vnnify", *sys.argv[1:]]),
+        measured=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
+        p99_ms=plan.demand.p99_ms,
     )
     _write(report, out, html, markdown)
     emit(dump(report).decode() if json else as_text(bench_document(report)))
@@ -238,7 +250,7 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
 def progress_shown(what: str) -> Iterator[Progress]:
     """A progress bar with an estimate on a terminal's stderr, a line per step anywhere else."""
     if not sys.stderr.isatty():
-        yield lambda done, total, name: say(f"{what} {done + 1}/{total or '?'}: {name}")
+        yield lambda done, total, name: say(f"{what} {done + 1}/{total}: {name}")
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -253,7 +265,7 @@ def progress_shown(what: str) -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, step="")
         yield lambda done, total, name: bar.update(
-            task, completed=done, total=total or None, step=clean(name)
+            task, completed=done, total=total, step=clean(name)
         )
 
 

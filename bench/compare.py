@@ -17,7 +17,7 @@ from bench.percentiles import P90_SAMPLES
 
 CONFIDENCE = 0.95
 
-_STEAL_SHARE = 0.01
+STEAL_SHARE = 0.01
 _OTHERS_SHARE = 0.1
 _SPREAD = 0.25
 _CLOCK_SHARE = 0.9
@@ -80,7 +80,7 @@ def compare(
         for b, c in zip(baseline.rounds, candidate.rounds, strict=True)
     ]
     ratio = math.exp(statistics.median(logs))
-    low, high = _interval(logs, error)
+    low, high = interval(logs, error)
     if low is not None and high is not None:
         low, high = min(low, ratio), max(high, ratio)
     return Comparison(
@@ -95,8 +95,10 @@ def compare(
     )
 
 
-def _interval(logs: Sequence[float], error: float) -> tuple[float | None, float | None]:
-    """Interval of the geometric mean: Student's t on the logs.
+def interval(
+    logs: Sequence[float], error: float = 1 - CONFIDENCE
+) -> tuple[float | None, float | None]:
+    """Interval of a geometric mean from logs: Student's t; None with a single one.
 
     Not the percentile bootstrap, whose 95 % hold 90 % of the time with ten rounds, and 93 % with
     thirty.
@@ -169,7 +171,7 @@ def _disturbances(latency: Latency) -> Iterator[str]:
     fewest = min(len(r.samples_ns) for r in latency.rounds)
     if fewest < P90_SAMPLES:
         yield f"{fewest} samples in a round, better {P90_SAMPLES} or more"
-    if latency.steal_share > _STEAL_SHARE:
+    if latency.steal_share > STEAL_SHARE:
         yield f"other guests took {latency.steal_share:.1%} of the CPU time"
     if latency.others_share > _OTHERS_SHARE:
         yield f"other processes took {latency.others_share:.0%} of the CPU time"

@@ -8,14 +8,16 @@ import contextlib
 import datetime
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, UsageError
+from bench.render.escape import number
 
 _KEYS = {"name", "price_per_hour", "currency", "date", "device"}
+_FRESH_DAYS = 90
 _CPU = "cpu"
 """The key that an entry may have: which machines it is for."""
 
@@ -52,6 +54,8 @@ class Supply:
         p99_ms: Of its latency there; None if it is not known.
         how: Under which load, in words.
         cpu: Of the machine, as it names itself.
+        low: Lower end of the 95 % interval of `per_second` over processes; None with one process.
+        high: Upper end.
     """
 
     name: str
@@ -60,6 +64,14 @@ class Supply:
     p99_ms: float | None
     how: str
     cpu: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval; of no width where it is not known."""
+        known = self.low is not None and self.high is not None
+        return (self.low or 0.0, self.high or 0.0) if known else (self.per_second, self.per_second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,15 @@ class Cost:
     supply: Supply
     price: Price
     per_million: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What it costs at the ends of the supply's interval, the lower cost first."""
+        slow, fast = self.supply.ends
+        return (
+            self.per_million * self.supply.per_second / fast,
+            self.per_million * self.supply.per_second / slow,
+        )
 
 
 def read_prices(path: Path) -> tuple[Price, ...]:
@@ -161,9 +182,21 @@ def costs(
 
 
 def verdict(
-    found: Sequence[Cost], prices: Sequence[Price], utilisation: float, p99_ms: float | None
+    found: Sequence[Cost],
+    prices: Sequence[Price],
+    utilisation: float,
+    p99_ms: float | None,
+    measured: str = "",
 ) -> tuple[str, ...]:
-    """Plain sentences: what is the cheapest, and from where on a GPU would be."""
+    """Plain sentences: what is the cheapest, and from where on a GPU would be.
+
+    Args:
+        found: From `costs`, the cheapest first.
+        prices: All that there are.
+        utilisation: As for `costs`.
+        p99_ms: The latency target that every throughput holds; None for none.
+        measured: Day of the measurement, ISO 8601; prices much older than it are named.
+    """
     if not found:
         return ("No measured row has a price, so there is no cost.",)
     best = found[0]
@@ -171,8 +204,8 @@ def verdict(
     sentences = [
         (
             f"Cheapest{target}: {best.supply.name} on {best.price.name}, "
-            f"{_money(best.per_million, best.price)} per million inferences at "
-            f"{utilisation:.0%} utilisation."
+            f"{money(best.per_million, best.price)} per million inferences at "
+            f"{utilisation:.0%} utilisation{_as_cheap(found)}."
         )
     ]
     cpu = next((c for c in found if c.supply.device == "cpu"), None)
@@ -181,26 +214,63 @@ def verdict(
         sentences.append(_measured_break_even(cpu, gpu))
     elif cpu is not None:
         # A GPU that was not measured: what it would have to deliver.
-        sentences += [
-            f"{p.name} was not measured; at {_money(p.per_hour, p)} per hour it is cheaper from "
-            f"{cpu.supply.per_second * p.per_hour / cpu.price.per_hour:,.0f} inferences per second "
-            "on."
-            for p in prices
-            if p.device == "cuda"
-        ]
-    return tuple(sentences)
+        sentences += [_unmeasured_break_even(cpu, p) for p in prices if p.device == "cuda"]
+    return (*sentences, *_old_prices(prices, measured))
+
+
+def money(amount: float, price: Price) -> str:
+    """`1,234 EUR`, `0.0271 EUR`: no exponent."""
+    return f"{number(float(f'{amount:.3g}'))} {price.currency}"
+
+
+def _as_cheap(found: Sequence[Cost]) -> str:
+    """The next one, where the intervals of the throughputs do not tell them apart."""
+    best, *others = found
+    rival = next(iter(others), None)
+    if rival is None or rival.ends[0] > best.ends[1]:
+        return ""
+    return f"; {rival.supply.name} on {rival.price.name} may be as cheap: their intervals overlap"
 
 
 def _measured_break_even(cpu: Cost, gpu: Cost) -> str:
+    slow, fast = gpu.supply.ends[0] / cpu.supply.ends[1], gpu.supply.ends[1] / cpu.supply.ends[0]
     faster = gpu.supply.per_second / cpu.supply.per_second
     dearer = gpu.price.per_hour / cpu.price.per_hour
     even = cpu.price.per_hour * faster
-    worth = "The CPU is worth it" if cpu.per_million <= gpu.per_million else "The GPU is worth it"
+    if cpu.ends[0] <= gpu.ends[1] and gpu.ends[0] <= cpu.ends[1]:
+        worth = "It is not certain which of CPU and GPU is worth it, their costs overlap"
+    else:
+        worth = f"The {'CPU' if cpu.per_million <= gpu.per_million else 'GPU'} is worth it"
     return (
-        f"{worth}: {gpu.price.name} delivers {faster:.3g} times as much for {dearer:.3g} times the "
-        f"price of {cpu.price.name}; both cost the same at {_money(even, gpu.price)} per GPU hour."
+        f"{worth}: {gpu.price.name} delivers {faster:.3g} times as much"
+        f"{_between(slow, fast)} for {dearer:.3g} times the price of {cpu.price.name}; both cost "
+        f"the same at {money(even, gpu.price)} per GPU hour"
+        f"{_between(cpu.price.per_hour * slow, cpu.price.per_hour * fast)}."
     )
 
 
-def _money(amount: float, price: Price) -> str:
-    return f"{amount:.3g} {price.currency}"
+def _unmeasured_break_even(cpu: Cost, gpu: Price) -> str:
+    times = gpu.per_hour / cpu.price.per_hour
+    low, high = (times * end for end in cpu.supply.ends)
+    return (
+        f"{gpu.name} was not measured; at {money(gpu.per_hour, gpu)} per hour it is cheaper from "
+        f"{cpu.supply.per_second * times:,.0f} inferences per second on{_between(low, high)}."
+    )
+
+
+def _between(low: float, high: float) -> str:
+    """` (11.9 to 13.2)`; nothing where one process each gave no interval."""
+    return "" if low == high else f" ({number(low)} to {number(high)})"
+
+
+def _old_prices(prices: Sequence[Price], measured: str) -> Iterator[str]:
+    days = {p.name: datetime.date.fromisoformat(p.date) for p in prices}
+    newest = max(days.values())
+    if measured:
+        newest = max(newest, datetime.date.fromisoformat(measured[:10]))
+    old = [f"{name} is of {day}" for name, day in days.items() if (newest - day).days > _FRESH_DAYS]
+    if old:
+        yield (
+            f"Check old prices: {', '.join(old)}, over {_FRESH_DAYS} days before the measurement "
+            "or the newest price."
+        )

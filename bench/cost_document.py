@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.cost import Cost, costs, verdict
+from bench.cost import Cost, costs, money, verdict
 from bench.pictures import cost_bars
 from bench.render import Block, Column, KeyFigure, Paragraph, Table
 from bench.report import BenchReport, supplies
@@ -19,7 +19,8 @@ def cost_blocks(report: BenchReport) -> Iterator[Block]:
         return
     found = costs(supplies(report), report.prices, report.utilisation)
     yield from (
-        Paragraph(s) for s in verdict(found, report.prices, report.utilisation, report.p99_ms)
+        Paragraph(s)
+        for s in verdict(found, report.prices, report.utilisation, report.p99_ms, report.measured)
     )
     if not found:
         return
@@ -30,7 +31,7 @@ def cost_blocks(report: BenchReport) -> Iterator[Block]:
             f"{c.price.per_hour:g} {c.price.currency}, {c.price.date}",
             c.supply.how,
             rate(c.supply.per_second),
-            f"{c.per_million:.3g} {c.price.currency}",
+            money(c.per_million, c.price),
         )
         for c in found
     )
@@ -66,7 +67,7 @@ def cost_figures(found: Sequence[Cost]) -> list[KeyFigure]:
     for device, name in (("cpu", "on a CPU"), ("cuda", "on a GPU")):
         best = next((c for c in found if c.supply.device == device), None)
         if best is not None:
-            value = f"{best.per_million:.3g} {best.price.currency}"
+            value = money(best.per_million, best.price)
             note = f"{best.supply.name}, on {best.price.name}"
             figures.append(KeyFigure(f"a million {name}", value, note))
     return figures

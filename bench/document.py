@@ -2,34 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.compare import Comparison
-from bench.cost import costs, verdict
-from bench.cost_document import cost_blocks, cost_figures, rate
+from bench.banner import banner, interval_text
+from bench.compare import STEAL_SHARE
+from bench.cost_document import cost_blocks, rate
 from bench.latency import Latency, Variant
-from bench.load import Load
+from bench.load import Load, decisive
 from bench.machine_table import machine_table
-from bench.others import Change, Other, changes
+from bench.others import Other, changes
+from bench.percentiles import P99_SAMPLES
 from bench.pictures import (
     batches_of,
     latency_bars,
     operator_pairs,
     rooflines,
     sample_curves,
-    short_name,
     speed_bars,
     throughput_curves,
 )
 from bench.render import (
-    Banner,
     Block,
     Column,
     Document,
-    KeyFigure,
     Paragraph,
     Section,
     Table,
 )
-from bench.report import BenchReport, supplies
+from bench.render.escape import number
+from bench.report import BenchReport
 from bench.work import bound_by, shortest_ms
 
 
@@ -37,8 +36,6 @@ def _columns(*names: str) -> tuple[Column, ...]:
     return (Column("variant"), *(Column(n, "right") for n in names))
 
 
-_WIDEST = 1000
-"""A ratio from which on its size says nothing."""
 _LATENCY = _columns("median ms", "p90 ms", "p99 ms", "per s")
 _STARTS = _columns("load ms", "compile ms", "first ms", "cold ms", "peak MiB", "file MiB")
 
@@ -69,76 +66,15 @@ def bench_document(report: BenchReport) -> Document:
     models = {x.variant.model.sha256: x for x in report.latencies}
     return Document(
         title="Latency of " + ", ".join(dict.fromkeys(_file(x.variant) for x in report.latencies)),
-        verdict=_banner(report),
+        verdict=banner(report),
         sections=tuple(s for s in sections if s.blocks),
         footer=(
             *([report.command] if report.command else []),
+            *([f"Measured {report.measured} UTC."] if report.measured else []),
             *(f"{_file(x.variant)}: SHA-256 {digest}" for digest, x in models.items()),
         ),
         picture=latency_bars(report, batches[0]),
     )
-
-
-def _banner(report: BenchReport) -> Banner:
-    baseline = report.latencies[0]
-    alike = [x for x in report.latencies if x.variant.batch == baseline.variant.batch]
-    fastest = min(alike, key=lambda x: x.median_ms)
-    figures = [KeyFigure("baseline", f"{baseline.median_ms:.3g} ms", short_name(baseline.variant))]
-    headline = f"{baseline.variant.name} is the fastest: {baseline.median_ms:.3g} ms"
-    if fastest is not baseline:
-        found = [c for c in report.comparisons if c.candidate == fastest.variant.name]
-        headline = f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms"
-        figures.append(
-            KeyFigure("fastest", f"{fastest.median_ms:.3g} ms", short_name(fastest.variant))
-        )
-        if found:
-            headline = _headline(fastest, found[0])
-            figures.append(
-                KeyFigure("times as fast", f"{found[0].ratio:.2f}×", _interval(found[0]))
-            )
-    lines = ["Arrays in, arrays out: copies to and from a device are counted."]
-    lines += [f"Noise: {c.baseline} against itself, {speedup(c)}." for c in report.controls]
-    if any(x.variant.device != "cpu" for x in report.latencies):
-        lines.append("This version had not run on a GPU when it was made: check its GPU rows.")
-    if report.prices:
-        found_costs = costs(supplies(report), report.prices, report.utilisation)
-        lines = [
-            *verdict(found_costs, report.prices, report.utilisation, report.p99_ms),
-            *lines,
-        ]
-        figures += cost_figures(found_costs)
-    doubted = sum(bool(c.doubts) for c in report.comparisons)
-    if doubted:
-        lines.append(
-            f"{doubted} of {len(report.comparisons)} comparisons have something that speaks "
-            "against them; it is named below them."
-        )
-    return Banner("info", headline, (*lines, *map(str, report.missing)), tuple(figures))
-
-
-def _headline(fastest: Latency, found: Comparison) -> str:
-    """What is the fastest; only a ratio whose interval is above 1 is said to be one."""
-    speed = f"{found.ratio:.2f}× as fast as {found.baseline}"
-    if found.low is not None and found.low > 1:
-        return f"{fastest.variant.name} is the fastest: {fastest.median_ms:.3g} ms, {speed}"
-    why = "one round has no interval" if found.low is None else "the interval holds 1"
-    return (
-        f"{fastest.variant.name} had the shortest median, {fastest.median_ms:.3g} ms, but it is "
-        f"not certain that it is faster than {found.baseline}: {why}"
-    )
-
-
-def speedup(comparison: Comparison) -> str:
-    """`1.83× (1.79 to 1.88)`."""
-    return f"{comparison.ratio:.2f}× ({_interval(comparison)})"
-
-
-def _interval(found: Comparison | Change) -> str:
-    if found.low is None or found.high is None:
-        return "no interval"
-    # Few rounds on a busy machine: more digits would only say how wide it is.
-    high = f"{found.high:.2f}" if found.high < _WIDEST else f"over {_WIDEST:,}"
-    return f"{found.low:.2f} to {high}"
 
 
 def _latencies(report: BenchReport) -> Table:
@@ -149,8 +85,8 @@ def _latencies(report: BenchReport) -> Table:
     rows += [(m.name, "not measured", "–", "–", "–") for m in report.missing]
     return Table(
         f"Batch {', '.join(map(str, sorted(batches)))}, "
-        f"{' and '.join(map(str, threads))} threads, "
-        f"{len(first.rounds)} rounds in fresh processes",
+        f"{_counted(threads, 'thread')}, {_counted([len(first.rounds)], 'round')} in fresh "
+        "processes",
         _LATENCY,
         tuple(rows),
         "n/a: too few samples to know that percentile. Median: of the medians of the rounds.",
@@ -209,7 +145,7 @@ def _comparisons(report: BenchReport) -> tuple[Block, ...]:
     if not report.comparisons:
         return (Paragraph("One variant only: nothing to compare."),)
     rows = tuple(
-        (c.candidate, c.baseline, f"{c.ratio:.2f}×", _interval(c))
+        (c.candidate, c.baseline, f"{c.ratio:.2f}×", interval_text(c))
         for c in (*report.comparisons, *report.controls)
     )
     columns = (Column("variant"), Column("against"), Column("speed", "right"), Column("95 %"))
@@ -241,7 +177,7 @@ def _changes(report: BenchReport) -> Iterator[Block]:
             f"{c.before_ms:.3f}",
             f"{c.after_ms:.3f}",
             f"{c.ratio:.2f}×",
-            _interval(c),
+            interval_text(c),
             ("faster" if c.ratio > 1 else "slower") if c.certain else "no change seen",
             "; ".join(c.also) or "nothing",
         )
@@ -259,18 +195,40 @@ def _changes(report: BenchReport) -> Iterator[Block]:
 def _loads(report: BenchReport) -> Iterator[Block]:
     if not report.loads:
         return
-    names = ("streams", "threads", "asked/s", "per s")
-    columns = (*names, "median ms", "p90 ms", "p99 ms")
+    names = ("streams", "threads", "asked/s", "per s", "median ms", "p90 ms", "p99 ms")
+    shown = decisive(report.loads, report.p99_ms)
+    hidden = len(report.loads) - len(shown)
+    note = (
+        "Without a rate each stream asks again as soon as it is answered. With one, arrivals were "
+        "drawn up front (Poisson), and latency counts from the moment at which each was due."
+    )
+    if hidden:
+        note += f" {hidden} steps of the search for the highest rate are in the JSON only."
     yield Table(
         "Throughput and latency under load",
-        (Column("variant"), *(Column(n, "right") for n in columns), Column("kept up")),
-        tuple(_load_row(x) for x in report.loads),
-        "Without a rate each stream asks again as soon as it is answered. With one, arrivals were "
-        "drawn up front (Poisson), and latency counts from the moment at which each was due.",
+        (*_columns(*names), Column("kept up")),
+        tuple(_load_row(x) for x in shown),
+        note,
     )
     yield from throughput_curves(report)
     if report.p99_ms is not None:
         yield from _targets(report, report.p99_ms)
+    yield from _load_doubts(report.loads)
+
+
+def _load_doubts(loads: Sequence[Load]) -> Iterator[Block]:
+    """Who was stopped or robbed of time while it was loaded."""
+    lines = []
+    for name in dict.fromkeys(x.variant.name for x in loads):
+        own = [x for x in loads if x.variant.name == name]
+        stopped = sum(x.throttled_periods for x in own)
+        stolen = max(x.steal_share for x in own)
+        if stopped:
+            lines.append(f"{name}: the CPU quota stopped it {stopped} times.")
+        if stolen > STEAL_SHARE:
+            lines.append(f"{name}: other guests took up to {stolen:.1%} of the CPU time.")
+    if lines:
+        yield Paragraph("What speaks against these loads:\n" + "\n".join(lines), "warning")
 
 
 def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
@@ -278,7 +236,12 @@ def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
         rates = [x for x in report.loads if x.variant.name == name and x.offered_per_second]
         held = [x.offered_per_second for x in rates if x.holds(p99_ms)]
         known = [r for r in held if r is not None]
-        if known:
+        if not rates:
+            text = (
+                f"was not tried at any rate: it answers so few requests that the {P99_SAMPLES} of "
+                "a p99 would take longer than a minute"
+            )
+        elif known:
             text = f"holds a p99 of {p99_ms:g} ms up to {rate(max(known))} requests per second"
         else:
             text = f"was not seen to hold a p99 of {p99_ms:g} ms at any rate that was tried"
@@ -340,12 +303,12 @@ def _limits(report: BenchReport) -> Iterator[Block]:
         rows.append(
             (
                 x.variant.name,
-                f"{work.float_ops / 1e9:.3g}",
-                f"{work.int8_ops / 1e9:.3g}",
-                f"{work.bytes / 2**20:.3g}",
-                f"{work.ops_per_byte:.3g}",
-                f"{(work.float_ops + work.int8_ops) / x.median_ms / 1e6:,.3g}",
-                f"{limit:.3g}",
+                number(work.float_ops / 1e9),
+                number(work.int8_ops / 1e9),
+                number(work.bytes / 2**20),
+                number(work.ops_per_byte),
+                number((work.float_ops + work.int8_ops) / x.median_ms / 1e6),
+                number(limit),
                 bound_by(work, peaks),
                 f"{limit / x.median_ms:.0%}",
             )
@@ -388,6 +351,11 @@ def _gpus(other: Other) -> str:
 
 def _file(variant: Variant) -> str:
     return variant.model.path.name
+
+
+def _counted(counts: Sequence[int], noun: str) -> str:
+    """`1 and 2 threads`, `1 round`."""
+    return f"{' and '.join(map(str, counts))} {noun}{'' if list(counts) == [1] else 's'}"
 
 
 def _optional(value: float | None, digits: int = 3) -> str:

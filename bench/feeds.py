@@ -66,13 +66,16 @@ def refuse_fixed_batch(model: Model, batch: int) -> None:
     """Refuse several samples in one inference where no input can hold them.
 
     Raises:
-        UsageError: The first axis of every input is fixed.
+        UsageError: The first axis of every input is fixed at another size.
     """
     # Inputs would keep their size, and the throughput would be multiplied all the same.
-    if batch > 1 and not any(s.batch_is_free or s.shape is None for s in model.inputs):
+    held = [
+        s for s in model.inputs if s.batch_is_free or s.shape is None or s.shape[:1] == (batch,)
+    ]
+    if batch > 1 and not held:
         raise UsageError(
-            f"{model.path}: --batch {batch} needs an input whose first axis is free, found "
-            f"{', '.join(map(str, model.inputs))}. Export the model so, or leave --batch out."
+            f"{model.path}: --batch {batch} needs an input whose first axis is free or {batch}, "
+            f"found {', '.join(map(str, model.inputs))}. Export the model so, or leave --batch out."
         )
 
 

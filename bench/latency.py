@@ -28,7 +28,7 @@ from bench.sampling import FEWEST_TO_TELL, is_stable
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what runs next."""
 
-_TIMEOUT_S = 1800.0
+TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,19 @@ class Latency:
         return min((s for s in shares if s is not None), default=None)
 
 
+class CutShort(KeyboardInterrupt):
+    """Ctrl-C came while variants were timed.
+
+    Attributes:
+        latencies: What `measure` would have returned after the rounds that all variants finished;
+            one at least.
+    """
+
+    def __init__(self, latencies: tuple[Latency, ...]) -> None:
+        super().__init__()
+        self.latencies = latencies
+
+
 def _median_ms(values_ns: Sequence[int | None]) -> float | None:
     known = [v for v in values_ns if v is not None]
     return statistics.median(known) / 1e6 if known else None
@@ -238,11 +251,21 @@ def measure(
         UsageError: A variant does not fit the inputs, or a number makes no sense.
         UnfitError: A runtime or a device is missing.
         ResourceError: A process crashed or hung.
+        CutShort: Ctrl-C after the first round of all variants.
+        KeyboardInterrupt: Ctrl-C before.
     """
-    _refuse_nonsense(variants, feeds, rounds, seconds_per_round)
+    refuse_nonsense(variants, feeds, rounds, seconds_per_round)
     orders = turns(len(variants), rounds, seed)
     found: list[list[Round]] = [[] for _ in variants]
     versions = [""] * len(variants)
+    digest = feeds_digest(feeds)
+
+    def until(count: int) -> tuple[Latency, ...]:
+        return tuple(
+            Latency(v, version, digest, tuple(r[:count]))
+            for v, version, r in zip(variants, versions, found, strict=True)
+        )
+
     with tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder:
         scratch = Path(folder)
         save_feeds(feeds, scratch / "feeds.npz")
@@ -250,14 +273,15 @@ def measure(
             variant = variants[which]
             if progress is not None:
                 progress(done, rounds * len(variants), variant.name)
-            answer = _isolated(variant, scratch, seconds_per_round, enough)
+            try:
+                answer = _isolated(variant, scratch, seconds_per_round, enough)
+            except KeyboardInterrupt:
+                if not (finished := min(map(len, found))):
+                    raise
+                raise CutShort(until(finished)) from None
             versions[which] = answer.pop("runtime_version")
             found[which].append(_round(answer))
-    digest = feeds_digest(feeds)
-    return tuple(
-        Latency(v, version, digest, tuple(r))
-        for v, version, r in zip(variants, versions, found, strict=True)
-    )
+    return until(rounds)
 
 
 def with_control(variants: Sequence[Variant]) -> list[Variant]:
@@ -268,46 +292,9 @@ def with_control(variants: Sequence[Variant]) -> list[Variant]:
     return [*variants, replace(variants[0], name=f"{variants[0].name} (control)")]
 
 
-def glance(
-    variants: Sequence[Variant], feeds: Sequence[Feeds], *, rounds: int, seconds: float
-) -> dict[str, float]:
-    """A quick look: medians in ms by variant, all of a runtime's rounds in one fresh process.
-
-    It saves starting Python and importing the runtime for every round. What two processes differ by
-    stays unseen, so it may choose what to measure, and is no measurement.
-
-    Args:
-        variants: What to compare; one runtime's take turns.
-        feeds: Distinct inputs, given in rotation.
-        rounds: Turns of each variant.
-        seconds: Of one turn.
-
-    Raises:
-        VnnifyError: As `measure`.
-    """
-    _refuse_nonsense(variants, feeds, rounds, seconds)
-    found: dict[str, list[float]] = {v.name: [] for v in variants}
-    with tempfile.TemporaryDirectory(prefix="vnnify-glance-") as folder:
-        inputs = Path(folder) / "feeds.npz"
-        save_feeds(feeds, inputs)
-        for runtime in dict.fromkeys(v.runtime for v in variants):
-            own = [v for v in variants if v.runtime == runtime]
-            order = [own[i] for turn in turns(len(own), rounds, seed=0) for i in turn]
-            medians = run_isolated(
-                "bench.sampling:run_turns",
-                {"turns": [_job(v, inputs, seconds) for v in order]},
-                scratch=Path(folder),
-                name=f"a quick look at {len(own)} models in {runtime}",
-                timeout_s=len(order) * (_TIMEOUT_S + 10 * seconds),
-            )
-            for variant, median_ns in zip(order, medians, strict=True):
-                found[variant.name].append(median_ns / 1e6)
-    return {name: statistics.median(ms) for name, ms in found.items()}
-
-
 def refusal(variant: Variant, feeds: Sequence[Feeds]) -> VnnifyError | None:
     """Why a variant cannot run here, seen by running it once; None if it can."""
-    _refuse_nonsense([variant], feeds, 1, 1.0)
+    refuse_nonsense([variant], feeds, 1, 1.0)
     with tempfile.TemporaryDirectory(prefix="vnnify-try-") as folder:
         save_feeds(feeds[:1], Path(folder) / "feeds.npz")
         try:
@@ -323,10 +310,10 @@ def _isolated(
     """One round of a variant, in a fresh process."""
     answer: dict[str, Any] = run_isolated(
         "bench.sampling:run_round",
-        {**_job(variant, scratch / "feeds.npz", seconds), "enough": enough},
+        {**job_of(variant, scratch / "feeds.npz", seconds), "enough": enough},
         scratch=scratch,
         name=f"measuring {variant.name!r} in {variant.runtime}",
-        timeout_s=_TIMEOUT_S + 10 * seconds,
+        timeout_s=TIMEOUT_S + 10 * seconds,
     )
     return answer
 
@@ -343,7 +330,8 @@ def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
     return orders
 
 
-def _job(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
+def job_of(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
+    """What `bench.sampling.run_round` takes."""
     return {
         "model": str(variant.model.path.resolve()),
         "runtime": variant.runtime,
@@ -363,9 +351,14 @@ def _round(answer: dict[str, Any]) -> Round:
     return Round(**{**answer, **lists, "gpu": None if gpu is None else Gpu(**gpu)})
 
 
-def _refuse_nonsense(
+def refuse_nonsense(
     variants: Sequence[Variant], feeds: Sequence[Feeds], rounds: int, seconds: float
 ) -> None:
+    """Refuse what cannot be measured together.
+
+    Raises:
+        UsageError: A variant does not fit the inputs, or a number makes no sense.
+    """
     names = [v.name for v in variants]
     if not variants or not feeds:
         raise UsageError("nothing to measure: give at least one model and one input.")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.feeds import save_feeds
 from bench.isolate import run_isolated
-from bench.latency import Variant
+from bench.latency import Progress, Variant
 from bench.models import Feeds
 from bench.percentiles import P99_SAMPLES, percentile_ms
 
@@ -60,17 +60,43 @@ class Load:
         offered_per_second: Requests that came per second, each a batch; None in a closed loop,
             where each stream asks again as soon as it is answered.
         runs: One per process.
+        probe: A step of the search for the highest rate, and nothing that was asked for.
     """
 
     variant: Variant
     streams: int
     offered_per_second: float | None
     runs: tuple[LoadRun, ...]
+    probe: bool = False
 
     @property
     def per_second(self) -> float:
         """Samples answered per second, median over processes."""
-        return statistics.median(self._rates()) * self.variant.batch
+        return statistics.median(self.rates)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Samples answered per second, process by process."""
+        return tuple(len(r.samples_ns) * 1e9 / r.span_ns * self.variant.batch for r in self.runs)
+
+    @property
+    def shape(self) -> str:
+        """`4 streams of 1 thread`."""
+        threads = self.variant.threads
+        return (
+            f"{self.streams} stream{'s' * (self.streams != 1)} of "
+            f"{threads} thread{'s' * (threads != 1)}"
+        )
+
+    @property
+    def steal_share(self) -> float:
+        """Share of CPU time that the hypervisor gave away, mean over processes."""
+        return statistics.fmean(r.steal_share for r in self.runs)
+
+    @property
+    def throttled_periods(self) -> int:
+        """How often the CPU quota stopped the processes."""
+        return sum(r.throttled_periods for r in self.runs)
 
     @property
     def median_ms(self) -> float:
@@ -101,9 +127,6 @@ class Load:
     def holds(self, p99_ms: float) -> bool:
         """Whether the 99th percentile is known and within a target."""
         return self.p99_ms is not None and self.p99_ms <= p99_ms and not self.saturated
-
-    def _rates(self) -> list[float]:
-        return [len(r.samples_ns) * 1e9 / r.span_ns for r in self.runs]
 
     def _percentile_ms(self, percent: int) -> float | None:
         samples = [s for r in self.runs for s in r.samples_ns]
@@ -190,6 +213,21 @@ def _doubling(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length())]
 
 
+def decisive(loads: Sequence[Load], p99_ms: float | None) -> tuple[Load, ...]:
+    """Without those probes that decide nothing, each variant keeps two.
+
+    Those are the highest rate that held the target, and the lowest above it that did not.
+    """
+    kept = []
+    for name in dict.fromkeys(x.variant.name for x in loads):
+        own = [x for x in loads if x.variant.name == name]
+        probes = sorted((x for x in own if x.probe), key=lambda x: x.offered_per_second or 0.0)
+        held = [x for x in probes if p99_ms is not None and x.holds(p99_ms)]
+        missed = probes[probes.index(held[-1]) + 1 :] if held else probes
+        kept += [x for x in own if not x.probe] + held[-1:] + missed[:1]
+    return tuple(kept)
+
+
 def optimum(loads: Sequence[Load], p99_ms: float | None = None) -> Load | None:
     """The load with the most throughput; with a target, of those that hold it."""
     fit = [x for x in loads if p99_ms is None or x.holds(p99_ms)]
@@ -247,6 +285,12 @@ class Demand:
         """Whether any load was asked for."""
         return bool(self.streams or self.rates or self.p99_ms is not None)
 
+    def most_runs(self, granted: int) -> int:
+        """Points of the sweep and rates of one variant, if no search ends early."""
+        asked = [s for s in self.streams if s]
+        probes = 0 if self.p99_ms is None else _PROBES
+        return len(asked or _doubling(2 * granted)) + len(self.rates) + probes
+
 
 def measure_load(
     variants: Sequence[Variant],
@@ -256,7 +300,7 @@ def measure_load(
     granted: int,
     seconds: float,
     seed: int,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[Load, ...]:
     """Sweep the streams of each variant, then try the rates at the best number of them.
 
@@ -267,18 +311,27 @@ def measure_load(
         granted: Threads in all.
         seconds: Of each run; a run at a rate lasts until a p99 can be known.
         seed: Of the arrivals.
-        progress: Told what runs next.
+        progress: Told what runs next, and how many runs of how many are done at most: searches
+            end when they have found what they look for.
 
     Raises:
         ResourceError: A process crashed or hung.
     """
     found: list[Load] = []
+    most, done = demand.most_runs(granted), 0
+
+    def tell(step: str) -> None:
+        nonlocal done
+        progress(done, most * len(variants), step)
+        done += 1
+
     with tempfile.TemporaryDirectory(prefix="vnnify-load-") as folder:
         loader = Loader(feeds, Path(folder), seconds=seconds, seed=seed)
-        for variant in variants:
+        for number, variant in enumerate(variants):
+            done = number * most
 
             def run(streams: int, threads: int, variant: Variant = variant) -> Load:
-                progress(f"{variant.name}, {streams} stream{'s' * (streams != 1)}")
+                tell(f"{variant.name}, {streams} stream{'s' * (streams != 1)}")
                 used = replace(variant, threads=threads)
                 return loader.run(used, streams, rounds=demand.rounds)
 
@@ -286,19 +339,20 @@ def measure_load(
             found += swept
             server = optimum(swept, demand.p99_ms) or optimum(swept)
             assert server is not None  # At least one number of streams was tried.
-            found += _rates(loader, server, demand, progress)
+            found += _rates(loader, server, demand, tell)
     return tuple(found)
 
 
 def _rates(
-    loader: Loader, server: Load, demand: Demand, progress: Callable[[str], None]
+    loader: Loader, server: Load, demand: Demand, tell: Callable[[str], None]
 ) -> Iterator[Load]:
-    def probe(rate: float) -> Load:
-        progress(f"{server.variant.name}, {rate:.4g} per second")
+    def run(rate: float) -> Load:
+        tell(f"{server.variant.name}, {rate:.4g} per second")
         return loader.run(server.variant, server.streams, rate)
 
     for rate in demand.rates:
-        yield probe(rate)
+        yield run(rate)
     if demand.p99_ms is not None:
         ceiling = server.per_second / server.variant.batch
-        yield from highest_rate(probe, ceiling, demand.p99_ms)
+        for found in highest_rate(run, ceiling, demand.p99_ms):
+            yield replace(found, probe=True)

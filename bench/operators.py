@@ -12,7 +12,7 @@ from bench.feeds import load_feeds, save_feeds
 from bench.islands import Kernel
 from bench.isolate import run_isolated
 from bench.kernels import TELLING, Kernels, find_kernels
-from bench.latency import Variant
+from bench.latency import Progress, Variant
 from bench.models import Feeds
 from bench.store import dump, load
 
@@ -44,6 +44,7 @@ def measure_operators(
     *,
     seconds: float,
     failed: Callable[[Variant, VnnifyError], None],
+    progress: Progress,
 ) -> tuple[Operators, ...]:
     """Ask every runtime that tells it how long each of its kernels takes.
 
@@ -52,11 +53,12 @@ def measure_operators(
         feeds: The first one is run.
         seconds: How long to time each variant, about.
         failed: Told of each variant that could not be timed like this, and why.
+        progress: Told before each variant.
     """
     found = []
-    for variant in variants:
-        if variant.device != "cpu" or variant.runtime not in TELLING:
-            continue
+    telling = [v for v in variants if v.device == "cpu" and v.runtime in TELLING]
+    for number, variant in enumerate(telling):
+        progress(number, len(telling), f"{variant.name} (operators)")
         with tempfile.TemporaryDirectory(prefix="vnnify-operators-") as folder:
             try:
                 found.append(_measure(variant, feeds[0], seconds, Path(folder)))

@@ -7,11 +7,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bench.compare import student_t
 from bench.errors import InputError
-from bench.latency import Latency
+from bench.latency import Latency, Variant
 from bench.load import Load
 from bench.machine import Machine
 
@@ -31,6 +31,33 @@ class Other:
     machine: Machine
     latencies: tuple[Latency, ...]
     loads: tuple[Load, ...] = ()
+
+
+class Row(Protocol):
+    """What has to agree between runs: of a measured row, or of one that is going to be."""
+
+    @property
+    def variant(self) -> Variant:
+        """What runs."""
+        ...
+
+    @property
+    def feeds_sha256(self) -> str:
+        """Digest of its inputs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A row before it is measured.
+
+    Attributes:
+        variant: What is going to run.
+        feeds_sha256: Digest of its inputs.
+    """
+
+    variant: Variant
+    feeds_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +88,7 @@ class Change:
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
-def refuse_unlike_run(other: Other, latencies: Sequence[Latency]) -> None:
+def refuse_unlike_run(other: Other, latencies: Sequence[Row]) -> None:
     """Refuse rows of another machine that measured something else.
 
     Raises:
@@ -97,6 +124,17 @@ def changes(before: Other, machine: Machine, latencies: Sequence[Latency]) -> tu
     Raises:
         InputError: The runs are unlike; the message names the field.
     """
+    refuse_unlike_earlier(before, machine, latencies)
+    known = {x.variant.name: x for x in before.latencies}
+    return tuple(_change(known[x.variant.name], x) for x in latencies if x.variant.name in known)
+
+
+def refuse_unlike_earlier(before: Other, machine: Machine, latencies: Sequence[Row]) -> None:
+    """Refuse to compare with a run of something else, or elsewhere.
+
+    Raises:
+        InputError: The runs are unlike; the message names the field.
+    """
     known = {x.variant.name: x for x in before.latencies}
     pairs = [(known[x.variant.name], x) for x in latencies if x.variant.name in known]
     if not pairs:
@@ -122,7 +160,6 @@ def changes(before: Other, machine: Machine, latencies: Sequence[Latency]) -> tu
                 ("inputs (digest)", old.feeds_sha256[:12], new.feeds_sha256[:12]),
             ],
         )
-    return tuple(_change(old, new) for old, new in pairs)
 
 
 def _refuse(source: str, what: str, fields: Sequence[tuple[str, Any, Any]]) -> None:

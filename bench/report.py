@@ -1,10 +1,11 @@
 """What one run of `vnnify bench` learned."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.compare import Comparison, compare
+from bench.compare import Comparison, compare, interval
 from bench.cost import Price, Supply
 from bench.latency import Latency, Variant
 from bench.load import Load, optimum
@@ -13,6 +14,9 @@ from bench.operators import Operators
 from bench.others import Other
 from bench.peaks import Peaks
 from bench.work import Work
+
+GPU = "GPU"
+"""Name of the missing row of a run that did not ask for a GPU, or could not have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class BenchReport:
         utilisation: Share of the time in which there is work.
         p99_ms: What latency has to hold; None for no limit.
         command: As it was typed.
+        measured: When it was done: ISO 8601, UTC; empty in reports of older versions.
     """
 
     machine: Machine
@@ -70,6 +75,7 @@ class BenchReport:
     utilisation: float = 1.0
     p99_ms: float | None = None
     command: str = ""
+    measured: str = ""
 
     def work_of(self, variant: Variant) -> Work | None:
         """What one inference of a variant takes; None if it was not counted."""
@@ -181,12 +187,21 @@ def _best_supply(
     same = [x for x in loads if x.variant.model == ours.model and _is_same(x.variant, ours)]
     best = optimum(same, p99_ms)
     if best is not None:
-        rate = "" if best.offered_per_second is None else f" at {best.offered_per_second:.4g}/s"
-        how = f"{best.streams} streams of {best.variant.threads} threads{rate}"
-        return Supply(name, ours.device, best.per_second, best.p99_ms, how)
+        asked = "" if best.offered_per_second is None else f" at {best.offered_per_second:.4g}/s"
+        low, high = _range(best.rates)
+        return Supply(
+            name, ours.device, best.per_second, best.p99_ms, best.shape + asked, low=low, high=high
+        )
     if same or (p99_ms is not None and (latency.p99_ms is None or latency.p99_ms > p99_ms)):
         return None
-    return Supply(name, ours.device, latency.per_second, latency.p99_ms, "one caller that waits")
+    low, high = _range([ours.batch * 1e9 / r.median_ns for r in latency.rounds])
+    how = "one caller that waits"
+    return Supply(name, ours.device, latency.per_second, latency.p99_ms, how, low=low, high=high)
+
+
+def _range(rates: Sequence[float]) -> tuple[float | None, float | None]:
+    """Interval of a throughput over processes."""
+    return interval([math.log(r) for r in rates])
 
 
 def _is_same(a: Variant, b: Variant) -> bool:

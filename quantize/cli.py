@@ -2,8 +2,7 @@
 
 import typer
 
-from bench.cli import app as bench_app
-from bench.cli import guard
+from bench.cli import bench, doctor, guard
 from quantize.commands.arguments import Configured
 from quantize.commands.convert import convert
 from quantize.commands.gate import gate
@@ -20,10 +19,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Trained FP32 models to INT8 models that are proved accurate and fast on CPUs.",
 )
-app.registered_commands += bench_app.registered_commands
-for configured in (quantize, gate):
+for configured in (bench, quantize, gate):
     app.command(cls=Configured)(configured)
-for plain in (convert, inspect, report, init):
+for plain in (doctor, convert, inspect, report, init):
     app.command()(plain)
 
 

@@ -2,7 +2,8 @@
 
 import json
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ OPTIONS = (
     "weights",
 )
 
+# The same for the table `bench`, which `vnnify bench` reads in place of all others.
+BENCH_OPTIONS = (
+    "data",
+    "runtime",
+    "device",
+    "batch",
+    "threads",
+    "streams",
+    "rate",
+    "p99",
+    "rounds",
+    "seconds",
+    "seed",
+    "prices",
+    "utilisation",
+    "weights",
+)
+BENCH_SWITCHES = ("no_peaks", "no_operators")
+
 TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomment what you need.
 
 # data = "val/"                  # .npz, folder of samples or images, or file.py:function
@@ -68,6 +88,15 @@ TEMPLATE = """# Options of vnnify; the command line wins over this file. Uncomme
 # std = [0.229, 0.224, 0.225]
 # channel_order = "rgb"          # or "bgr"
 # layout = "nchw"                # or "nhwc"
+
+# What `vnnify bench` does; it reads this table alone.
+# [bench]
+# data = "val.npz"
+# batch = "1,8,32"
+# threads = 1
+# streams = "auto"               # inferences at once, to the best throughput
+# p99 = "20ms"                   # look for the highest rate that holds it
+# prices = "prices.toml"
 """
 
 
@@ -79,17 +108,22 @@ class Config:
         options: By parameter name.
         preprocessing: Of images; None where the file says nothing.
         where: The file, or "" where there is none.
+        bench: Options of `vnnify bench`, by parameter name.
     """
 
     options: dict[str, Any]
     preprocessing: Preprocessing | None
     where: str
+    bench: dict[str, Any] = field(default_factory=dict)
 
     def defaults(self, command: str | None) -> dict[str, Any]:
         """What the options of a command are where the command line does not give them.
 
-        `out` is the folder of `quantize`, and a file of `gate`.
+        `out` is the folder of `quantize`, and a file of `gate`. `bench` has a table of its own:
+        what calibrates and judges is seldom what is timed.
         """
+        if command == "bench":
+            return dict(self.bench)
         if command != "gate":
             return dict(self.options)
         return {k: v for k, v in self.options.items() if k != "out"}
@@ -122,14 +156,28 @@ def _config(table: Any, where: str) -> Config:
     if not isinstance(table, dict):
         raise UsageError(f"{where}: has to be a table of options, found {table!r}.")
     table = dict(table)
-    images = table.pop("preprocessing", None)
+    images, timing = table.pop("preprocessing", None), table.pop("bench", {})
+    if not isinstance(timing, dict):
+        raise UsageError(f"{where}: `bench` has to be a table.")
+    _check(table, "", [*OPTIONS, "preprocessing", "bench"], (), where)
+    _check(timing, "bench.", [*BENCH_OPTIONS, *BENCH_SWITCHES], BENCH_SWITCHES, where)
+    read = None if images is None else _preprocessing(images, where)
+    return Config(table, read, where, timing)
+
+
+def _check(
+    table: dict[str, Any], prefix: str, known: list[str], switches: Sequence[str], where: str
+) -> None:
+    """Refuse unknown keys, and values that are no option's."""
     for key, value in table.items():
-        if key not in OPTIONS:
-            known = [*OPTIONS, "preprocessing"]
-            raise UsageError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise UsageError(f"{where}: {key} = {value!r}: expected one text or number.")
-    return Config(table, _preprocessing(images, where) if images is not None else None, where)
+        name = prefix + key
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {name!r}.{nearest(key, known)}")
+        if key in switches:
+            if not isinstance(value, bool):
+                raise UsageError(f"{where}: {name} = {value!r}: expected true or false.")
+        elif isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UsageError(f"{where}: {name} = {value!r}: expected one text or number.")
 
 
 def _preprocessing(table: Any, where: str) -> Preprocessing:

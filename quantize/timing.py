@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.compare import CONFIDENCE, Comparison, compare
-from bench.latency import P90_SAMPLES, Latency, Variant, measure, with_control
+from bench.latency import Latency, Variant, measure, with_control
 from bench.models import Model
+from bench.percentiles import P90_SAMPLES
 from quantize.job import Effort
 from quantize.trials import Workbench
 

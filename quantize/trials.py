@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bench.errors import InputError, UnsupportedError
-from bench.latency import Variant, glance
+from bench.glance import glance
+from bench.latency import Variant
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, Mode

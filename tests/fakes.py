@@ -1,9 +1,14 @@
 """Stand-ins for what is slow, random or missing: a clock, a session, a runtime."""
 
-from collections.abc import Iterator, Sequence
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from bench.models import Feeds
 from bench.runtimes import Session, Settings
@@ -67,3 +72,25 @@ class FakeRuntime:
     def open(self, path: Path, settings: Settings) -> Session:
         self.opened.append((path, settings))
         return self.session
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, code: int = errno.EIO) -> None:
+    """Make the `step`-th call that changes the disk fail, and later ones work."""
+    count = iter(range(1_000_000))
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(count) == step:
+                raise OSError(code, os.strerror(code))
+            return real(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (os, "fsync"),
+        (Path, "rename"),
+        (Path, "replace"),
+        (Path, "mkdir"),
+        (Path, "open"),
+    ):
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))

@@ -22,7 +22,7 @@ def latency(
 
 @dataclass
 class Stopwatch:
-    """Stands in for `bench.latency.measure` and `glance`; INT8 is `speedup` times as fast as FP32.
+    """Stands in for `measure` and `glance` of `bench`; INT8 is `speedup` times as fast as FP32.
 
     Attributes:
         speedup: Of INT8, in the quick look and in the benchmark.
@@ -41,7 +41,7 @@ class Stopwatch:
     def glance(
         self, variants: Sequence[Variant], feeds: Sequence[Feeds], *, rounds: int, seconds: float
     ) -> dict[str, float]:
-        """Stands in for `bench.latency.glance`."""
+        """Stands in for `bench.glance.glance`."""
         found = self(variants, feeds, rounds=rounds, seconds_per_round=seconds)
         return {x.variant.name: x.median_ms for x in found}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.isolate import run_isolated
-from bench.running import Request
+from bench.planning import Request
 from bench.store import dump, load
 from quantize.commands.arguments import model_spec, preprocessing
 

@@ -13,8 +13,9 @@ import typer
 from bench.cli import as_text, emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated, started_ns
+from bench.publishing import publish, staging_for, write_manifest
 from bench.render import render
-from bench.store import atomic_write, dump, load, publish, staging_for, write_manifest
+from bench.store import atomic_write, dump, load
 from quantize.commands.arguments import (
     BASELINE,
     COMPRESSION,

@@ -10,7 +10,7 @@ from quantize.data import Samples
 from quantize.plugins import nearest
 from quantize.sources import onnx, torch
 from quantize.sources.parity import Parity, check_parity
-from quantize.sources.seam import ModelSpec, parse_input
+from quantize.sources.seam import ModelSpec
 
 __all__ = [
     "SOURCES",
@@ -19,7 +19,6 @@ __all__ = [
     "check_parity",
     "convert",
     "describe_inputs",
-    "parse_input",
 ]
 
 

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cost import Price, Supply, costs, read_prices, verdict
+from bench.cost import Price, Supply, costs, money, read_prices, verdict
 from bench.cost_document import rate
 from bench.errors import InputError, UsageError
 
@@ -85,6 +86,47 @@ def test_the_verdict_weighs_speed_against_price(faster: float, winner: str) -> N
     assert worth.startswith(f"The {winner} is worth it: big delivers {faster:g} times as much")
     # At the break-even price both cost the same.
     assert f"both cost the same at {0.36 * faster:.3g} EUR per GPU hour" in worth
+
+
+@pytest.mark.parametrize(
+    ("half_width", "begins"),
+    [(0.05, "The CPU is worth it: big delivers 9 times as much (8.143 to 9.947) for 10 times"),
+     (0.2, "It is not certain which of CPU and GPU is worth it, their costs overlap: big")],
+)  # fmt: skip
+def test_a_break_even_that_noise_could_turn_is_not_claimed(half_width: float, begins: str) -> None:
+    supplies = [
+        replace(_supply(d, v), low=v * (1 - half_width), high=v * (1 + half_width))
+        for d, v in (("cpu", 100.0), ("cuda", 900.0))
+    ]
+    cheapest, worth = verdict(costs(supplies, [CPU, GPU], 1.0), [CPU, GPU], 1.0, None)
+    assert worth.startswith(begins)
+    assert ("may be as cheap" in cheapest) == worth.startswith("It is not certain")
+
+
+def test_what_an_unmeasured_gpu_has_to_deliver_has_the_interval_of_the_cpu() -> None:
+    supply = replace(_supply("cpu", 100.0), low=90.0, high=110.0)
+    _, threshold = verdict(costs([supply], [CPU, GPU], 1.0), [CPU, GPU], 1.0, None)
+    assert threshold.endswith("from 1,000 inferences per second on (900 to 1,100).")
+
+
+@pytest.mark.parametrize(
+    ("day", "measured", "says"),
+    [
+        ("2026-01-02", "", "Check old prices: big is of 2026-01-02, over 90 days before"),
+        ("2026-11-01", "2027-03-01 10:00", "small is of 2026-11-22, big is of 2026-11-01"),
+        ("2026-10-01", "2026-11-22 10:00", ""),
+    ],
+)
+def test_old_prices_are_named(day: str, measured: str, says: str) -> None:
+    prices = [CPU, replace(GPU, date=day)]
+    found = costs([_supply("cpu", 100)], prices, 1.0)
+    told = verdict(found, prices, 1.0, None, measured)
+    assert (says in told[-1]) if says else ("Check" not in " ".join(told))
+
+
+@pytest.mark.parametrize(("amount", "shown"), [(1234.6, "1,230 EUR"), (0.02714, "0.0271 EUR")])
+def test_money_has_no_exponent(amount: float, shown: str) -> None:
+    assert money(amount, CPU) == shown
 
 
 def test_without_a_gpu_the_verdict_says_what_one_would_have_to_deliver() -> None:

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import latency, sampling
+from bench import latency
 from bench.errors import InputError, ResourceError, UsageError
 from bench.latency import (
     Latency,
     Round,
     Variant,
-    glance,
     measure,
     turns,
     with_control,
@@ -22,7 +21,7 @@ from bench.models import Feeds, read_model, synthetic_feeds
 from bench.runtimes import RUNTIMES
 from bench.sampling import MIN_SAMPLES
 from tests import tiny
-from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
+from tests.fakes import MS
 
 FEEDS: list[Feeds] = [{"x": np.full((1, 4), i, np.float32)} for i in range(3)]
 
@@ -69,43 +68,6 @@ def test_measures_in_fresh_processes(variant: Variant) -> None:
         assert all(r.load_ns > 0 and len(r.samples_ns) >= MIN_SAMPLES for r in x.rounds)
         assert 10 * 2**20 < x.peak_rss_bytes < 2**30
         assert x.feeds_sha256 == found[0].feeds_sha256
-
-
-def test_a_glance_takes_turns_in_one_process_per_runtime(
-    variant: Variant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    processes: list[list[str]] = []
-
-    def here(target: str, job: dict[str, Any], **_: Any) -> Any:
-        assert target == "bench.sampling:run_turns"
-        processes.append([Path(t["model"]).name for t in job["turns"]])
-        return sampling.run_turns(job)
-
-    monkeypatch.setattr(latency, "run_isolated", here)
-    runtime = FakeRuntime(FakeSession(FakeClock(), [MS]))
-    monkeypatch.setitem(RUNTIMES, "fake", runtime)
-    path = variant.model.path
-    other = _variant(path.rename(path.with_name("n.onnx")), "other")
-    again = dataclasses.replace(other, name="again", runtime="fake")
-    twin = dataclasses.replace(other, name="twin")
-    found = glance([other, again, twin], FEEDS, rounds=2, seconds=0.01)
-    assert processes == [["n.onnx"] * 4, ["n.onnx"] * 2]
-    assert found.keys() == {"other", "again", "twin"}
-    assert all(ms > 0 for ms in found.values())
-
-
-def test_a_glance_gives_each_variant_its_own_turns(
-    variant: Variant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = dataclasses.replace(variant, name="other", threads=2)
-
-    def by_threads(_target: str, job: dict[str, Any], **_: Any) -> list[float]:
-        return [i * 1e3 + t["threads"] * 1e6 for i, t in enumerate(job["turns"])]
-
-    monkeypatch.setattr(latency, "run_isolated", by_threads)
-    found = glance([variant, other], FEEDS, rounds=3, seconds=0.01)
-    assert found["m"] == pytest.approx(1, abs=0.01)
-    assert found["other"] == pytest.approx(2, abs=0.01)
 
 
 def test_a_crash_names_the_variant(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_a_model_is_swept_and_loaded_in_fresh_processes(tmp_path: Path) -> None:
     model = read_model(tiny.linear(tmp_path / "m.onnx"))
     variant = Variant("m", model, "onnxruntime", "cpu", 1, 1)
     feeds: list[Feeds] = [{"x": np.zeros((1, 4), np.float32)}]
-    told: list[str] = []
+    told: list[tuple[int, int, str]] = []
     found = measure_load(
         [variant],
         feeds,
@@ -103,12 +103,12 @@ def test_a_model_is_swept_and_loaded_in_fresh_processes(tmp_path: Path) -> None:
         granted=2,
         seconds=0.05,
         seed=0,
-        progress=told.append,
+        progress=lambda done, total, name: told.append((done, total, name)),
     )
     assert [(x.streams, x.variant.threads) for x in found[:2]] == [(1, 2), (2, 1)]
     assert found[2].offered_per_second == 2000
     assert sum(len(r.samples_ns) + r.unanswered for r in found[2].runs) == P99_SAMPLES
-    assert told[-1] == "m, 2000 per second"
+    assert told == [(0, 3, "m, 1 stream"), (1, 3, "m, 2 streams"), (2, 3, "m, 2000 per second")]
 
 
 def test_a_crash_under_load_names_the_variant(
@@ -121,5 +121,5 @@ def test_a_crash_under_load_names_the_variant(
     with pytest.raises(ResourceError, match="loading 'm' with 1 streams crashed"):
         measure_load(
             [VARIANT], [{"x": np.zeros(1)}], Demand((1,)), granted=1, seconds=1, seed=0,
-            progress=lambda _: None,
+            progress=lambda *_: None,
         )  # fmt: skip

@@ -87,7 +87,9 @@ def test_variants_are_timed_and_failures_told(tmp_path: Path) -> None:
     def tell(variant: Variant, error: VnnifyError) -> None:
         failed.append(f"{variant.name}: {error}")
 
-    (found,) = measure_operators([good, *others], feeds, seconds=0.01, failed=tell)
+    (found,) = measure_operators(
+        [good, *others], feeds, seconds=0.01, failed=tell, progress=lambda *_: None
+    )
     assert found.variant == good
     assert found.kernels.total_ms is not None
     assert found.kernels.total_ms > 0

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,14 +7,16 @@ import numpy as np
 import onnx
 import pytest
 
-from bench import running
-from bench.errors import InputError, UnfitError, UsageError
+from bench import latency, running
+from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
 from bench.latency import Variant
 from bench.load import Demand
 from bench.machine import Machine, describe
 from bench.models import Model, read_model
+from bench.others import Planned
+from bench.planning import Plan, Request, open_models, what_runs
 from bench.report import BenchReport
-from bench.running import Plan, Request, open_models, run, what_runs
+from bench.running import run
 from tests import tiny
 
 ORT = ("onnxruntime",)
@@ -182,6 +185,77 @@ def test_a_batch_of_a_model_with_a_fixed_one_is_refused(here: Machine, tmp_path:
     fixed = tiny.unary(tmp_path / "f.onnx", "Relu", onnx.TensorProto.FLOAT, [1, 4])
     with pytest.raises(UsageError, match=r"--batch 4 needs an input .* x:float32\[1,4\]"):
         _run(Plan((str(fixed),), **QUICK, batches=(1, 4)), here, tmp_path)
+
+
+def test_a_fixed_batch_can_be_named(here: Machine, tmp_path: Path) -> None:
+    fixed = tiny.unary(tmp_path / "f.onnx", "Relu", onnx.TensorProto.FLOAT, [8, 4])
+    plan = Plan((str(fixed),), **QUICK, batches=(8,), peaks=False, operators=False)
+    (found,) = _run(plan, here, tmp_path).latencies
+    assert found.per_second == pytest.approx(8000 / found.median_ms)
+
+
+def test_free_axes_get_the_sizes_that_were_given(here: Machine, tmp_path: Path) -> None:
+    free = str(tiny.unary(tmp_path / "f.onnx", "Relu", onnx.TensorProto.FLOAT, ["n", 3, "w"]))
+    quick = {**QUICK, "peaks": False, "operators": False}
+    with pytest.raises(UnsupportedError, match="or sizes with --input, as in --input x:float32"):
+        run(Plan((free,), **quick), here, tmp_path, exporter=None, progress=lambda *_: None)
+    plan = Plan((free,), **quick, inputs=("x:f32[N,3,7]",), batches=(2,))
+    assert len(_run(plan, here, tmp_path).latencies) == 1
+    for text in ("y:f32[N,3,7]", "x:f16[N,3,7]", "x:f32[N,4,7]", "x:f32[N,3]"):
+        with pytest.raises(UsageError, match=r"--input .*takes x:float32\[n,3,w\]"):
+            run(
+                replace(plan, inputs=(text,)), here, tmp_path, exporter=None,
+                progress=lambda *_: None,
+            )  # fmt: skip
+
+
+def test_what_could_not_be_laid_beside_is_refused_before_anything_runs(
+    here: Machine, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("measure", "refusal"):
+        monkeypatch.setattr(running, name, lambda *_, **__: pytest.fail("something ran"))
+    seen: list[Planned] = []
+
+    def refuse(_machine: Machine, rows: Sequence[Planned]) -> None:
+        seen.extend(rows)
+        raise InputError("unlike")
+
+    plan = Plan((path,), **QUICK, batches=(1, 2))
+    with pytest.raises(InputError, match="unlike"):
+        run(plan, here, tmp_path, exporter=None, progress=lambda *_: None, refuse=refuse)
+    assert [(p.variant.name, p.variant.batch) for p in seen] == [
+        ("m, onnxruntime, batch 1", 1),
+        ("m, onnxruntime, batch 2", 2),
+    ]
+    assert seen[0].feeds_sha256 != seen[1].feeds_sha256
+    monkeypatch.undo()
+    found = _run(replace(plan, peaks=False, operators=False), here, tmp_path)
+    assert [x.feeds_sha256 for x in found.latencies] == [p.feeds_sha256 for p in seen]
+
+
+def test_an_interruption_keeps_what_was_measured(
+    here: Machine, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan((path,), **{**QUICK, "rounds": 3}, batches=(1, 2))
+    rounds = 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        if rounds == stop:
+            raise KeyboardInterrupt
+        return once(*args, **kwargs)
+
+    once = latency._isolated
+    monkeypatch.setattr(latency, "_isolated", interrupted)
+    stop = 2  # In the middle of the first round.
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, here, tmp_path, exporter=None, progress=lambda *_: None)
+    rounds, stop = 0, 4  # In the second: the variant and its control have had one each.
+    found = _run(plan, here, tmp_path)
+    assert [(x.variant.batch, len(x.rounds)) for x in found.latencies] == [(1, 1)]
+    assert [len(found.controls), found.loads, found.peaks] == [1, (), ()]
+    assert str(found.missing[-1]).endswith("not measured: interrupted by Ctrl-C.")
 
 
 def test_data_may_hold_labels(tmp_path: Path, path: str) -> None:

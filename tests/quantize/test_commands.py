@@ -23,9 +23,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import ExitCode
+from bench.publishing import read_manifest
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
-from bench.store import load, read_manifest
+from bench.store import load
 from quantize import cli, commands, gating, pipeline, timing, trials
 from quantize.gate_report import GateReport
 from quantize.proof import debian, proving

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from bench.cli import bench
 from bench.errors import InputError, UsageError
+from bench.planning import Plan
 from bench.store import load
 from quantize import cli, commands
-from quantize.config import OPTIONS, TEMPLATE, Config, read_config
+from quantize.config import BENCH_OPTIONS, BENCH_SWITCHES, OPTIONS, TEMPLATE, Config, read_config
 from quantize.images import Preprocessing
 from quantize.job import GateJob, Job
 
@@ -83,6 +85,11 @@ def test_own_file_wins_over_the_project_file(tmp_path: Path) -> None:
         ),
         ("threads = [1, 2]", r"threads = \[1, 2\]: expected one text or number"),
         ("threads = true", "expected one text or number"),
+        ("bench = 3", "`bench` has to be a table"),
+        ("[bench]\nbatches = 1", r"unknown key 'bench.batches'. Did you mean 'batch'\?"),
+        ("[bench]\nmax_drop = '1pt'", "unknown key 'bench.max_drop'"),
+        ("[bench]\nno_peaks = 1", "bench.no_peaks = 1: expected true or false"),
+        ("[bench]\nbatch = [1, 8]", r"bench.batch = \[1, 8\]: expected one text or number"),
         ("threads = ", "not TOML"),
         ("threads = '\xff'", "not TOML"),
     ],
@@ -107,6 +114,35 @@ def test_a_project_file_whose_table_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool]\nvnnify = 3\n")
     with pytest.raises(UsageError, match=r"pyproject.toml \[tool.vnnify\]: has to be a table"):
         read_config(tmp_path)
+
+
+def test_every_key_of_bench_stands_for_an_option() -> None:
+    known = inspect.signature(bench).parameters
+    assert {*BENCH_OPTIONS, *BENCH_SWITCHES} <= set(known)
+
+
+def test_bench_reads_its_own_table_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+
+    def run(plan: Plan, *_: Any, **__: Any) -> None:
+        plans.append(plan)
+        raise InputError("stopped")
+
+    monkeypatch.setattr("bench.cli.run", run)
+    monkeypatch.setattr("bench.cli.describe", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vnnify.toml").write_text(
+        'data = "val/"\nthreads = 3\n[bench]\nbatch = "1,8"\nthreads = 2\nseconds = 0.5\n'
+        "no_peaks = true\n"
+    )
+    for arguments in ([], ["--batch", "4", "--seconds", "2"]):
+        CliRunner().invoke(cli.app, ["bench", "m.onnx", *arguments])
+    first, second = plans
+    assert (first.batches, first.threads, first.seconds) == ((1, 8), (2,), 0.5)
+    assert (first.data, first.peaks, first.operators) == (None, False, True)
+    assert (second.batches, second.seconds, second.threads) == ((4,), 2, (2,))
 
 
 def test_every_key_stands_for_an_option() -> None:

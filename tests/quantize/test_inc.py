@@ -16,14 +16,14 @@ from onnx import TensorProto, helper
 from onnx_ir.passes import common as passes
 
 from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
-from bench.models import Feeds, Model, read_model
+from bench.models import Feeds, Model, parse_input, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, inc, quantize
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
-from quantize.sources import ModelSpec, convert, parse_input
+from quantize.sources import ModelSpec, convert
 from quantize.targets import can_saturate
 from quantize.trials import Workbench, best_variant, noise_shares, run_probes, to_db
 from tests import tiny

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import InputError, OutputError, UnsupportedError, UsageError
-from bench.models import TensorSpec
-from quantize.sources import ModelSpec, convert, describe_inputs, parse_input
+from bench.models import TensorSpec, parse_input
+from quantize.sources import ModelSpec, convert, describe_inputs
 
 
 def _model(path: Path, *, external: bool = False) -> Path:

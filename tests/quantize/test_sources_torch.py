@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 from bench.errors import InputError, UnsupportedError, UsageError
-from bench.models import Feeds, Model
+from bench.models import Feeds, Model, parse_input
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from quantize.data import infer_inputs, read_samples
-from quantize.sources import ModelSpec, convert, describe_inputs, parse_input, torch_export
+from quantize.sources import ModelSpec, convert, describe_inputs, torch_export
 from quantize.sources.torch import open_torch
 from quantize.sources.torch_weights import load_weights
 
