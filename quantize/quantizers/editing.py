@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.quantizers.reading import constant_of
+from quantize.ranges import Range
 
 
 class Editor:
@@ -40,6 +41,62 @@ class Editor:
         )
         self.graph.register_initializer(value)
         return value
+
+    def scale(self, name: str, chosen: Range) -> tuple[ir.Value, ir.Value]:
+        """New constants that hold the scale and the zero point of a tensor's range."""
+        return (
+            self.constant(f"{name}_scale", np.asarray(chosen.scale, np.float32)),
+            self.constant(f"{name}_zero_point", np.asarray(chosen.zero_point, np.uint8)),
+        )
+
+    def pair_behind(self, value: ir.Value, chosen: Range) -> tuple[ir.Node, ir.Node]:
+        """A QuantizeLinear and a DequantizeLinear of a tensor; nothing reads them yet."""
+        name = str(value.name)
+        quantize = ir.node(
+            "QuantizeLinear",
+            [value, *self.scale(name, chosen)],
+            name=self.free(f"{name}_quantize"),
+        )
+        quantize.outputs[0].name = self.free(f"{name}_quantized")
+        # Q and DQ may share their constants; pairs of different tensors may not.
+        back = ir.node(
+            "DequantizeLinear",
+            [quantize.outputs[0], *quantize.inputs[1:]],
+            name=self.free(f"{name}_dequantize"),
+        )
+        back.outputs[0].name = self.free(f"{name}_dequantized")
+        self.insert_after(value.producer(), [quantize, back])
+        return quantize, back
+
+    def move_output(self, value: ir.Value, after: ir.Value) -> None:
+        """If `value` is a graph output, let `after` be it, under the same name."""
+        for i, output in enumerate(self.graph.outputs):
+            if output is value:
+                name = str(value.name)
+                after.type, after.shape = value.type, value.shape
+                self.graph.outputs[i] = after
+                value.name = self.free(f"{name}_float")
+                after.name = name
+
+    def integer_bias(
+        self, node: ir.Node, values: NDArray[np.int32], units: NDArray[np.float32]
+    ) -> None:
+        """Give a Conv or Gemm a bias in the units that its products add up in, per channel."""
+        name = f"{node.name}_bias"
+        pair = ir.node(
+            "DequantizeLinear",
+            [
+                self.constant(f"{name}_quantized", values),
+                self.constant(f"{name}_scale", units),
+                self.constant(f"{name}_zero_point", np.zeros(len(units), np.int32)),
+            ],
+            attributes={"axis": 0},
+            name=name,
+        )
+        self.insert_pair(node, pair)
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, pair.outputs[0])
 
     def insert_pair(self, node: ir.Node, pair: ir.Node) -> None:
         """Put the DequantizeLinear of a constant before its reader."""

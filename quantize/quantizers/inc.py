@@ -35,6 +35,7 @@ from quantize.anchors import Anchor, integer_of
 from quantize.calibrate import Calibration
 from quantize.plugins import is_function_text
 from quantize.prepare import tidy
+from quantize.quantizers.completing import complete
 from quantize.quantizers.feeding import Replay
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.pairs import held, is_constant, layers_of, own_constants, unsign
@@ -85,6 +86,7 @@ def write(
     own_constants(model)
     unsign(model)
     layers = layers_of(model, anchors, recipe, _KEPT)
+    complete(model, anchors, calibration.tensors)
     if all(x.mode == "float" for x in layers):
         raise UnsupportedError(
             f"Neural Compressor quantized none of the {len(anchors)} layers that were asked."

@@ -23,6 +23,7 @@ from bench.errors import InputError, ResourceError, UnfitError, UnsupportedError
 from bench.models import Model
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
+from quantize.quantizers.completing import complete
 from quantize.quantizers.feeding import Replay
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.pairs import is_constant, layers_of, own_constants, unsign
@@ -66,6 +67,7 @@ def write(
     own_constants(model)
     unsign(model)
     layers = layers_of(model, anchors, recipe, _KEPT)
+    complete(model, anchors, calibration.tensors)
     if all(x.mode == "float" for x in layers):
         raise UnsupportedError(f"NNCF quantized none of the {len(anchors)} layers that were asked.")
     return model, layers
