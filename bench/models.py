@@ -126,6 +126,39 @@ def read_model(path: Path) -> Model:
         from bench.programs import read_program
 
         return read_program(path)
+    proto, opset, files = _looked_at(path)
+    return Model(
+        path=path,
+        inputs=_inputs(proto, path),
+        outputs=tuple(_spec(v, path) for v in proto.graph.output),
+        opset=opset,
+        sha256=digest(files),
+        size_bytes=sum(f.stat().st_size for f in files),
+    )
+
+
+def read_inputs(path: Path) -> tuple[TensorSpec, ...]:
+    """What an ONNX file has to be fed. Its weights, which may be large, are not read.
+
+    Raises:
+        InputError: As `read_model` does.
+        UnsupportedError: Likewise.
+    """
+    return _inputs(_looked_at(path)[0], path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """An ONNX file that was looked at, and every file of external data that it names.
+
+    Raises:
+        InputError: As `read_model` does.
+        UnsupportedError: Likewise.
+    """
+    return _looked_at(path)[2]
+
+
+def _looked_at(path: Path) -> tuple[Any, int, list[Path]]:
+    """The `onnx.ModelProto` without its external data, its opset, and all its files."""
     import onnx
 
     _refuse_other_types(path)
@@ -146,16 +179,12 @@ def read_model(path: Path) -> Model:
             f"{path}: declares opset {opset}, the newest supported is {MAX_OPSET}. "
             "Export it again with an older opset."
         )
-    files = [path, *external_files(proto, path)]
+    return proto, opset, [path, *external_files(proto, path)]
+
+
+def _inputs(proto: Any, path: Path) -> tuple[TensorSpec, ...]:
     constants = {t.name for t in proto.graph.initializer}
-    return Model(
-        path=path,
-        inputs=tuple(_spec(v, path) for v in proto.graph.input if v.name not in constants),
-        outputs=tuple(_spec(v, path) for v in proto.graph.output),
-        opset=opset,
-        sha256=digest(files),
-        size_bytes=sum(f.stat().st_size for f in files),
-    )
+    return tuple(_spec(v, path) for v in proto.graph.input if v.name not in constants)
 
 
 def digest(files: list[Path]) -> str:
@@ -163,8 +192,7 @@ def digest(files: list[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                total.update(chunk)
+            hashlib.file_digest(stream, lambda: total)
     return total.hexdigest()
 
 

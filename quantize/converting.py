@@ -45,7 +45,8 @@ def convert_file(
         if samples is not None
         else synthetic_feeds(source, batch=1, seed=0, count=_PARITY_SAMPLES)
     )
-    reference = RUNTIMES["onnxruntime"].open(source.path, Settings(threads=available_threads()))
+    settings = Settings(threads=available_threads(), packed=False)
+    reference = RUNTIMES["onnxruntime"].open(source.path, settings)
     check_parity(reference.run, prepared.model.path, feeds)
     return {
         "files": sorted(f.name for f in clean.iterdir()),

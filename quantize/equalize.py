@@ -284,7 +284,7 @@ def apply(model: ir.Model, groups: Iterable[Group], factors: Mapping[str, Factor
                 if edit.reads
                 else held / _outer(node, held, edit.axis, by, group.rank)
             )
-            set_input(node, edit.index, changed.astype(np.float32), model.graph)
+            set_input(node, edit.index, changed.astype(np.float32, copy=False), model.graph)
         if group.inserted:
             _insert(group, by, nodes, values)
     passes.RemoveUnusedNodesPass()(model)

@@ -8,6 +8,7 @@ goes to `refused/` in it.
 """
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -248,6 +249,8 @@ class _Run:
     def prepare(self, source: Model, samples: Samples) -> Model:
         out = self.staging / "model.fp32.onnx"
         made = prepared(self.job, source, samples, out, self.threads)
+        # It may be gigabytes, and nothing reads it any more.
+        shutil.rmtree(source.path.parent)
         self.notes += made.notes
         return made.model
 
@@ -381,7 +384,9 @@ class _Run:
                 "channels were not evened out: a pass over the samples takes too long"
             )
             return bench
-        return even_out(bench, self.targets[0], rest, states)
+        end_s = min(bench.deadline_s, perf_counter() + effort.budget_s * _EVEN_OUT_SHARE)
+        evened = even_out(replace(bench, deadline_s=end_s), self.targets[0], rest, states)
+        return replace(evened, deadline_s=bench.deadline_s)
 
     def search(self, bench: Workbench, judging: Judging, first: Sequence[Judged]) -> Found:
         if self.replay is not None:

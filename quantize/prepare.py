@@ -29,6 +29,8 @@ _OPSETS = (17, 15, 13)
 _LOWEST_OPSET = 13
 # protobuf cannot hold more in memory; beyond it weights go to a file of their own.
 EXTERNAL_BYTES = 1_500_000_000
+# Of new weights that a graph may hold beside a file that it shares, or that file may hold in vain.
+_INLINE_BYTES = 64 << 20
 _QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
     | {"ConvInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul", "QAttention"}
@@ -85,7 +87,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     notes += rewrite(model)
     model = tidy(model)
     refuse_nonfinite(model, shown)
-    save(model, out)
+    save(model, out, share=True)
     for leftover in out.parent.glob(f"{out.stem}.raw*"):
         leftover.unlink()
     return Prepared(read_model(out), tuple(notes))
@@ -104,16 +106,57 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     return model
 
 
-def save(model: ir.Model, out: Path) -> None:
-    """Write a model deterministically; weights beside it when one protobuf could not hold them."""
+def save(model: ir.Model, out: Path, *, share: bool = False) -> None:
+    """Write a model deterministically; weights beside it when one protobuf could not hold them.
+
+    Args:
+        model: Stays as it is.
+        out: The `.onnx` to write.
+        share: Weights that lie in a file already may get a second name there instead of a copy, so
+            that a changed graph costs no gigabytes. One of the names has to go at once: onnx and
+            onnx_ir read no file that has two.
+    """
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     if weights > EXTERNAL_BYTES:
-        ir.save(model, out, external_data=f"{out.name}.data")
+        before = {v: v.const_value for v in model.graph.initializers.values()}
+        shared = share and _shared(model, out)
+        ir.save(model, out, external_data=None if shared else f"{out.name}.data")
+        for value, tensor in before.items():
+            value.const_value = tensor
     else:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
         ir.save(model, out)
+
+
+def _shared(model: ir.Model, out: Path) -> bool:
+    """Whether the weights, all but a few, lie in one file; then the model names it beside `out`."""
+    values = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    held = {v: v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)}
+    files = {Path(t.path) for t in held.values()}
+    rest = sum(v.const_value.nbytes for v in values if v not in held and v.const_value)
+    if len(files) != 1 or rest > _INLINE_BYTES:
+        return False
+    (file,), data = files, out.with_name(f"{out.name}.data")
+    if file.stat().st_size - sum(t.nbytes for t in held.values()) > _INLINE_BYTES:
+        return False
+    data.unlink(missing_ok=True)
+    try:
+        data.hardlink_to(file)
+    except OSError:  # Not every filesystem has links.
+        return False
+    for value, t in held.items():
+        value.const_value = ir.ExternalTensor(
+            data.name,
+            t.offset,
+            t.length,
+            t.dtype,
+            shape=t.shape,
+            name=str(t.name),
+            base_dir=out.parent,
+        )
+    return True
 
 
 def _load(source: Model, notes: list[str], shown: str) -> ir.Model:
@@ -216,7 +259,7 @@ def _fold(path: Path, before: ir.Model, notes: list[str]) -> ir.Model:
     """Fold constants, batch norms and no-ops by ONNX Runtime's basic, CPU-independent passes."""
     import onnxruntime as ort
 
-    options = session_options(Settings(threads=1))
+    options = session_options(Settings(threads=1, packed=False))
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     folded = path.with_name(f"{path.stem}.folded.onnx")
     options.optimized_model_filepath = str(folded)

@@ -1,16 +1,12 @@
-"""How far to even out channels: strengths chosen by the noise that INT8 would leave.
+"""How far to even out channels: graphs with less noise of INT8 that compute the same.
 
-    groups + captured rows ─▶ per group the strength with the least noise at its readers
-    ─▶ rewritten FP32 graphs, their changed tensors calibrated again ─▶ `quantize.trials` compares
-
-A factor is largest activation ** strength / largest weight ** (1 - strength), per channel (Xiao et
-al., "SmoothQuant", 2022, eq. 4). All anchors that read one tensor share it. 1 makes all channels of
-the activation alike, which is best for their rounding; less leaves more levels to the weights.
+groups + captured rows ─▶ `quantize.strengths` ─▶ rewritten FP32 graphs, their changed tensors
+calibrated again ─▶ `quantize.trials` compares
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,7 @@ from numpy.typing import NDArray
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import RUNTIMES, Settings
-from quantize.anchors import Anchor, find_anchors, integer_of
+from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import calibrate
 from quantize.data import Samples
 from quantize.equalize import Factors, Group, apply, find_groups
@@ -28,41 +24,20 @@ from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
 from quantize.placement import watch_list
 from quantize.prepare import save
-from quantize.quantizers.reading import channels_first, constant_of
-from quantize.ranges import mse_range
 from quantize.recipe import Recipe
+from quantize.strengths import Captured, Weights, best_strength, factors_of
 from quantize.trials import Start, Workbench, attempt_or_none, noise_shares, run_probes, to_db
 
 logger = logging.getLogger(__name__)
 
-# Tried first; then what lies between the best and its neighbours.
-_STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
-_BETWEEN = 0.1
-# A group has to lose this share of its noise; less is within what the estimate is worth.
-_WORTH = 0.85
 # Enough to know channels by; rows per sample and tensor.
 _SAMPLES = 32
 _ROWS = 16
-# No channel is scaled by more, so that FP32 keeps its precision.
-_MOST = 1e3
 # What rounding in FP32 leaves is about 120 dB below the signal; less means a rewrite was wrong.
 _PARITY_DB = 70.0
 # A plain candidate with less noise needs no help.
 _QUIET_DB = 45.0
 _AXES_AS_INPUT = 18
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What a few samples show of one tensor.
-
-    Attributes:
-        rows: float32 [rows, channels], taken at random.
-        largest: float32 [channels], largest absolute values of all rows.
-    """
-
-    rows: NDArray[np.float32]
-    largest: NDArray[np.float32]
 
 
 def even_out(
@@ -99,14 +74,16 @@ def _choose(
     given: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, float], dict[str, Factors]]:
     """Strength and factors of the groups that gain from it, or of all with the strengths given."""
-    weights = _Weights(ir.load(bench.fp32.path), bench.anchors)
+    known = Weights(ir.load(bench.fp32.path), bench.anchors)
     strengths: dict[str, float] = {}
     factors: dict[str, Factors] = {}
     for group in groups:
         if given is None and bench.late:
-            break
+            # To use what is known by now would take longer still.
+            return {}, {}
         if all(tensor in captured for tensor, _ in group.reads):
-            found = given[group.name] if given else _strength(group, captured, weights)
+            weights = {name: known.of(name) for _, name in group.reads}
+            found = given[group.name] if given else best_strength(group, captured, weights)
             if found is not None:
                 strengths[group.name] = found
                 factors[group.name] = factors_of(group, found, captured, weights)
@@ -128,6 +105,8 @@ def even_out_as(
     Raises:
         UnsupportedError: The graph has no such groups, or they change what it computes.
     """
+    # No deadline ends what a recipe asks for.
+    bench = replace(bench, deadline_s=float("inf"))
     known = find_groups(ir.load(bench.fp32.path), bench.anchors)
     groups = [g for g in known if g.name in strengths]
     unknown = sorted(set(strengths) - {g.name for g in groups})
@@ -157,6 +136,8 @@ def capture(
     wanted = {t: (g.tensors[t], g.channels) for g in groups for t, _ in g.reads}
     _expose_rows(bench.fp32, wanted, path)
     session = RUNTIMES["onnxruntime"].open(path, Settings(threads=bench.threads))
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
     count = min(_SAMPLES, len(samples))
     chosen = range(count) if states else range(0, len(samples), max(len(samples) // count, 1))
     parts: dict[str, list[NDArray[np.float32]]] = {t: [] for t in wanted}
@@ -198,7 +179,7 @@ def _expose_rows(fp32: Model, wanted: Mapping[str, tuple[int, int]], out: Path) 
         for value, name in ((rows, "rows"), (largest, "largest")):
             value.name, value.type = f"{tensor}/{name}", ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(value)
-    save(model, out)
+    save(model, out, share=True)
 
 
 class _Adder:
@@ -227,89 +208,6 @@ class _Adder:
         )
         self.graph.register_initializer(held)
         return held
-
-
-class _Weights:
-    """Weights of anchors, their input channels on the second axis."""
-
-    def __init__(self, model: ir.Model, anchors: Iterable[Anchor]) -> None:
-        self.nodes = {str(n.name): n for n in model.graph}
-        self.anchors = {a.name: a for a in anchors}
-
-    def of(self, name: str) -> NDArray[np.float32]:
-        """float32 [groups, out channels / groups, in channels / groups, taps]."""
-        node, axis = self.nodes[name], self.anchors[name].out_axis
-        groups = integer_of(node, "group", 1) if node.op_type == "Conv" else 1
-        weights = channels_first(constant_of(node.inputs[1]), axis)
-        return weights.reshape(groups, len(weights) // groups, weights.shape[1], -1)
-
-
-def _strength(group: Group, captured: Mapping[str, Captured], weights: _Weights) -> float | None:
-    """The strength with the least noise at the readers; None where 1 everywhere is as good."""
-    readers = [(tensor, weights.of(name)) for tensor, name in group.reads]
-
-    def noise(strength: float) -> float:
-        return _noise(readers, captured, factors_of(group, strength, captured, weights))
-
-    found = {s: noise(s) for s in _STRENGTHS}
-    best = min(found, key=found.__getitem__)
-    found |= {
-        s: noise(s) for s in (round(best - _BETWEEN, 1), round(best + _BETWEEN, 1)) if s <= 1.0
-    }
-    best = min(found, key=found.__getitem__)
-    plain = _noise(readers, captured, np.ones(group.channels, np.float32))
-    return best if found[best] < _WORTH * plain else None
-
-
-def factors_of(
-    group: Group, strength: float, captured: Mapping[str, Captured], weights: _Weights
-) -> Factors:
-    """One factor per channel, geometric mean 1; 1 for channels that are always zero."""
-    heights = [np.abs(weights.of(name)).max(axis=(1, 3)).reshape(-1) for _, name in group.reads]
-    heaviest = np.max(heights, axis=0).astype(np.float64)
-    largest = np.max([captured[t].largest for t, _ in group.reads], axis=0).astype(np.float64)
-    live = (largest > 0) & (heaviest > 0)
-    factors = np.ones(group.channels)
-    if live.any():
-        raw = strength * np.log(largest[live]) - (1 - strength) * np.log(heaviest[live])
-        factors[live] = np.exp(raw - raw.mean())
-    return np.clip(factors, 1 / _MOST, _MOST).astype(np.float32)
-
-
-def _noise(
-    readers: Sequence[tuple[str, NDArray[np.float32]]],
-    captured: Mapping[str, Captured],
-    factors: Factors,
-) -> float:
-    """Noise over signal at the output of the readers, mean over them.
-
-    Errors of different channels and weights are taken to be independent, so their powers add up: a
-    channel's rounding error times its weights, and the rounding of weights (step**2 / 12 each)
-    times the power of what they multiply.
-    """
-    total = 0.0
-    for tensor, weights in readers:
-        rows = captured[tensor].rows / factors
-        groups, _, inner, taps = weights.shape
-        scaled = weights * factors.reshape(groups, 1, inner, 1)
-        error = np.square(rows - _rounded(rows)).mean(axis=0).reshape(groups, inner)
-        power = np.square(rows).mean(axis=0).reshape(groups, inner)
-        gain = np.square(scaled).sum(axis=(1, 3))
-        steps = np.abs(scaled).max(axis=(2, 3)) / 127
-        rounding = power.sum(axis=1) * taps * np.square(steps).sum(axis=1) / 12
-        signal = max(float((power * gain).sum()), 1e-30)
-        total += float((error * gain).sum() + rounding.sum()) / signal
-    return total / len(readers)
-
-
-def _rounded(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows as unsigned 8-bit codes of one range hold them."""
-    seen = TensorStatistics()
-    seen.add(rows)
-    chosen = mse_range(seen)
-    codes = np.clip(np.rint(rows / chosen.scale) + chosen.zero_point, 0, 255)
-    held: NDArray[np.float32] = ((codes - chosen.zero_point) * chosen.scale).astype(np.float32)
-    return held
 
 
 def _started(
@@ -342,7 +240,8 @@ def _started(
         ),
     ).tensors
     starts = [_start(bench, strengths, every, new)]
-    some = _rewritten(bench, folded, factors) if folded and len(folded) < len(kept) else None
+    fewer_groups = 0 < len(folded) < len(kept) and not bench.late
+    some = _rewritten(bench, folded, factors) if fewer_groups else None
     if some is not None:
         own = {t for g in folded for t in g.tensors}
         fewer = {g.name: strengths[g.name] for g in folded}
@@ -358,13 +257,16 @@ def _rewritten(
     apply(model, groups, factors)
     out = bench.scratch / f"even-{len(groups)}.onnx"
     save(model, out)
+    anchors = find_anchors(model)[0]
+    # Its weights, which are on the disk now, may be gigabytes.
+    del model
     written = read_model(out)
     found = run_probes(written, bench.probes, bench.threads)
     parity = to_db(noise_shares(bench.probe_outputs, found))
     if parity < _PARITY_DB:
         logger.warning("channels stay as they are: evened out, outputs differ (%.0f dB)", parity)
         return None
-    return written, find_anchors(model)[0]
+    return written, anchors
 
 
 def _start(

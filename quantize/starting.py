@@ -72,7 +72,8 @@ def prepared(job: Job, source: Model, samples: Samples, out: Path, threads: int)
         UnsupportedError: Two runs on one sample differ.
     """
     made = prepare(source, out, name=job.model.text)
-    settings = Settings(threads=threads)
+    # Run a few times only, and as large as the model is.
+    settings = Settings(threads=threads, packed=False)
     reference = RUNTIMES["onnxruntime"].open(source.path, settings)
     feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
     check_parity(reference.run, made.model.path, feeds)

@@ -6,7 +6,10 @@ AVX2 and AVX-512 without VNNI add the products of two neighbours, u8 x s8, into 
 the two, unless no pair of neighbours can leave the 16 bits. That is what `portable` makes sure of.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ U8_MAX = 255
 # 255 * (|w1| + |w2|) fits 16 signed bits up to 128: 32,640. At 129 it is 32,895. On the negative
 # side -255 * 128 = -32,640 likewise.
 SAFE_PAIR_SUM = INT16_MAX // U8_MAX
+# Weights looked at together.
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +102,38 @@ def pair_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:
     Returns:
         int64 [out channels].
     """
-    wide = codes.astype(np.int64)
-    flat = wide.reshape(wide.shape[0], -1)
-    worst = _neighbours(flat)
-    if wide.ndim > 2:
-        last = np.moveaxis(wide, 1, -1).reshape(wide.shape[0], -1)
-        worst = np.maximum(worst, _neighbours(last))
+    return worst_of_orders(codes, _neighbours)
+
+
+def worst_of_orders(
+    codes: NDArray[np.int8], look: Callable[[NDArray[np.int16]], NDArray[Any]]
+) -> NDArray[np.int64]:
+    """The largest that `look` finds per output channel, over all orders of its weights.
+
+    Args:
+        codes: Weight codes, int8 [out channels, in channels, *taps].
+        look: int16 [some channels, weights] to one whole number per channel.
+
+    Returns:
+        int64 [out channels].
+    """
+    worst = np.zeros(len(codes), np.int64)
+    # Some channels at a time, so that what is computed stays in cache.
+    rows = max(1, _BLOCK // max(math.prod(codes.shape[1:]), 1))
+    for start in range(0, len(codes), rows):
+        wide = codes[start : start + rows].astype(np.int16)
+        orders = [wide] if wide.ndim <= 2 else [wide, np.moveaxis(wide, 1, -1)]
+        found = [look(order.reshape(len(wide), -1)) for order in orders]
+        worst[start : start + rows] = np.max(found, axis=0)
     return worst
 
 
-def _neighbours(flat: NDArray[np.int64]) -> NDArray[np.int64]:
+def _neighbours(flat: NDArray[np.int16]) -> NDArray[np.int16]:
     """Largest |a + b| over adjacent a, b of one sign; one alone counts for itself."""
-    worst: NDArray[np.int64] = np.abs(flat).max(axis=1, initial=0)
-    if flat.shape[1] > 1:
-        pairs = np.abs(flat[:, :-1] + flat[:, 1:])
-        # Of opposite signs the sum is smaller than either, so `worst` above covers those.
-        worst = np.maximum(worst, pairs.max(axis=1))
+    # Of opposite signs the sum is smaller than either, so what stands alone covers those.
+    looked_at = (flat, flat[:, :-1] + flat[:, 1:])
+    ends = [(x.max(axis=1, initial=0), -x.min(axis=1, initial=0)) for x in looked_at]
+    worst: NDArray[np.int16] = np.max(ends, axis=(0, 1))
     return worst
 
 

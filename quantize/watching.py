@@ -19,7 +19,7 @@ from bench.models import Array, Feeds, Model
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.seam import Settings
 from quantize.data import Samples
-from quantize.prepare import save
+from quantize.prepare import EXTERNAL_BYTES, save
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -43,7 +43,7 @@ def stream(
     hidden = [n for n in wanted if n not in inputs]
     path = scratch / "watched.onnx"
     expose(model.path, hidden, path)
-    session = _open(path, threads)
+    session = _open(path, threads, packed=model.size_bytes <= EXTERNAL_BYTES)
     fetched = list(dict.fromkeys([*hidden, *states])) or [model.outputs[0].name]
     carried: Feeds = {}
 
@@ -77,14 +77,25 @@ def _run(
             yield name, value.numpy()
 
 
-def _open(path: Path, threads: int) -> "ort.InferenceSession":
+def _open(path: Path, threads: int, *, packed: bool) -> "ort.InferenceSession":
+    """Open a graph of our own, which is removed from the disk again.
+
+    Args:
+        path: The file.
+        threads: Inside one inference.
+        packed: See `Settings`.
+    """
     import onnxruntime as ort
 
-    options = session_options(Settings(threads=threads))
+    options = session_options(Settings(threads=threads, packed=packed))
     # The arena grows in powers of two and keeps what it has; a plain allocation is given back.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    finally:
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
 
 
 def tensor_groups(
@@ -95,7 +106,7 @@ def tensor_groups(
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
     path = scratch / "sizes.onnx"
     shapes = _expose_shapes(model.path, names, path)
-    found = dict(_run(_open(path, 0), list(shapes.values()), samples[largest].feeds))
+    found = dict(_run(_open(path, 0, packed=False), list(shapes.values()), samples[largest].feeds))
     sizes = {n: 4 * int(np.prod(found[s], dtype=np.int64)) for n, s in shapes.items()}
     return _pack({n: sizes.get(n, 0) for n in names})
 
@@ -124,7 +135,7 @@ def expose(path: Path, names: Iterable[str], out: Path) -> None:
             if value.type is None:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(value)
-    save(model, out)
+    save(model, out, share=True)
 
 
 def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str]:
@@ -139,5 +150,5 @@ def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str
         node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
-    save(model, out)
+    save(model, out, share=True)
     return shapes

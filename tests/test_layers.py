@@ -54,6 +54,7 @@ GRAPH_MODULES = (
     "quantize/recipe.py",
     "quantize/rewrites.py",
     "quantize/smoothing.py",
+    "quantize/strengths.py",
     "quantize/ranking.py",
     "quantize/quantizers/*.py",
 )

@@ -78,6 +78,8 @@ def session_options(settings: Settings) -> Any:
     options.graph_optimization_level = (
         level.ORT_ENABLE_ALL if settings.optimize == "all" else level.ORT_DISABLE_ALL
     )
+    if not settings.packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if settings.exact:
         from bench.machine import canary
 

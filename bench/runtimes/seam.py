@@ -25,6 +25,8 @@ class Settings:
         streams: Inferences that are going to run at once, each with `threads` of its own.
         optimize: Graph optimizations of the runtime: "all" for serving, "none" for reading
             intermediate tensors.
+        packed: Let kernels keep copies of the weights in an order of their own, as for serving.
+            Without, large models open at once and take half the memory, and may run slower.
     """
 
     threads: int
@@ -33,6 +35,7 @@ class Settings:
     precision: Precision = "fp32"
     streams: int = 1
     optimize: Literal["all", "none"] = "all"
+    packed: bool = True
 
 
 class Session(Protocol):

@@ -100,7 +100,11 @@ def observe(
         return {}
     file = scratch / "exposed.onnx"
     _expose(model, reachable, file)
-    session = RUNTIMES["onnxruntime"].open(file, Settings(threads=threads, optimize="none"))
+    try:
+        session = RUNTIMES["onnxruntime"].open(file, Settings(threads=threads, optimize="none"))
+    finally:
+        for leftover in scratch.glob("exposed.onnx*"):
+            leftover.unlink()
     tallies = {p.name: _Tally() for p in reachable}
     rng = np.random.default_rng(0)
     try:
@@ -110,8 +114,6 @@ def observe(
                 _look(product, nodes[product.name], found, tallies[product.name], rng)
     finally:
         session.close()
-        for leftover in scratch.glob("exposed.onnx*"):
-            leftover.unlink()
     return {
         name: Observed(len(feeds), t.looked_at, t.wrong, t.worst, t.worst / max(t.high - t.low, 1))
         for name, t in tallies.items()
@@ -132,7 +134,7 @@ def _expose(model: ir.Model, chosen: Sequence[Product], file: Path) -> None:
                 kind = {"s8": ir.DataType.INT8}.get(activation.dtype, ir.DataType.UINT8)
                 value.type = ir.TensorType(ir.DataType.FLOAT if activation.inside else kind)
             model.graph.outputs.append(value)
-    save(model, file)
+    save(model, file, share=True)
     while len(model.graph.outputs) > before:
         model.graph.outputs.pop()
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.inspection.products import Product
-from quantize.targets import INT16_MAX, U8_MAX, can_saturate, pair_sums
+from quantize.targets import INT16_MAX, SAFE_PAIR_SUM, U8_MAX, pair_sums, worst_of_orders
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ def risk_of(product: Product) -> Risk | None:
     if reason or weights.codes.dtype != np.int8:
         return Risk(reason or f"{weights.dtype} weights", 0, channels, 0, 0, None)
     sums = pair_sums(weights.codes)
-    risky = can_saturate(weights.codes)
-    errors = worst_errors(weights.codes)
+    risky = sums > SAFE_PAIR_SUM
+    errors = np.zeros(channels, np.int64)
+    errors[risky] = worst_errors(weights.codes[risky])
     return Risk(
         reason="" if risky.any() else "no two neighbouring weights are large enough",
         channels=int(risky.sum()),
@@ -83,20 +84,12 @@ def worst_errors(codes: NDArray[np.int8]) -> NDArray[np.int64]:
         int64 [out channels]: the sum over disjoint pairs of what each is beyond 16 bits, for the
         worst order of neighbours.
     """
-    wide = codes.astype(np.int64)
-    orders = [wide.reshape(wide.shape[0], -1)]
-    if wide.ndim > 2:
-        orders.append(np.moveaxis(wide, 1, -1).reshape(wide.shape[0], -1))
-    worst = np.zeros(wide.shape[0], np.int64)
-    for flat in orders:
-        for start in (0, 1):
-            worst = np.maximum(worst, _beyond(flat[:, start:]))
-    return worst
+    return worst_of_orders(codes, lambda flat: np.maximum(_beyond(flat), _beyond(flat[:, 1:])))
 
 
-def _beyond(flat: NDArray[np.int64]) -> NDArray[np.int64]:
-    even = flat[:, : flat.shape[1] // 2 * 2]
-    pairs = even.reshape(flat.shape[0], -1, 2)
+def _beyond(flat: NDArray[np.int16]) -> NDArray[np.int64]:
+    even = flat[:, : flat.shape[1] // 2 * 2].astype(np.int64)
+    pairs = even.reshape(*even.shape[:1], even.shape[1] // 2, 2)
     high = U8_MAX * np.maximum(pairs, 0).sum(axis=2) - INT16_MAX
     low = -U8_MAX * np.minimum(pairs, 0).sum(axis=2) - (INT16_MAX + 1)
     # Either all activations meet the positive weights, or all meet the negative ones.

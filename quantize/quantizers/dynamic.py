@@ -6,7 +6,7 @@ import onnx_ir as ir
 from quantize.anchors import Anchor
 from quantize.quantizers.editing import Editor
 from quantize.quantizers.fitting import Fitter
-from quantize.quantizers.reading import bias_of, channels_first, constant_of
+from quantize.quantizers.reading import bias_of, channels_at, constant_of
 from quantize.quantizers.weights import Codes, quantize_weights
 from quantize.targets import TARGETS
 
@@ -27,13 +27,14 @@ class DynamicWriter:
         graph = node.graph or self.editor.graph
         if anchor.op == "Gemm":
             self.editor.fold_gemm_factors(node)
-        weights = channels_first(constant_of(node.inputs[1]), anchor.out_axis)
-        place = anchor.op == "Gemm" or self.editor.added_constant(node, len(weights))
+        weights = constant_of(node.inputs[1])
+        channels = weights.shape[anchor.out_axis]
+        place = anchor.op == "Gemm" or self.editor.added_constant(node, channels)
         found = self.fitter.fit(anchor, weights, movable=bool(place))
         codes, shift = found.codes, found.shift
         name = str(node.name)
         data, data_scale, data_zero = self._input(node)
-        held = self.editor.constant(f"{name}_weight_quantized", np.ascontiguousarray(codes.codes.T))
+        held = self.editor.constant(f"{name}_weight_quantized", channels_at(codes.codes, 1))
         zero = self.editor.constant(
             f"{name}_weight_zero_point", np.zeros(len(codes.scales), np.int8)
         )
@@ -46,7 +47,7 @@ class DynamicWriter:
         result = ir.node("Mul", [cast.outputs[0], unit.outputs[0]], name=f"{name}_scaled")
         chain = [product, cast, unit, result]
         if anchor.op == "Gemm":
-            bias = bias_of(node, len(weights)) + shift
+            bias = bias_of(node, channels) + shift
             if np.any(bias):
                 held_bias = self.editor.constant(f"{name}_bias_float", bias.astype(np.float32))
                 added = ir.node("Add", [result.outputs[0], held_bias], name=f"{name}_biased")

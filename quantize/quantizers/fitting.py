@@ -4,21 +4,24 @@ weights + rows + range of the input ─▶ codes rounded to the nearest, or lear
 ─▶ mean error into the bias ─▶ each kept only where held-out rows come out better
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.anchors import Anchor
-from quantize.quantizers.rounding import learn
+from quantize.quantizers.reading import channels_first
+from quantize.quantizers.rounding import Rounder, learn
 from quantize.quantizers.weights import Codes, quantize_weights
 from quantize.ranges import Range
 from quantize.recipe import Recipe
 from quantize.rows import RowStore, Window, window_of
 from quantize.targets import TARGETS, U8_MAX
 
+Rounded = Callable[[Rounder | None], Codes]
 # Of the rows, the last part decides what is kept; it comes from other samples than the rest.
 _HELD = 0.25
 # Fewer rows than this decide nothing.
@@ -49,9 +52,8 @@ def fit(
     weights: NDArray[np.float32],
     rows: NDArray[np.float32] | None,
     source: Range | None,
+    rounded: Rounded,
     *,
-    narrow: bool,
-    least_scales: NDArray[np.float32] | None = None,
     correct: bool = True,
     rounding: str = "nearest",
 ) -> Fit:
@@ -62,12 +64,11 @@ def fit(
         rows: float32 [rows, groups, inputs] of what FP32 feeds it; None where none were taken.
         source: Of the layer's input, where that has codes of its own; None where it is quantized
             while the model runs.
-        narrow: Whether no pair of neighbours may saturate 16 bits.
-        least_scales: float32 [out channels]; scales are at least these, so that biases fit int32.
+        rounded: The weights as codes, by a rounder or to the nearest.
         correct: Whether the bias may take up the mean error.
         rounding: "nearest" or "learned".
     """
-    plain = quantize_weights(weights, narrow=narrow, least_scales=least_scales)
+    plain = rounded(None)
     nothing = Fit(plain, np.zeros(len(weights)))
     if rows is None or len(rows) < _LEAST_ROWS or not (correct or rounding == "learned"):
         return nothing
@@ -76,7 +77,7 @@ def fit(
     exact = outputs(weights, rows)
     shift, least = _corrected(exact - outputs(plain.values(), read), cut, correct=correct)
     if rounding == "learned" and (rounder := learn(read[:cut])) is not None:
-        codes = quantize_weights(weights, narrow=narrow, least_scales=least_scales, rounder=rounder)
+        codes = rounded(rounder)
         other, error = _corrected(exact - outputs(codes.values(), read), cut, correct=correct)
         if error < least:
             return Fit(codes, other, learned=True)
@@ -132,6 +133,7 @@ class Fitter:
         recipe: Recipe,
     ) -> None:
         self.store, self.recipe = store, recipe
+        self.narrow = TARGETS[recipe.target].narrow
         self.windows: dict[str, Window] = {}
         if store is not None and (recipe.correct_bias or recipe.rounding == "learned"):
             flat = (a for a in anchors if a.op != "LSTM" and not a.nested)
@@ -151,26 +153,43 @@ class Fitter:
 
         Args:
             anchor: The layer.
-            weights: float32 [out channels, in channels / groups, *taps].
+            weights: float32, as its node reads them.
             source: Of its input; None where it is quantized while the model runs.
             room: float32 [out channels], least scales, so that the bias fits int32.
             movable: Whether there is a bias that may take up a shift.
         """
         store, recipe = self.store, self.recipe
         window = self.windows.get(anchor.name)
-        narrow, correct = TARGETS[recipe.target].narrow, recipe.correct_bias and movable
+        correct = recipe.correct_bias and movable
 
         def make() -> Fit:
+            first = channels_first(weights, anchor.out_axis)
             return fit(
-                weights,
+                first,
                 store.rows(window) if store is not None and window is not None else None,
                 source,
-                narrow=narrow,
-                least_scales=room,
+                partial(self._rounded, anchor.name, first, room),
                 correct=correct,
                 rounding=recipe.rounding,
             )
 
         if store is None:
             return make()
-        return store.once((anchor.name, source, narrow, correct, recipe.rounding), make)
+        return store.once((anchor.name, source, self.narrow, correct, recipe.rounding), make)
+
+    def _rounded(
+        self,
+        name: str,
+        weights: NDArray[np.float32],
+        room: NDArray[np.float32] | None,
+        rounder: Rounder | None,
+    ) -> Codes:
+        narrow = self.narrow
+        if rounder is None and self.store is not None:
+            # Ranges change neither: candidates that differ in them alone share one array.
+            found = self.store.once(
+                ("codes", name, narrow), lambda: quantize_weights(weights, narrow=narrow)
+            )
+            if room is None or (room <= found.scales).all():
+                return found
+        return quantize_weights(weights, narrow=narrow, least_scales=room, rounder=rounder)

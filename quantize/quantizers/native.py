@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
@@ -22,7 +21,7 @@ from quantize.quantizers.editing import Editor
 from quantize.quantizers.fitting import Fitter
 from quantize.quantizers.reading import (
     bias_of,
-    channels_first,
+    channels_at,
     choose_ranges,
     codes_of,
     constant_of,
@@ -139,47 +138,27 @@ class _Writer:
         node = self.nodes[anchor.name]
         if anchor.op == "Gemm":
             self.editor.fold_gemm_factors(node)
-        weights = channels_first(constant_of(node.inputs[1]), anchor.out_axis)
+        weights = constant_of(node.inputs[1])
+        channels = weights.shape[anchor.out_axis]
         source = self.ranges[self.placement.tensors[anchor.data]]
         scale = source.scale
-        bias = bias_of(node, len(weights))
+        bias = bias_of(node, channels)
         room = least_scales(bias.astype(np.float32), scale) if anchor.op != "MatMul" else None
-        movable = (
-            anchor.op != "MatMul" or self.editor.added_constant(node, len(weights)) is not None
-        )
+        movable = anchor.op != "MatMul" or self.editor.added_constant(node, channels) is not None
         found = self.fitter.fit(anchor, weights, source, room, movable=movable)
         if anchor.op == "MatMul":
             self.editor.shift_following_add(node, found.shift)
         else:
             had_bias = len(node.inputs) > 2 and node.inputs[2] is not None
             if had_bias or found.corrected:
-                self._integer_bias(node, bias + found.shift, scale, found.codes)
+                total = bias + found.shift
+                self.editor.integer_bias(node, *quantize_bias(total, scale, found.codes.scales))
         self._weight_pair(node, anchor, found.codes)
         return found.codes
 
-    def _integer_bias(
-        self, node: ir.Node, bias: NDArray[np.float64], scale: np.float32, codes: Codes
-    ) -> None:
-        values, units = quantize_bias(bias, scale, codes.scales)
-        name = f"{node.name}_bias"
-        pair = ir.node(
-            "DequantizeLinear",
-            [
-                self.editor.constant(f"{name}_quantized", values),
-                self.editor.constant(f"{name}_scale", units),
-                self.editor.constant(f"{name}_zero_point", np.zeros(len(units), np.int32)),
-            ],
-            attributes={"axis": 0},
-            name=name,
-        )
-        self.editor.insert_pair(node, pair)
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, pair.outputs[0])
-
     def _weight_pair(self, node: ir.Node, anchor: Anchor, codes: Codes) -> None:
         name = f"{node.name}_weight"
-        stored = np.ascontiguousarray(np.moveaxis(codes.codes, 0, anchor.out_axis))
+        stored = channels_at(codes.codes, anchor.out_axis)
         pair = ir.node(
             "DequantizeLinear",
             [
@@ -203,7 +182,9 @@ class _Writer:
                 if value is not None and value.is_initializer():
                     values = constant_of(value)
                     low, high = float(values.min(initial=0)), float(values.max(initial=0))
-                    scales = self._scale(f"{name}_operand_{i}", Range(min(low, 0), max(high, 0)))
+                    scales = self.editor.scale(
+                        f"{name}_operand_{i}", Range(min(low, 0), max(high, 0))
+                    )
                     codes = codes_of(values, Range(min(low, 0), max(high, 0)))
                     held = self.editor.constant(f"{name}_operand_{i}_quantized", codes)
                     pair = ir.node("DequantizeLinear", [held, *scales], name=f"{name}_operand_{i}")
@@ -214,23 +195,8 @@ class _Writer:
         """Put a Q/DQ pair behind the tensor `name` and let integer readers read through it."""
         value = self.editor.values[name]
         uses = list(value.uses())
-        produced = value.producer()
         source = self.ranges[self.placement.tensors[name]]
-        quantize = ir.node(
-            "QuantizeLinear",
-            [value, *self._scale(name, source)],
-            name=self.editor.free(f"{name}_quantize"),
-        )
-        quantize.outputs[0].name = self.editor.free(f"{name}_quantized")
-        # A second set of initializers: sharing them between Q and DQ is fine, between tensors is
-        # not.
-        back = ir.node(
-            "DequantizeLinear",
-            [quantize.outputs[0], *quantize.inputs[1:]],
-            name=self.editor.free(f"{name}_dequantize"),
-        )
-        back.outputs[0].name = self.editor.free(f"{name}_dequantized")
-        self.editor.insert_after(produced, [quantize, back])
+        quantize, back = self.editor.pair_behind(value, source)
         integers = name in self.integer_outputs
         for use in uses:
             if use.idx == 0 and keeps_float_weights(use.node):
@@ -238,7 +204,7 @@ class _Writer:
             elif integers or str(use.node.name) in self.integer_nodes:
                 use.node.replace_input_with(use.idx, back.outputs[0])
         if integers:
-            self._move_output(value, back.outputs[0])
+            self.editor.move_output(value, back.outputs[0])
 
     def _shielded(self, name: str, reader: ir.Node, quantize: ir.Node) -> ir.Value:
         """The dequantized tensor for a convolution or Gemm that has to stay in float.
@@ -266,19 +232,3 @@ class _Writer:
         back.outputs[0].name = self.editor.free(f"{stem}_dequantized")
         self.graph.insert_after(quantize, back)
         return back.outputs[0]
-
-    def _move_output(self, value: ir.Value, after: ir.Value) -> None:
-        """If `value` is a graph output, let `after` be it, under the same name."""
-        for i, output in enumerate(self.graph.outputs):
-            if output is value:
-                name = str(value.name)
-                after.type, after.shape = value.type, value.shape
-                self.graph.outputs[i] = after
-                value.name = self.editor.free(f"{name}_float")
-                after.name = name
-
-    def _scale(self, name: str, chosen: Range) -> tuple[ir.Value, ir.Value]:
-        return (
-            self.editor.constant(f"{name}_scale", np.asarray(chosen.scale, np.float32)),
-            self.editor.constant(f"{name}_zero_point", np.asarray(chosen.zero_point, np.uint8)),
-        )

@@ -1,5 +1,7 @@
 """What the quantizer reads from a graph: constants, channels, ranges."""
 
+from typing import TypeVar
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -9,6 +11,10 @@ from quantize.calibrate import Calibration
 from quantize.placement import Placement
 from quantize.ranges import RANGE_METHODS, Range
 from quantize.recipe import Recipe
+
+V = TypeVar("V", bound=np.generic)
+# Rows and columns that are turned together.
+_TILE = 256
 
 
 def choose_ranges(
@@ -67,6 +73,25 @@ def bias_of(node: ir.Node, channels: int) -> NDArray[np.float64]:
     return np.broadcast_to(flat, (channels,)).astype(np.float64)
 
 
-def channels_first(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Weights with their output channels on the first axis."""
-    return np.ascontiguousarray(np.moveaxis(weights, axis, 0))
+def channels_first(weights: NDArray[V], axis: int) -> NDArray[V]:
+    """Weights with their output channels on the first axis, which may be a view of them."""
+    return _turned(weights) if weights.ndim == 2 and axis else _moved(weights, axis, 0)
+
+
+def channels_at(codes: NDArray[V], axis: int) -> NDArray[V]:
+    """What has its output channels on the first axis, with them on another."""
+    return _turned(codes) if codes.ndim == 2 and axis else _moved(codes, 0, axis)
+
+
+def _moved(values: NDArray[V], start: int, end: int) -> NDArray[V]:
+    return np.ascontiguousarray(np.moveaxis(values, start, end))
+
+
+def _turned(values: NDArray[V]) -> NDArray[V]:
+    """A matrix transposed, tile by tile: several times as fast as numpy where it is large."""
+    rows, columns = values.shape
+    turned = np.empty((columns, rows), values.dtype)
+    for i in range(0, rows, _TILE):
+        for j in range(0, columns, _TILE):
+            turned[j : j + _TILE, i : i + _TILE] = values[i : i + _TILE, j : j + _TILE].T
+    return turned

@@ -3,10 +3,9 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.errors import OutputError, UsageError
-from bench.models import Model, TensorSpec, external_files, read_model
+from bench.models import Model, TensorSpec, files_of, read_inputs, read_model
 from quantize.data import Samples
 from quantize.sources.seam import ModelSpec
 
@@ -18,7 +17,7 @@ def accepts(text: str) -> bool:
 
 def describe_inputs(spec: ModelSpec) -> Sequence[TensorSpec]:
     """The inputs that the file declares."""
-    return read_model(Path(spec.text)).inputs
+    return read_inputs(Path(spec.text))
 
 
 def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
@@ -35,8 +34,7 @@ def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
     if spec.weights is not None:
         raise UsageError(f"{spec.text}: an ONNX file has its own weights; leave --weights out.")
     source = Path(spec.text)
-    read_model(source)
-    files = external_files(_load_graph(source), source)
+    _, *files = files_of(source)
     folder = source.parent.resolve()
     targets = {f: out.parent / f.relative_to(folder) for f in files}
     if out.resolve() in {source.resolve(), *(t.resolve() for t in targets.values())}:
@@ -47,9 +45,3 @@ def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     return read_model(out)
-
-
-def _load_graph(path: Path) -> Any:
-    import onnx
-
-    return onnx.load(str(path), load_external_data=False)

@@ -71,7 +71,7 @@ def check_parity(
     """
     if not feeds:
         raise UsageError(f"{model}: no samples to compare the model with its source on.")
-    session = OnnxRuntime().open(model, Settings(threads=available_threads()))
+    session = OnnxRuntime().open(model, Settings(threads=available_threads(), packed=False))
     tallies: dict[str, _Tally] = {}
     try:
         for index, sample in enumerate(feeds):

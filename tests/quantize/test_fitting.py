@@ -1,15 +1,23 @@
 """A layer's integers, tried on rows: learned rounding and mean errors, each only where it helps."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize.quantizers.fitting import Fit, fit
+from quantize.quantizers.fitting import Fit, Fitter, Rounded, fit
+from quantize.quantizers.reading import constant_of
 from quantize.quantizers.rounding import MAX_INPUTS, learn
 from quantize.quantizers.weights import quantize_weights
 from quantize.ranges import Range
+from quantize.recipe import Recipe
 from quantize.targets import SAFE_PAIR_SUM, pair_sums
+from tests import tiny
+from tests.int8 import make
 
 
 def layer(
@@ -36,6 +44,10 @@ def nearest(weights: np.ndarray, *, narrow: bool = False) -> Fit:
     return Fit(quantize_weights(weights, narrow=narrow), np.zeros(len(weights)))
 
 
+def rounded(weights: np.ndarray, **how: Any) -> Rounded:
+    return lambda rounder: quantize_weights(weights, rounder=rounder, **how)
+
+
 @given(seed=st.integers(0, 999), groups=st.sampled_from([1, 2, 4]), narrow=st.booleans())
 def test_a_fit_is_never_worse_than_rounding_on_rows_it_has_not_seen(
     *, seed: int, groups: int, narrow: bool
@@ -43,8 +55,8 @@ def test_a_fit_is_never_worse_than_rounding_on_rows_it_has_not_seen(
     weights, rows = layer(seed, groups=groups)
     held = rows[300:]
     plain = error(weights, nearest(weights, narrow=narrow), held)
-    corrected = fit(weights, rows, None, narrow=narrow)
-    learned = fit(weights, rows, None, narrow=narrow, rounding="learned")
+    corrected = fit(weights, rows, None, rounded(weights, narrow=narrow))
+    learned = fit(weights, rows, None, rounded(weights, narrow=narrow), rounding="learned")
     # Of the held-out quarter, which decides.
     assert error(weights, corrected, held) <= plain * 1.0001
     assert error(weights, learned, held) <= error(weights, corrected, held) * 1.0001
@@ -59,7 +71,9 @@ def test_learned_rounding_helps_where_inputs_go_together(groups: int) -> None:
     gains = []
     for seed in range(5):
         weights, rows = layer(seed, groups=groups, inputs=12 * groups)
-        learned = fit(weights, rows, None, narrow=False, correct=False, rounding="learned")
+        learned = fit(
+            weights, rows, None, rounded(weights, narrow=False), correct=False, rounding="learned"
+        )
         assert learned.learned
         plain = error(weights, nearest(weights), rows[300:])
         gains.append(error(weights, learned, rows[300:]) / plain)
@@ -76,7 +90,7 @@ def test_a_shift_takes_up_what_clipping_the_input_costs() -> None:
         read = np.clip(rows[:, 0], 0, clipped.high)
         return (exact - read @ found.codes.values().T - found.shift)[300:]
 
-    found = fit(weights, rows, clipped, narrow=False)
+    found = fit(weights, rows, clipped, rounded(weights, narrow=False))
     assert found.corrected
     assert np.square(lost(found)).sum() < 0.9 * np.square(lost(nearest(weights))).sum()
 
@@ -85,14 +99,14 @@ def test_a_mean_that_does_not_hold_elsewhere_is_left_alone() -> None:
     weights, rows = layer(1)
     # The first samples say one thing, the last ones the opposite.
     rows[300:] *= -1
-    found = fit(weights, rows, None, narrow=False)
+    found = fit(weights, rows, None, rounded(weights, narrow=False))
     assert not found.corrected
 
 
 @pytest.mark.parametrize("rows", [None, np.ones((3, 1, 12), np.float32)])
 def test_without_rows_weights_are_rounded_to_the_nearest(rows: np.ndarray | None) -> None:
     weights, _ = layer(2)
-    found = fit(weights, rows, None, narrow=True, rounding="learned")
+    found = fit(weights, rows, None, rounded(weights, narrow=True), rounding="learned")
     np.testing.assert_array_equal(found.codes.codes, quantize_weights(weights, narrow=True).codes)
     assert not found.learned
     assert not found.corrected
@@ -101,8 +115,30 @@ def test_without_rows_weights_are_rounded_to_the_nearest(rows: np.ndarray | None
 def test_scales_leave_room_for_the_bias_when_rounding_is_learned() -> None:
     weights, rows = layer(3)
     least = np.full(len(weights), 0.5, np.float32)
-    found = fit(weights, rows, None, narrow=False, least_scales=least, rounding="learned")
+    found = fit(
+        weights, rows, None, rounded(weights, narrow=False, least_scales=least), rounding="learned"
+    )
     assert (found.codes.scales >= least).all()
+
+
+def test_candidates_that_differ_in_ranges_share_their_codes(tmp_path: Path) -> None:
+    model = tiny.linear(tmp_path / "m.onnx", size=16)
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 16), np.float32)} for i in range(9)]
+    made = make(model, feeds)
+    graph = ir.load(made.fp32).graph
+    nodes, store = {str(n.name): n for n in graph}, made.calibration.rows
+    (anchor,), weights = made.anchors, constant_of(next(iter(graph)).inputs[1])
+    recipe = Recipe("vnni", "mse", correct_bias=True, modes={anchor.name: "static"})
+    first, second = (
+        Fitter(nodes, made.anchors, store, recipe).fit(anchor, weights, Range(-2.0, high))
+        for high in (2.0, 3.0)
+    )
+    assert first is not second
+    assert first.codes is second.codes
+    # Unless there has to be more room for the bias.
+    room = np.full(3, 1.0, np.float32)
+    third = Fitter(nodes, made.anchors, store, recipe).fit(anchor, weights, Range(0, 1), room)
+    assert (third.codes.scales >= room).all()
 
 
 def test_what_cannot_be_learned_from_is_said() -> None:

@@ -123,6 +123,8 @@ def test_results_lie_in_the_staging_folder(job: Job, staging: Path) -> None:
         "recipe.toml",
         "scratch",
     }
+    # Nothing reads the copy of the source any more.
+    assert not (staging / "scratch" / "source").exists()
     for model in (report.fp32, report.int8, *(x.variant.model for x in report.latencies)):
         assert (staging / model.path).is_file()
         assert model.path.parent == Path()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -145,6 +146,69 @@ def test_a_large_model_of_an_old_opset_is_refused_before_it_fills_the_memory(
     monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
     with pytest.raises(UnsupportedError, match="2 GB"):
         prepared(cnn(tmp_path / "m.onnx", 11))
+
+
+def large(folder: Path, weights: int = 1) -> Path:
+    """A product whose weights lie in a file beside it, of which `weights` are used."""
+    constants = {f"w{i}": normal(i, 4, 4) for i in range(2)}
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"], f"mm{i}") for i in range(2)]
+    ports = [(f"y{i}", FLOAT, ["n", 4]) for i in range(2)]
+    tiny.save(folder / "in.onnx", nodes, [("x", FLOAT, ["n", 4])], ports, constants)
+    model = ir.load(folder / "in.onnx")
+    path = folder / "large.onnx"
+    ir.save(model, path, external_data="large.onnx.data", size_threshold_bytes=0)
+    kept = ir.load(path)
+    for node in list(kept.graph)[weights:]:
+        kept.graph.outputs.remove(node.outputs[0])
+        kept.graph.remove(node, safe=True)
+        del kept.graph.initializers[f"w{node.name[-1]}"]
+    ir.save(kept, path)
+    return path
+
+
+def test_a_changed_graph_shares_large_weights_with_the_one_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
+    source, folder = large(tmp_path, 2), tmp_path / "there"
+    folder.mkdir()
+    model = ir.load(source)
+    sample = {"x": normal(9, 2, 4)}
+    wanted = run(source, sample)
+    module.save(model, folder / "out.onnx", share=True)
+    assert (folder / "out.onnx.data").samefile(tmp_path / "large.onnx.data")
+    # What was saved reads its own file still.
+    assert {t.path for t in held(model)} == {str(tmp_path / "large.onnx.data")}
+    found = run(folder / "out.onnx", sample)
+    assert all((found[n] == wanted[n]).all() for n in ("y0", "y1"))
+    (folder / "out.onnx.data").unlink()
+    module.save(model, folder / "apart.onnx")
+    assert not (folder / "apart.onnx.data").samefile(tmp_path / "large.onnx.data")
+
+
+@pytest.mark.parametrize("why", ["half of the file is not read", "no links", "new weights"])
+def test_large_weights_are_copied_where_sharing_them_makes_no_sense(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(module, "_INLINE_BYTES", 40)
+    model = ir.load(large(tmp_path, 1 if why.startswith("half") else 2))
+    if why == "no links":
+
+        def refuse(*_: object) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    if why == "new weights":
+        model.graph.initializers["w0"].const_value = ir.Tensor(normal(5, 4, 4), name="w0")
+    module.save(model, tmp_path / "out.onnx", share=True)
+    assert not (tmp_path / "out.onnx.data").samefile(tmp_path / "large.onnx.data")
+    (tmp_path / "large.onnx.data").unlink()
+    assert run(tmp_path / "out.onnx", {"x": normal(9, 2, 4)})
+
+
+def held(model: ir.Model) -> list[Any]:
+    return [v.const_value for v in model.graph.initializers.values()]
 
 
 def test_large_weights_lie_in_a_file_of_their_own(

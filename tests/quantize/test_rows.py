@@ -117,6 +117,19 @@ def test_layers_that_read_alike_share_their_rows(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == before
 
 
+def test_all_layers_get_their_rows_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, passes = net(tmp_path / "m.onnx"), []
+    real = module.stream
+    monkeypatch.setattr(module, "stream", lambda *a: passes.append(a[1]) or real(*a))
+    taken = store(path)
+    taken.capture(windows(path).values())
+    assert len(passes) == 1
+    # The graphs that were run for it are gone.
+    assert {f.suffix for f in tmp_path.iterdir() if f != path} == {".raw"}
+
+
 def test_rows_stay_within_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = net(tmp_path / "m.onnx")
     monkeypatch.setattr(module, "_LAYER_BYTES", 18 * 4 * 60)

@@ -137,6 +137,14 @@ def test_only_tensors_of_the_group_have_new_statistics(tmp_path: Path) -> None:
     assert new["l"].high < old["l"].high / 2
 
 
+def test_what_would_come_too_late_is_not_begun(tmp_path: Path) -> None:
+    source = block(tmp_path / "b.onnx", outlier=60.0, residual=False)
+    bench = replace(workbench(tmp_path, source, inputs()), deadline_s=0.0)
+    evened = even_out(bench, "vnni", samples_of(inputs()[4:], bench.fp32.inputs), {})
+    assert evened.starts == ()
+    assert not list(tmp_path.glob("even-*.onnx"))
+
+
 def test_even_channels_are_left_alone(tmp_path: Path) -> None:
     assert made(tmp_path, outlier=1.0).starts == ()
 

@@ -25,6 +25,14 @@ def _model(path: Path, *, external: bool = False) -> Path:
     return path
 
 
+def test_weights_are_not_read_to_know_the_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _model(tmp_path / "m.onnx", external=True)
+    monkeypatch.setattr("bench.models.digest", lambda _: pytest.fail("weights were read"))
+    assert [s.name for s in describe_inputs(ModelSpec(str(source)))] == ["x"]
+
+
 def test_a_model_is_copied_with_its_external_data(tmp_path: Path) -> None:
     source = _model(tmp_path / "in" / "m.onnx", external=True)
     model = convert(ModelSpec(str(source)), None, tmp_path / "out" / "fp32.onnx")
