@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := calibration_data/fashion_mnist
 
-.PHONY: install demo demo-model bench bench-quantizers bench-search bench-selfcheck bench-gate verify-vnni test lint types format check clean
+.PHONY: install demo demo-model bench bench-quantizers bench-search bench-selfcheck bench-predict bench-gate verify-vnni test lint types format check clean
 
 install: .venv/installed
 
@@ -29,6 +29,9 @@ bench-quantizers: .venv/benchmarks  ## native against its rivals, every model; B
 
 bench-search: .venv/benchmarks  ## the search against NNCF's accuracy control, every model; BENCH=--quick for a look
 	$(BIN)/python -m tests.benchmarks.searches $(BENCH)
+
+bench-predict: demo  ## speed predicted for AVX2 kernels and one thread, against what they take
+	$(BIN)/python -m tests.benchmarks.predictions out/demo/model.fp32.onnx out/demo/model.onnx
 
 bench-gate: demo  ## error rates of the gate, and what evaluations cost, into docs/gate.md
 	$(BIN)/python -m tests.benchmarks.gate docs/gate.md out/demo/model.fp32.onnx $(DEMO)/evaluation.npz

@@ -20,17 +20,23 @@ from bench.beside import Beside
 from bench.doctor import diagnosis, refuse_unfit, refuse_unknown
 from bench.document import bench_document
 from bench.errors import ExitCode, OutputError, ResourceError, UsageError, VnnifyError
+from bench.forecast import Survey, read_elsewhere
 from bench.latency import Progress
 from bench.load import Demand
 from bench.machine import describe
 from bench.options import parse_counts, parse_names, parse_p99, parse_rates, parse_streams
+from bench.peaks import machine_peaks
 from bench.planning import Exporter, Plan
 from bench.render import Document, render
 from bench.render.escape import clean
 from bench.render.text import WIDTH, render_text
 from bench.report import BenchReport
-from bench.running import machine_peaks, run
+from bench.running import run
+from bench.runtimes import installed_runtimes
 from bench.store import atomic_write, dump
+from bench.yardsticks import measure_yardsticks
+
+PREDICT = "What `vnnify doctor --json` wrote on another machine: predict the latency there."
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -90,6 +96,7 @@ def bench(
     compare: Annotated[
         Path | None, typer.Option(help="JSON of an earlier run here: what changed?")
     ] = None,
+    predict_for: Annotated[Path | None, typer.Option(help=PREDICT)] = None,
     no_peaks: Annotated[
         bool, typer.Option("--no-peaks", help="Do not measure what the machine can do at best.")
     ] = False,
@@ -122,6 +129,7 @@ def bench(
         ),
         peaks=not no_peaks,
         operators=not no_operators,
+        predict_for=None if predict_for is None else read_elsewhere(predict_for),
     )
     beside = Beside.read(merge or [], compare, prices, utilisation)
     machine, exporter = describe(), context.obj
@@ -154,15 +162,20 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the measured limits, which take seconds.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The machine as JSON on stdout.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="The machine as JSON on stdout, for --predict-for elsewhere."),
+    ] = False,
 ) -> None:
     """Say what this machine is, which arithmetic it does, and what is missing."""
     refuse_unknown(target, device)
     machine = describe()
+    peaks = () if quick else (machine_peaks(machine, machine.threads),)
     if json:
-        emit(dump(machine).decode())
+        threads = () if quick else (machine.threads, 1)
+        found = Survey(machine, peaks, measure_yardsticks(threads, installed_runtimes()))
+        emit(dump(found).decode())
     else:
-        peaks = () if quick else (machine_peaks(machine, machine.threads),)
         emit(as_text(diagnosis(machine, peaks)))
     refuse_unfit(machine, target, device)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from bench.banner import banner, interval_text
 from bench.compare import STEAL_SHARE
 from bench.cost_document import cost_blocks, rate
+from bench.forecast_document import forecast_section
 from bench.latency import Latency, Variant
 from bench.load import Load, decisive
 from bench.machine_table import machine_table
@@ -61,6 +62,7 @@ def bench_document(report: BenchReport) -> Document:
         Section("Where the time goes", tuple(_operators(report))),
         Section("Physical limits", tuple(_limits(report))),
         Section("Other machines", tuple(_others(report))),
+        *((forecast_section(report.forecast),) if report.forecast is not None else ()),
         Section("Machine", (machine_table(report.machine, report.peaks),)),
     )
     models = {x.variant.model.sha256: x for x in report.latencies}

@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.errors import VnnifyError
 from bench.isolate import run_isolated
+from bench.machine import Machine
 from bench.models import Feeds
 from bench.runtimes import Settings, find_runtime, installed_runtimes
 
@@ -24,6 +25,7 @@ from bench.runtimes import Settings, find_runtime, installed_runtimes
 _ROWS, _INNER = 512, 1024
 _SECONDS = 0.4
 _SMALLEST_COPY, _LARGEST_COPY = 64 * 2**20, 2**30
+_DEFAULT_CACHE = 32 * 2**20
 _TIMEOUT_S = 300.0
 
 
@@ -72,6 +74,12 @@ def measure_peaks(threads: int, *, cache_bytes: int, memory_bytes: int) -> Peaks
             timeout_s=_TIMEOUT_S,
         )
     return Peaks(**found)
+
+
+def machine_peaks(machine: Machine, threads: int) -> Peaks:
+    """What a machine, this one, can do at best with so many threads."""
+    cache = max(machine.caches.values(), default=_DEFAULT_CACHE)
+    return measure_peaks(threads, cache_bytes=cache, memory_bytes=machine.memory_bytes)
 
 
 def run_peaks(job: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bench.errors import InputError, ResourceError, UnfitError, UsageError
+from bench.forecast import Elsewhere
 from bench.isolate import run_isolated
 from bench.latency import Variant
 from bench.load import Demand
@@ -67,6 +68,7 @@ class Plan:
         demand: Load.
         peaks: Measure what the machine can do at best, too.
         operators: Time the operators of the first batch size, too.
+        predict_for: Another machine; latencies of the first batch size are predicted for it.
     """
 
     models: tuple[str, ...]
@@ -84,6 +86,7 @@ class Plan:
     demand: Demand = field(default_factory=Demand)
     peaks: bool = True
     operators: bool = True
+    predict_for: Elsewhere | None = None
 
 
 def open_models(plan: Plan, scratch: Path, exporter: Exporter | None) -> tuple[Model, ...]:

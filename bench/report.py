@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.compare import Comparison, compare, interval
 from bench.cost import Price, Supply
+from bench.forecast import Forecast
 from bench.latency import Latency, Variant
 from bench.load import Load, optimum
 from bench.machine import Machine
@@ -58,6 +59,7 @@ class BenchReport:
         p99_ms: What latency has to hold; None for no limit.
         command: As it was typed.
         measured: When it was done: ISO 8601, UTC; empty in reports of older versions.
+        forecast: Latencies predicted for another machine, if that was asked for.
     """
 
     machine: Machine
@@ -76,6 +78,7 @@ class BenchReport:
     p99_ms: float | None = None
     command: str = ""
     measured: str = ""
+    forecast: Forecast | None = None
 
     def work_of(self, variant: Variant) -> Work | None:
         """What one inference of a variant takes; None if it was not counted."""

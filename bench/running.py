@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from bench.errors import VnnifyError
 from bench.feeds import feeds_digest, read_feeds, refuse_fixed_batch
+from bench.forecast import Forecast, forecast
 from bench.latency import (
     CutShort,
     Latency,
@@ -21,13 +22,12 @@ from bench.machine import Machine, granted_threads
 from bench.models import Feeds, Model, parse_input, synthetic_feeds, with_sizes
 from bench.operators import Operators, measure_operators
 from bench.others import Planned
-from bench.peaks import Peaks, measure_peaks
+from bench.peaks import Peaks, machine_peaks
 from bench.planning import Exporter, Plan, named, open_models, plural, refuse_unknown, what_runs
 from bench.report import BenchReport, Missing, assemble, with_names
 from bench.work import Work, count_work
 
 _SYNTHETIC = 8
-_DEFAULT_CACHE = 32 * 2**20
 
 Refuse: TypeAlias = Callable[[Machine, Sequence[Planned]], None]
 """Told what is going to be measured; raises where that could not be laid beside other runs."""
@@ -84,6 +84,7 @@ def run(
         works=tuple(found.works),
         peaks=found.peaks,
         operators=found.operators,
+        forecast=found.forecast,
     )
     return with_names(report, dict(zip((m.path for m in models), plan.models, strict=True)))
 
@@ -99,6 +100,7 @@ class _Found:
     works: list[Work] = field(default_factory=list)
     operators: tuple[Operators, ...] = ()
     peaks: tuple[Peaks, ...] = ()
+    forecast: Forecast | None = None
 
 
 def _measure_batch(
@@ -136,6 +138,9 @@ def _measure_batch(
     found.loads += _loads(plan, variants, feeds, machine, progress)
     if batch == plan.batches[0]:
         found.operators = _operators(plan, variants, feeds, found.missing, progress)
+        if plan.predict_for is not None:
+            rows = measured[:-1]
+            found.forecast = forecast(plan.predict_for, machine, rows, feeds[0], progress)
 
 
 def _planned(plan: Plan, model: Model, possible: Sequence[Variant]) -> list[Planned]:
@@ -217,12 +222,6 @@ def _peaks(plan: Plan, machine: Machine, progress: Progress) -> tuple[Peaks, ...
         progress(number, len(plan.threads), f"the machine's limits, {plural(threads, 'thread')}")
         found.append(machine_peaks(machine, threads))
     return tuple(found)
-
-
-def machine_peaks(machine: Machine, threads: int) -> Peaks:
-    """What this machine can do at best with so many threads."""
-    cache = max(machine.caches.values(), default=_DEFAULT_CACHE)
-    return measure_peaks(threads, cache_bytes=cache, memory_bytes=machine.memory_bytes)
 
 
 def _feeds(model: Model, plan: Plan, batch: int) -> list[Feeds]:

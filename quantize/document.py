@@ -1,5 +1,6 @@
 """The document that tells a run: what every report format renders, and what ends a terminal."""
 
+from bench.forecast_document import forecast_lines, forecast_section
 from bench.render import (
     Banner,
     Block,
@@ -35,6 +36,7 @@ def document(report: Report) -> Document:
             _accuracy(report),
             *((sliced,) if (sliced := _slices(report)) is not None else ()),
             latency_section(report),
+            *((forecast_section(report.forecast),) if report.forecast is not None else ()),
             _layers(report),
             *((kernel_section(report.inspection),) if report.inspection else ()),
             *(noise_sections(report.inspection) if report.inspection else ()),
@@ -178,6 +180,9 @@ def _caveats(report: Report) -> list[str]:
             "Measured on a CPU without VNNI: the speed on VNNI is not measured. Accuracy is judged "
             "with VNNI's arithmetic."
         )
+    if report.forecast is not None:
+        names = (f"INT8 {report.served_by}", report.comparisons[0].baseline)
+        lines += forecast_lines(report.forecast, names)
     v = report.verdict
     for e in report.evaluations[2:]:
         worse = v.baseline_value - e.value if v.higher_is_better else e.value - v.baseline_value

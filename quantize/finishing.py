@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from bench.forecast import Forecast
 from bench.isolate import Stage
 from bench.kernels import TELLING
 from bench.latency import Latency
@@ -55,6 +56,7 @@ class Results:
         evaluations: FP32 first, then INT8 where it is served, then elsewhere.
         timing: The benchmark.
         proofs: On emulated CPUs, if they were asked for.
+        forecast: Latencies predicted for another machine, if that was asked for.
         drift: Of a replayed recipe.
         first_pass_s: From the start of the command to the first model that passed.
         slices: How each class and slice fares, the worst first.
@@ -80,6 +82,7 @@ class Results:
     lock: Lock | None = None
     drift: tuple[Drift, ...] = ()
     first_pass_s: float | None = None
+    forecast: Forecast | None = None
 
 
 def finish(
@@ -143,6 +146,7 @@ def finish(
         notes=tuple(dict.fromkeys(notes)),
         proofs=results.proofs,
         drift=results.drift,
+        forecast=results.forecast,
         findings=find_causes(results.bench, made),
         fp32_ms=results.found.fp32_ms,
         first_pass_s=results.first_pass_s,

@@ -81,6 +81,7 @@ class Effort:
         budget_s: After this long the search starts nothing new and keeps the best it has.
         engines: Names in `QUANTIZERS`; of several, the search takes the best model.
         rounding: Of weights: one of `quantize.options.ROUNDINGS`.
+        predict_for: What `vnnify doctor --json` wrote on another machine; None predicts nothing.
         prove: Where emulated machines are kept, to prove the model on one; None proves nothing.
     """
 
@@ -94,6 +95,7 @@ class Effort:
     engines: tuple[str, ...] = ("native",)
     rounding: str = "auto"
     prove: Path | None = None
+    predict_for: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from time import perf_counter, perf_counter_ns
 import onnx_ir as ir
 
 from bench.errors import UnsupportedError
+from bench.forecast import Forecast, forecast, read_elsewhere
 from bench.isolate import Stage, stage
-from bench.machine import canary, granted_threads
+from bench.machine import canary, describe, granted_threads
 from bench.models import Model
 from bench.runtimes import RUNTIMES, Settings, find_runtime, installed_runtimes
 from quantize.anchors import find_anchors
@@ -62,7 +63,7 @@ from quantize.smoothing import even_out, even_out_as
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
-from quantize.timing import Question, time_models
+from quantize.timing import Question, Timing, time_models
 from quantize.tolerance import Tolerance, default_tolerance, parse_tolerance
 from quantize.trials import PROBES, Workbench, run_probes
 
@@ -138,6 +139,8 @@ class _Run:
         self.targets = (
             _AUTO if job.effort.target == "auto" else (find_target(job.effort.target).name,)
         )
+        elsewhere = job.effort.predict_for
+        self.elsewhere = read_elsewhere(elsewhere) if elsewhere is not None else None
         if job.effort.prove is not None:
             require_packages(job.effort.prove)
 
@@ -204,6 +207,7 @@ class _Run:
                     self.question(),
                     self.progress.step,
                 )
+            predicted = self.predict(bench, timing)
             proofs = self.prove(found.best, evaluation)
         best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
@@ -238,6 +242,7 @@ class _Run:
             flips=flips,
             lock=self.lock,
             timing=timing,
+            forecast=predicted,
             proofs=proofs,
             drift=self.drift,
             first_pass_s=self.first_pass_s,
@@ -421,6 +426,14 @@ class _Run:
         if best.verdict.outcome == "pass" and self.first_pass_s is None:
             self.first_pass_s = (perf_counter_ns() - self.started_ns) / 1e9
             self.progress.say(f"first passing model after {self.first_pass_s:.1f} s")
+
+    def predict(self, bench: Workbench, timing: Timing) -> Forecast | None:
+        """Latencies on the machine that was named, if one was."""
+        if self.elsewhere is None:
+            return None
+        with self.stage("predict"):
+            step = lambda done, total, _: self.progress.step(done, total)  # noqa: E731
+            return forecast(self.elsewhere, describe(), timing.latencies, bench.probes[0], step)
 
     def effort(self) -> Effort:
         """What the benchmark may take: little once a person asked for the end."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.doctor import diagnosis
 from bench.document import bench_document
 from bench.errors import InputError
+from bench.forecast import Survey
 from bench.machine import Machine
 from bench.render import Document
 from bench.report import BenchReport
@@ -42,10 +43,15 @@ def relocated(report: Report, folder: Path) -> Document:
     return document(replace(report, int8=replace(report.int8, path=folder / report.int8.path)))
 
 
+def _surveyed(found: Survey) -> Document:
+    return diagnosis(found.machine, found.peaks)
+
+
 DOCUMENTS: dict[str, Callable[[bytes, Path], Document]] = {
     "Report": lambda data, file: relocated(load(Report, data, file), file.parent),
     "GateReport": lambda data, file: gate_document(load(GateReport, data, file)),
     "BenchReport": lambda data, file: bench_document(load(BenchReport, data, file)),
     "Inspection": lambda data, file: inspection_document(load(Inspection, data, file)),
+    "Survey": lambda data, file: _surveyed(load(Survey, data, file)),
     "Machine": lambda data, file: diagnosis(load(Machine, data, file)),
 }

@@ -6,6 +6,7 @@ from typing import Literal
 
 from bench.compare import Comparison
 from bench.errors import ExitCode
+from bench.forecast import Forecast
 from bench.isolate import Stage
 from bench.latency import Latency
 from bench.machine import Machine
@@ -143,6 +144,7 @@ class Report:
         further: What was asked besides accuracy and being no slower than FP32.
         first_pass_s: From the start of the command's process to the moment at which the first model
             that passed lay complete on disk; None where none did.
+        forecast: Latencies predicted for another machine, if that was asked for.
     """
 
     command: str
@@ -179,6 +181,7 @@ class Report:
     slice_limit: float | None = None
     further: tuple[Check, ...] = ()
     first_pass_s: float | None = None
+    forecast: Forecast | None = None
 
 
 def served_speed(comparisons: Sequence[Comparison], served_by: str) -> Comparison:

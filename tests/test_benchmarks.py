@@ -4,12 +4,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.benchmarks import graphs, quantizers, rivals, searches
+from bench import forecast as forecasts
+from bench.latency import Latency, Round
+from bench.yardsticks import Bout, Yardsticks
+from tests.benchmarks import graphs, predictions, quantizers, rivals, searches
 from tests.benchmarks.cases import find_case, read_case
+from tests.fakes import MS
 
 
 def test_a_case_is_compared_from_graph_to_table(
@@ -116,3 +121,27 @@ def test_states_reach_every_quantizer(tmp_path: Path) -> None:
     fed = rivals.Order(case, data, tmp_path, 3, "vnni").feeds()
     assert [float(f["state"][0, 0]) for f in fed] == [0, 2, 6]
     shutil.rmtree(folder)
+
+
+def test_predictions_are_printed_beside_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs.constant_nodes(tmp_path)
+    kinds = {f"{k} float": 1.0 for k in ("convolution", "pointwise", "depthwise", "matrix")}
+
+    def measured(runtime: str, threads: int, models: Any = (), **rest: Any) -> Bout:
+        found = Yardsticks(runtime, "1", threads, "", kinds | {"other": 1.0})
+        shares = {i: {"other": 1.0} for i in range(len(models))}
+        return Bout(found, dict.fromkeys(shares, 2.0), shares if rest.get("shares") else {})
+
+    monkeypatch.setattr(predictions, "measure_bout", measured)
+    monkeypatch.setattr(forecasts, "measure_bout", measured)
+    monkeypatch.setattr(predictions, "available_threads", lambda: 2)
+    rounds = (Round(MS, MS, (), (MS,) * 64, 2**20, 0.0, 0.0, 0),)
+    monkeypatch.setattr(
+        predictions, "measure", lambda vs, *_, **__: [Latency(v, "1", "f", rounds) for v in vs]
+    )
+    predictions.main([str(tmp_path / "model.onnx")])
+    out = capsys.readouterr().out
+    assert "| matrix float | 1.0000 | 1.0000 | 1.0× |" in out
+    assert f"| {tmp_path.name}/model.onnx openvino, one thread | 2 | 2 | 1.00× |" in out

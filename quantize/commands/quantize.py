@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import as_text, emit, refuse_existing, say
+from bench.cli import PREDICT, as_text, emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated, started_ns
 from bench.publishing import publish, staging_for, write_manifest
@@ -119,6 +119,7 @@ def quantize(
     prove: Annotated[
         bool, typer.Option("--prove", help="Also on an emulated CPU with AVX512-VNNI; needs Bochs.")
     ] = False,
+    predict_for: Annotated[Path | None, typer.Option(help=PREDICT)] = None,
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Open a file that could run code.")
     ] = False,
@@ -181,6 +182,7 @@ def quantize(
             recipe=recipe,
             budget_s=parse_budget(budget),
             prove=cache_folder() if prove else None,
+            predict_for=predict_for,
             engines=names(engine),
             rounding=checked_rounding(rounding),
         ),

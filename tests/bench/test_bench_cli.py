@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,23 @@ import typer
 from onnx import TensorProto
 
 from bench import cli
+from bench import forecast as forecasts
 from bench.cli import app, as_text, guard
 from bench.errors import ExitCode, ResourceError, UnfitError, VnnifyError
-from bench.machine import Machine, describe
+from bench.forecast import Survey
+from bench.machine import describe
+from bench.peaks import Peaks
 from bench.render import Banner, Document
 from bench.report import BenchReport
-from bench.store import load
+from bench.store import dump, load
+from bench.yardsticks import Bout, Yardsticks
 from tests import tiny
 
 ROOT = str(Path(__file__).parents[2])
 QUICK = ["--rounds", "1", "--seconds", "0.01", "--runtime", "onnxruntime", "--threads", "1"]
 QUICK += ["--no-peaks"]
+PEAKS = Peaks(1, 1e9, 4e9, "onnxruntime", "onnxruntime", 1e9, 1)
+YARDSTICKS = Yardsticks("onnxruntime", "1", 1, "", {"matrix float": 1.0})
 
 
 class Cli:
@@ -184,8 +191,47 @@ def test_doctor_fits_a_screen(run: Cli) -> None:
 
 
 def test_doctor_as_json(run: Cli) -> None:
+    _, out, _ = run("doctor", "--json", "--quick")
+    found = load(Survey, out.encode(), "stdout")
+    assert found.machine.threads >= 1
+    assert found.peaks == found.yardsticks == ()
+
+
+def test_doctor_as_json_has_what_a_prediction_needs(
+    run: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(cli, "machine_peaks", lambda *_: PEAKS)
+
+    def measured(threads: tuple[int, ...], _: object) -> tuple[Yardsticks, ...]:
+        asked.append(threads)
+        return (YARDSTICKS,)
+
+    monkeypatch.setattr(cli, "measure_yardsticks", measured)
     _, out, _ = run("doctor", "--json")
-    assert load(Machine, out.encode(), "stdout").threads >= 1
+    found = load(Survey, out.encode(), "stdout")
+    assert (found.peaks, found.yardsticks) == ((PEAKS,), (YARDSTICKS,))
+    assert asked == [(found.machine.threads, 1)]
+
+
+def test_bench_predicts_for_another_machine(
+    run: Cli, models: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = Yardsticks("onnxruntime", "1", 1, "", {"matrix float": 1.0, "other": 1.0})
+    bout = Bout(ours, {0: 2.0, 1: 2.0}, {0: {"matrix float": 1.0}, 1: {"matrix float": 1.0}})
+    monkeypatch.setattr(forecasts, "measure_bout", lambda *_, **__: bout)
+    there = replace(ours, ms={"matrix float": 3.0, "other": 1.0})
+    other = replace(describe(), cpu="Another CPU")
+    (tmp_path / "other.json").write_bytes(dump(Survey(other, (), (there,))))
+    asked = (*QUICK, "--no-operators")
+    status, out, err = run("bench", models[0], *asked, "--predict-for", tmp_path / "other.json")
+    assert status == 0, err
+    assert "Predicted for Another CPU" in out
+    assert "Predicted, not measured." in out
+    (tmp_path / "bare.json").write_bytes(dump(Survey(other)))
+    status, _, err = run("bench", models[0], *asked, "--predict-for", tmp_path / "bare.json")
+    assert (status, err.count("\n")) == (5, 1)
+    assert "without --quick" in err
 
 
 def _machine(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:

@@ -14,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from bench.errors import UnfitError, UnsupportedError, UsageError
+from bench import forecast as forecasts
+from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
+from bench.forecast import Survey
+from bench.machine import describe
 from bench.render import render
 from bench.runtimes import RUNTIMES
 from bench.store import dump, load
+from bench.yardsticks import Bout, Yardsticks
 from quantize import finishing, judging, pipeline, ranking, replaying, starting, timing, trials
 from quantize.candidates import Judged
 from quantize.data import Samples
@@ -113,6 +117,29 @@ def test_the_report_shows_where_noise_is_made(job: Job, staging: Path) -> None:
     integers = [x.name for x in report.layers if x.mode != "float"]
     assert [n.layer for n in report.inspection.noise if n.local > 1e-9] == integers
     assert "Where noise is made" in render(document(report), "markdown")
+
+
+def test_speed_elsewhere_is_predicted_and_named_so(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = Yardsticks("onnxruntime", "1", 1, "", {"matrix float": 1.0})
+    there = replace(ours, ms={"matrix float": 3.0})
+    other = tmp_path / "other.json"
+    other.write_bytes(dump(Survey(replace(describe(), cpu="Another CPU"), (), (there,))))
+    shares = {i: {"matrix float": 1.0} for i in range(2)}
+    monkeypatch.setattr(
+        forecasts, "measure_bout", lambda *_, **__: Bout(ours, dict.fromkeys(shares, 2.0), shares)
+    )
+    heard = Silent()
+    report = run(replace(job, effort=replace(job.effort, predict_for=other)), staging, heard)
+    assert "predict" in heard.stages
+    assert report.forecast is not None
+    assert [p.ms / p.here_ms for p in report.forecast.predictions] == [3.0, 3.0]
+    text = render(document(report), "markdown")
+    assert "Predicted for Another CPU, not measured: INT8 onnxruntime " in text
+    bare = replace(job, effort=replace(job.effort, predict_for=tmp_path / "none.json"))
+    with pytest.raises(InputError, match=r"none\.json: cannot be read"):
+        run(bare, tmp_path, Silent())
 
 
 def test_results_lie_in_the_staging_folder(job: Job, staging: Path) -> None:
