@@ -143,7 +143,8 @@ class Report:
         slice_limit: What slices were held against, if that was asked; else the limit of the mean.
         further: What was asked besides accuracy and being no slower than FP32.
         first_pass_s: From the start of the command's process to the moment at which the first model
-            that passed lay complete on disk; None where none did.
+            that passed lay complete on disk; the first within the limit, where the samples are too
+            few for any to pass; None where there was none.
         forecast: Latencies predicted for another machine, if that was asked for.
     """
 

@@ -91,7 +91,9 @@ def _cost(report: Report) -> str:
     text = f"{text}, {early} ended early because they were lost" if early else text
     if report.first_pass_s is None:
         return f"{text}."
-    return f"{text}. The first model that passed was complete after {report.first_pass_s:.1f} s."
+    return (
+        f"{text}. The first model within the limit lay on disk after {report.first_pass_s:.1f} s."
+    )
 
 
 def _tried(report: Report, metric: str) -> Table:
