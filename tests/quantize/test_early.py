@@ -81,6 +81,14 @@ def test_one_model_is_judged_and_kept_before_anything_is_timed(world: Build) -> 
     assert w.lines == ["static, portable, first in onnxruntime: pass, drop 0.2 (limit 1)"]
 
 
+def test_the_first_model_is_made_in_the_plainest_way(world: Build) -> None:
+    w = world({"a": 0.1})
+    w.first()
+    (made,) = w.world.made
+    assert (made.ranges, made.correct_bias, made.rounding) == ("mse", False, "nearest")
+    assert made.strengths == made.ranges_by_tensor == {}
+
+
 def test_where_the_first_fails_a_quieter_one_follows(world: Build) -> None:
     w = world({"a": 0.1, "g": 1.0}, noises=(10.0, 20.0), ops={"g": "Gemm"})
     failed, passed = w.first()
