@@ -24,6 +24,10 @@ _MAX_SAMPLES = 100_000
 _WARMUP_S = 1.0
 # Shorter, and counters of what others took from the machine, in ticks of 10 ms, say nothing.
 _LEAST_S = 0.1
+# Of a turn that chooses what to measure.
+_ENOUGH_TO_CHOOSE = 64
+# Files of the models that are kept open between their turns.
+_KEPT_BYTES = 512 * 2**20
 _WINDOW = 10
 _STABLE = 1.02
 FEWEST_TO_TELL = 2 * _WINDOW - 1
@@ -41,9 +45,8 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
     feeds = load_feeds(Path(job["feeds"]))
     runtime = find_runtime(job["runtime"])
     version = runtime.version()  # Imports the package, before the clock starts.
-    settings = Settings(job["threads"], job["device"], precision=job["precision"])
     start = perf_counter_ns()
-    session = runtime.open(Path(job["model"]), settings)
+    session = runtime.open(Path(job["model"]), _settings(job))
     session.prepare(feeds[0])
     load_ns = perf_counter_ns() - start
     calls = _calls(session, feeds, copies=job["copies"])
@@ -84,8 +87,46 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_turns(job: dict[str, Any]) -> list[float]:
-    """Median ns of several rounds, one after the other in this process; each opens its session."""
-    return [statistics.median(run_round(turn)["samples_ns"]) for turn in job["turns"]]
+    """Median ns of several turns, one after the other in this process.
+
+    A model is opened once for all its turns, unless those that are open are large already.
+    """
+    kept: dict[tuple[Any, ...], tuple[Session, int]] = {}
+    medians = []
+    gc.disable()
+    try:
+        for turn in job["turns"]:
+            key = tuple(turn[k] for k in ("model", "runtime", "device", "threads", "precision"))
+            size = Path(turn["model"]).stat().st_size
+            session = kept.pop(key)[0] if key in kept else _opened(turn)
+            medians.append(_median_ns(session, turn))
+            gc.collect()
+            if size + sum(s for _, s in kept.values()) <= _KEPT_BYTES:
+                kept[key] = session, size
+            else:
+                session.close()
+    finally:
+        gc.enable()
+    for session, _ in kept.values():
+        session.close()
+    return medians
+
+
+def _opened(turn: dict[str, Any]) -> Session:
+    return find_runtime(turn["runtime"]).open(Path(turn["model"]), _settings(turn))
+
+
+def _median_ns(session: Session, turn: dict[str, Any]) -> float:
+    feeds = load_feeds(Path(turn["feeds"]))
+    session.prepare(feeds[0])
+    calls = _calls(session, feeds, copies=turn["copies"])
+    calls[0]()
+    _, samples = time_calls(calls, seconds=turn["seconds"], enough=_ENOUGH_TO_CHOOSE)
+    return statistics.median(samples)
+
+
+def _settings(job: dict[str, Any]) -> Settings:
+    return Settings(job["threads"], job["device"], precision=job["precision"])
 
 
 def time_calls(

@@ -61,3 +61,36 @@ def test_a_glance_gives_each_variant_its_own_turns(
     found = glance([variant, other], FEEDS, rounds=3, seconds=0.01)
     assert found["m"] == pytest.approx(1, abs=0.01)
     assert found["other"] == pytest.approx(2, abs=0.01)
+
+
+@dataclasses.dataclass
+class Counting:
+    """A runtime that counts what it opens and closes."""
+
+    name: str = "counting"
+    opened: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    closed: int = 0
+
+    def open(self, path: Path, settings: Any) -> Any:
+        self.opened.append((path.name, settings.threads))
+        session: Any = FakeSession(FakeClock(), [MS])
+        session.close = self.close
+        return session
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize(("room", "times"), [(10**9, 1), (0, 3)])
+def test_a_model_is_opened_once_for_its_turns_unless_it_is_large(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch, room: int, times: int
+) -> None:
+    runtime = Counting()
+    monkeypatch.setitem(RUNTIMES, "counting", runtime)  # type: ignore[arg-type]
+    monkeypatch.setattr(sampling, "_KEPT_BYTES", room)
+    monkeypatch.setattr(looking, "run_isolated", lambda _, job, **__: sampling.run_turns(job))
+    one = dataclasses.replace(variant, runtime="counting")
+    two = dataclasses.replace(one, name="two", threads=2)
+    glance([one, two], FEEDS, rounds=3, seconds=0.01)
+    assert sorted(runtime.opened) == [("m.onnx", 1)] * times + [("m.onnx", 2)] * times
+    assert runtime.closed == 2 * times

@@ -36,7 +36,7 @@ def variant(tmp_path: Path) -> Variant:
 
 
 def _job(variant: Variant) -> dict[str, Any]:
-    return latency._job(variant, variant.model.path.parent / "feeds.npz", 0.01)
+    return latency.job_of(variant, variant.model.path.parent / "feeds.npz", 0.01)
 
 
 def test_warmup_and_samples_are_kept_apart() -> None:
