@@ -1,7 +1,7 @@
 """What makes single layers hard for 8 bits, in words, and what was done about it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,9 @@ from quantize.trials import Workbench
 # A few values that widen a range by less cost less than two bits.
 _OUTLIER = 4.0
 # A channel this much larger than most would cost a shared scale four bits.
-_LOUD = 16.0
+LOUD = 16.0
+# How the reason of a layer begins that the search sent to float for its noise.
+COSTLY = "costs accuracy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,9 @@ class Finding:
 
 
 def find_causes(bench: Workbench, quantized: QuantizedModel) -> tuple[Finding, ...]:
-    """Difficulties of every layer in INT8, in graph order; of the native engine's files.
+    """Difficulties of every layer in INT8, or in float because of them, in graph order.
+
+    Of the native engine's files alone.
 
     Args:
         bench: Where the candidate was made.
@@ -54,16 +58,33 @@ def find_causes(bench: Workbench, quantized: QuantizedModel) -> tuple[Finding, .
     found: list[Finding] = []
     for anchor in start.anchors:
         layer, stats = layers[anchor.name], start.calibration.tensors.get(anchor.data)
-        if layer.mode == "float":
-            continue
-        if layer.mode == "static" and stats is not None and stats.count:
+        costly = (layer.reason or "").startswith(COSTLY)
+        own: list[Finding] = []
+        if (layer.mode == "static" or costly) and stats is not None and stats.count:
             method = recipe.ranges_by_tensor.get(anchor.data, recipe.ranges)
             chosen = RANGE_METHODS[method](stats)
-            found += _of_input(anchor, stats, chosen, method)
-            found += _of_bias(anchor, nodes[anchor.name], chosen)
-        found += _of_weights(anchor, nodes[anchor.name])
-        found += _of_pairs(layer)
+            own += _of_input(anchor, stats, chosen, method)
+            own += _of_bias(anchor, nodes[anchor.name], chosen)
+        if layer.mode != "float" or costly:
+            own += _of_weights(anchor, nodes[anchor.name])
+        own += _of_pairs(layer)
+        if layer.mode == "float":
+            own += _of_nonfinite(anchor, start.calibration.tensors)
+            own = [replace(f, done="it runs in float") for f in own]
+        found += own
     return (*found, *_of_concats(model, start.calibration.magnitudes()))
+
+
+def _of_nonfinite(anchor: Anchor, tensors: Mapping[str, TensorStatistics]) -> Iterator[Finding]:
+    for what, name in (("input", anchor.data), ("output", anchor.end)):
+        stats = tensors.get(name)
+        if stats is not None and stats.nonfinite:
+            yield Finding(
+                anchor.name,
+                f"non-finite range: its {what} was NaN or infinite in {stats.nonfinite} of "
+                f"{stats.samples} calibration samples",
+                "",
+            )
 
 
 def _of_input(
@@ -74,7 +95,7 @@ def _of_input(
     if width <= 0:
         yield Finding(
             anchor.name,
-            "dead range: its input was zero in every calibration sample",
+            f"dead range: its input was zero in every one of {stats.samples} calibration samples",
             "the scale is that of a range of 1",
         )
     elif usual > 0 and width > _OUTLIER * usual:
@@ -109,7 +130,7 @@ def _of_weights(anchor: Anchor, node: ir.Node) -> Iterator[Finding]:
         return
     peaks = _peaks(weights, anchor.out_axis)
     usual = float(np.median(peaks))
-    if usual > 0 and peaks.max() > _LOUD * usual:
+    if usual > 0 and peaks.max() > LOUD * usual:
         yield Finding(
             anchor.name,
             f"outlier channel: weights of output channel {int(peaks.argmax())} are "

@@ -19,6 +19,7 @@ from time import perf_counter
 from bench.kernels import TELLING
 from quantize.anchors import Mode
 from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged, plans
+from quantize.findings import COSTLY
 from quantize.ranking import Group, fusion_groups, paying, single_noise
 from quantize.recipe import Recipe
 from quantize.trials import (
@@ -395,7 +396,7 @@ class _Search:
         trial = attempt_or_none(self.bench, replace(base.quantized.recipe, modes=modes), name)
         if trial is None:
             return None
-        why = {n: f"costs accuracy: {part:.0%} of the noise" for n, part in share.items()}
+        why = {n: f"{COSTLY}: {part:.0%} of the noise" for n, part in share.items()}
         known = {x.name: x.reason for x in base.quantized.layers if x.reason is not None}
         rest = {"outputs": sum(share for g, share in alone.items() if g not in groups)}
         trial = replace(explained(trial, {**known, **why}), predicted_db=to_db(rest))

@@ -20,8 +20,10 @@ from bench.islands import Kernel
 from bench.kernels import Kernels, find_kernels
 from bench.models import Feeds, Model
 from bench.runtimes import RUNTIMES, Settings
+from quantize.findings import Finding
 from quantize.inspection.causes import causes, told_beside
 from quantize.inspection.constants import array_of
+from quantize.inspection.difficulties import difficulties
 from quantize.inspection.flags import Flag, find_flags
 from quantize.inspection.observing import Observed, observe
 from quantize.inspection.products import Mode, Product, lifted, products
@@ -89,6 +91,8 @@ class Inspection:
         kernels: What each runtime really runs.
         unread: Runtimes that could not be asked, with the reason.
         notes: What a user may want to know.
+        findings: What makes layers hard for 8 bits, and what was done: from the report beside the
+            file, and from the file.
         noise: Of every layer against FP32, in graph order; empty without that file or samples.
     """
 
@@ -104,6 +108,7 @@ class Inspection:
     unread: dict[str, str]
     notes: tuple[str, ...]
     noise: tuple[LayerNoise, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def quantized(self) -> bool:
@@ -182,8 +187,9 @@ def _looked_at(
     graph, found = _read(model, means.scratch, notes)
     risks = {p.name: risk_of(p) for p in found}
     quantized = any(p.mode != "float" for p in found)
+    hard: tuple[Finding, ...] = ()
     if told is None:
-        told = told_beside(model.path, model.sha256) if quantized else {}
+        told, hard = told_beside(model.path, model.sha256) if quantized else ({}, ())
     texts = causes(graph, found, told, quantized=quantized)
     chosen = [p for p in found if (r := risks[p.name]) is not None and r.channels]
     seen = observe(graph, chosen, means.samples, threads=means.threads, scratch=means.scratch)
@@ -208,11 +214,18 @@ def _looked_at(
         tables=_tables(graph),
         layers=layers,
         flags=find_flags(graph, found),
+        findings=_joined(hard, difficulties(graph, found, risks)),
         kernels=kernels,
         unread=unread,
         noise=_noise(model, means, notes),
         notes=tuple(notes),
     )
+
+
+def _joined(told: Sequence[Finding], seen: Sequence[Finding]) -> tuple[Finding, ...]:
+    """What was told, and what the file shows besides."""
+    known = {(f.layer, f.cause.partition(":")[0]) for f in told}
+    return (*told, *(f for f in seen if (f.layer, f.cause.partition(":")[0]) not in known))
 
 
 def _noise(model: Model, means: Means, notes: list[str]) -> tuple[LayerNoise, ...]:

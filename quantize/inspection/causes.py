@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from quantize.anchors import Anchor, find_anchors
+from quantize.findings import Finding
 from quantize.inspection.products import Product
 from quantize.placement import place
 
@@ -49,25 +50,27 @@ def _without_reason(anchor: Anchor | None, *, quantized: bool) -> str:
     return f"can run in INT8 ({ways})"
 
 
-def told_beside(path: Path, sha256: str) -> dict[str, str]:
-    """Causes that the `report.json` of a `vnnify quantize` run gives, by node name.
+def told_beside(path: Path, sha256: str) -> tuple[dict[str, str], tuple[Finding, ...]]:
+    """What the `report.json` of a `vnnify quantize` run says: why in float, and what was hard.
 
     Args:
         path: The model.
         sha256: Its digest; a report of another file is left alone.
 
     Returns:
-        Nothing where there is no such report, or not of this file.
+        Causes by node name, and findings; nothing where there is no such report, or not of this
+        file.
     """
     for folder in (path.parent, path.parent.parent):
         try:
             report = json.loads((folder / "report.json").read_bytes())
             if report["int8"]["sha256"] == sha256:
-                return _told(report)
+                rows = [(f["layer"], f["cause"], f["done"]) for f in report.get("findings", [])]
+                return _told(report), tuple(Finding(*map(str, row)) for row in rows)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # A stranger's report.json is no reason to refuse the model beside it.
             continue
-    return {}
+    return {}, ()
 
 
 def _told(report: dict[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from quantize.inspection.tables import (
     code_of,
     counted,
     file_table,
+    finding_table,
     flag_table,
     in_ms,
     kernel_table,
@@ -41,6 +42,8 @@ def inspection_document(found: Inspection) -> Document:
     ]
     if found.flags:
         sections.insert(1, Section("Red flags", (flag_table(found),)))
+    if found.findings:
+        sections.append(Section("Hard for 8 bits", (finding_table(found.findings, found),)))
     times = tuple(b for k in found.kernels for b in time_blocks(k))
     if times:
         sections.append(Section("Where the time goes", times))
@@ -63,6 +66,8 @@ def inspection_summary(found: Inspection) -> Document:
     risky = found.risky[:_ROWS_ON_SCREEN]
     if risky:
         blocks.append(Section("On CPUs without VNNI", (saturation_table(risky, found),)))
+    if hard := found.findings[:_ROWS_ON_SCREEN]:
+        blocks.append(Section("Hard for 8 bits", (finding_table(hard, found),)))
     noisiest = sorted(found.noise, key=lambda x: -x.local)[:_ROWS_ON_SCREEN]
     if noisiest:
         blocks.append(Section("Where noise is made", (noise_table(noisiest, found),)))

@@ -13,9 +13,9 @@ from quantize.inspection.constants import array_of
 from quantize.inspection.products import Product, activation_of, dequantized
 
 # A scale beyond these was made by one absurd value, or by a tensor that never moved.
-_LARGEST_SCALE, _LEAST_SCALE = 1e6, 1e-20
+LARGEST_SCALE, _LEAST_SCALE = 1e6, 1e-20
 # An input of a Concat with so much smaller a range keeps under 5 of its 8 bits.
-_CONCAT_SPREAD = 8.0
+CONCAT_SPREAD = 8.0
 # Per tensor, channels whose largest code stays below this have lost 3 bits or more.
 _FEW_CODES = 16
 # A mask's "never": no activation of a network is as low.
@@ -50,7 +50,7 @@ def find_flags(model: ir.Model, products: Sequence[Product]) -> tuple[Flag, ...]
 
 def _absurd_scales(model: ir.Model, _products: Sequence[Product]) -> Iterator[str]:
     for node, scale in dequantized(model):
-        wrong = ~np.isfinite(scale) | (scale <= 0) | (scale > _LARGEST_SCALE)
+        wrong = ~np.isfinite(scale) | (scale <= 0) | (scale > LARGEST_SCALE)
         if wrong.any():
             yield _tensor(node)
 
@@ -101,6 +101,13 @@ def _reaches_softmax(node: ir.Node) -> bool:
 
 
 def _unequal_concats(model: ir.Model, _products: Sequence[Product]) -> Iterator[str]:
+    for node, kept in concat_scales(model):
+        if max(kept) > CONCAT_SPREAD * min(kept):
+            yield str(node.name)
+
+
+def concat_scales(model: ir.Model) -> Iterator[tuple[ir.Node, list[float]]]:
+    """Every Concat of integers, with the scales of what it joins."""
     for node in model.graph.all_nodes():
         if node.op_type == "QLinearConcat":
             scales = [array_of(v) for v in node.inputs[3::3]]
@@ -112,8 +119,8 @@ def _unequal_concats(model: ir.Model, _products: Sequence[Product]) -> Iterator[
             kept = [a.scale for a in read if a is not None and a.scale is not None]
         else:
             continue
-        if len(kept) > 1 and max(kept) > _CONCAT_SPREAD * min(kept):
-            yield str(node.name)
+        if len(kept) > 1:
+            yield node, kept
 
 
 def _coarse_depthwise(_model: ir.Model, products: Sequence[Product]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bench.islands import Kernel
 from bench.kernels import Kernels
 from bench.render import Bar, Bars, Block, Column, Table
+from quantize.findings import Finding
 from quantize.inspection import Inspection, Layer
 from quantize.inspection.saturation import Risk
 from quantize.inspection.side_by_side import LayerNoise
@@ -143,6 +144,14 @@ def cause_table(found: Inspection) -> Table | None:
     rows = tuple((why, str(len(names)), some_names(names)) for why, names in causes.items())
     title = "Layers in float" if found.quantized else "Layers and what INT8 could do"
     return Table(title, (Column("Why"), Column("Layers", "right"), Column("Which")), rows)
+
+
+def finding_table(findings: Sequence[Finding], found: Inspection) -> Table:
+    """What makes layers hard for 8 bits."""
+    rows = tuple((f.layer, f.cause, f.done) for f in findings)
+    more = len(found.findings) - len(rows)
+    note = f"The first of {len(found.findings)}." if more else ""
+    return Table("Causes", (Column("Where"), Column("Cause"), Column("Done")), rows, note)
 
 
 def noise_table(layers: Sequence[LayerNoise], found: Inspection) -> Table:

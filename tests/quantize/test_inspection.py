@@ -17,6 +17,7 @@ from bench.errors import InputError
 from bench.models import Feeds, read_model
 from bench.store import dump, load
 from quantize import inspection
+from quantize.findings import Finding
 from quantize.inspection import Inspection, Layer, Means, inspect_model
 from quantize.inspection.causes import told_beside
 from quantize.inspection.flags import find_flags, lost_channels
@@ -320,7 +321,7 @@ def test_a_float_file_says_what_could_be_done(tmp_path: Path) -> None:
 
 
 def test_causes_are_taken_from_the_report_beside_the_file(tmp_path: Path) -> None:
-    told = {
+    told: dict[str, Any] = {
         "int8": {"sha256": "abc"},
         "left": {"gru": "recurrent"},
         "layers": [
@@ -329,20 +330,27 @@ def test_causes_are_taken_from_the_report_beside_the_file(tmp_path: Path) -> Non
             {"name": "c", "mode": "static", "reason": None},
         ],
     }
+    told["findings"] = [{"layer": "c", "cause": "dead range: …", "done": "nothing"}]
     (tmp_path / "report.json").write_text(json.dumps(told))
-    assert told_beside(tmp_path / "m.onnx", "abc") == {
+    floats, hard = told_beside(tmp_path / "m.onnx", "abc")
+    assert floats == {
         "gru": "recurrent",
         "a": "the plan that won leaves its kind in float",
         "b": "a signal front end",
     }
-    assert told_beside(tmp_path / "refused" / "m.onnx", "abc") != {}
-    assert told_beside(tmp_path / "m.onnx", "other") == {}
+    assert hard == (Finding("c", "dead range: …", "nothing"),)
+    assert told_beside(tmp_path / "refused" / "m.onnx", "abc") == (floats, hard)
+    assert told_beside(tmp_path / "m.onnx", "other") == ({}, ())
+    # Reports of older versions have no findings.
+    del told["findings"]
+    (tmp_path / "report.json").write_text(json.dumps(told))
+    assert told_beside(tmp_path / "m.onnx", "abc") == (floats, ())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"int8": 3}', '{"int8": {"sha256": "abc"}}'])
 def test_a_stranger_s_report_is_left_alone(text: str, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(text)
-    assert told_beside(tmp_path / "m.onnx", "abc") == {}
+    assert told_beside(tmp_path / "m.onnx", "abc") == ({}, ())
 
 
 def test_a_layer_knows_the_kernel_that_runs_it(tmp_path: Path) -> None:
