@@ -179,6 +179,8 @@ def _looked_at(path: Path) -> tuple[Any, int, list[Path]]:
             f"{path}: declares opset {opset}, the newest supported is {MAX_OPSET}. "
             "Export it again with an older opset."
         )
+    for value in proto.graph.output:
+        _spec(value, path)
     return proto, opset, [path, *external_files(proto, path)]
 
 
@@ -392,9 +394,9 @@ def _spec(value: object, path: Path) -> TensorSpec:
 
     assert isinstance(value, onnx.ValueInfoProto)
     if value.type.WhichOneof("value") not in (None, "tensor_type"):
-        kind = value.type.WhichOneof("value")
+        kind = str(value.type.WhichOneof("value")).removesuffix("_type").replace("_", " ")
         raise UnsupportedError(
-            f"{path}: {value.name!r} is a {kind}, not a tensor. Remove the operator that makes it "
+            f"{path}: {value.name!r} is of type {kind}, not tensor. Export the model without it "
             "(scikit-learn's ZipMap: convert with options={'zipmap': False})."
         )
     tensor = value.type.tensor_type

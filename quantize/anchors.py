@@ -111,7 +111,7 @@ def _unfit(node: ir.Node, tensor: ir.TensorProtocol | None) -> str | None:
         products = node.op_type == "MatMul"
         return "both factors are activations" if products else "weights are computed"
     if tensor.dtype != _FLOAT:
-        return f"weights are {tensor.dtype.name.lower()}"
+        return f"weights are {tensor.dtype.name.lower()} (export them as float32)"
     if tensor.size == 0:
         return "weights are empty"
     if not _constant_bias(node):

@@ -18,15 +18,13 @@ from onnx_ir.passes import common as passes
 
 from bench.errors import InputError, UnsupportedError
 from bench.models import Model, read_model
-from bench.runtimes.onnxruntime import open_errors, session_options
+from bench.runtimes.onnxruntime import first_line, open_errors, session_options
 from bench.runtimes.seam import Settings
+from quantize.protos import load_graph
 from quantize.rewrites import rewrite
 
 logger = logging.getLogger(__name__)
 
-# Per-channel DequantizeLinear needs opset 13. 17 is preferred: newer LayerNormalization, same Q/DQ.
-_OPSETS = (17, 15, 13)
-_LOWEST_OPSET = 13
 # protobuf cannot hold more in memory; beyond it weights go to a file of their own.
 EXTERNAL_BYTES = 1_500_000_000
 # Of new weights that a graph may hold beside a file that it shares, or that file may hold in vain.
@@ -83,7 +81,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
             f"{shown}: its graph makes no sense: {_root(e)}. The file is damaged, or its exporter "
             "has a bug: export or copy it again."
         ) from e
-    model = _fold(raw, model, notes)
+    model = _fold(raw, model, notes, shown)
     notes += rewrite(model)
     model = tidy(model)
     refuse_nonfinite(model, shown)
@@ -96,7 +94,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
 def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     """The graph in FP32, each tensor found whole and finite, before ONNX Runtime folds it."""
     # Functions first: what is in them is not looked into below.
-    model = passes.InlinePass()(_load(source, notes, shown)).model
+    model = passes.InlinePass()(load_graph(source, notes, shown, EXTERNAL_BYTES)).model
     _refuse_quantized(model, shown)
     _refuse_damaged(model, shown)
     _widen_half(model, notes)
@@ -159,48 +157,29 @@ def _shared(model: ir.Model, out: Path) -> bool:
     return True
 
 
-def _load(source: Model, notes: list[str], shown: str) -> ir.Model:
-    large = source.size_bytes > EXTERNAL_BYTES
-    # 13 would do for Q/DQ, but HardSwish came with 14.
-    if source.opset > _LOWEST_OPSET or (large and source.opset == _LOWEST_OPSET):
-        return ir.load(source.path)
-    import onnx
-    from onnx import version_converter
-
-    if large:
-        raise UnsupportedError(
-            f"{shown}: opset {source.opset} has to be raised to {_LOWEST_OPSET}, which "
-            f"needs the "
-            "whole model in one protobuf (2 GB). Export it again with opset 17 or newer."
-        )
-    proto = onnx.load(str(source.path))
-    failures = []
-    for opset in _OPSETS:
-        try:
-            converted = version_converter.convert_version(proto, opset)
-        except Exception as e:  # noqa: BLE001 - what C++ throws here has no common root
-            failures.append(str(e).strip().splitlines()[0])
-            continue
-        notes.append(f"opset raised from {source.opset} to {opset}")
-        raised: ir.Model = ir.from_proto(converted)
-        return raised
-    if source.opset == _LOWEST_OPSET:
-        return ir.load(source.path)
-    raise UnsupportedError(
-        f"{shown}: opset {source.opset} cannot be raised to {_LOWEST_OPSET}, which "
-        f"8-bit weights "
-        f"per channel need: {failures[-1]}. Export it again with opset 17 or newer."
-    )
-
-
 def _refuse_quantized(model: ir.Model, shown: str) -> None:
-    found = sorted({n.op_type for n in model.graph.all_nodes() if n.op_type in _QUANTIZED_OPS})
+    found = sorted(
+        {
+            n.op_type
+            for n in model.graph.all_nodes()
+            if n.op_type in _QUANTIZED_OPS and not _converts_ports(n)
+        }
+    )
     if found:
         raise UnsupportedError(
             f"{shown}: is quantized already (it holds {', '.join(found)}). Give the FP32 "
             f"model; to judge "
             "this one use `vnnify gate FP32 INT8`."
         )
+
+
+def _converts_ports(node: ir.Node) -> bool:
+    """Whether it only turns an input of codes into floats, or floats into an output of codes."""
+    if node.op_type == "DequantizeLinear":
+        return node.inputs[0] is not None and node.inputs[0].is_graph_input()
+    return node.op_type == "QuantizeLinear" and all(
+        v.is_graph_output() and not v.uses() for v in node.outputs
+    )
 
 
 def _refuse_damaged(model: ir.Model, shown: str) -> None:
@@ -220,7 +199,7 @@ def _root(error: BaseException) -> str:
     """The first line of what the error goes back to; onnx_ir wraps once per level of the graph."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -255,7 +234,7 @@ def _name_apart(model: ir.Model) -> None:
         seen.add(node.name)
 
 
-def _fold(path: Path, before: ir.Model, notes: list[str]) -> ir.Model:
+def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Model:
     """Fold constants, batch norms and no-ops by ONNX Runtime's basic, CPU-independent passes."""
     import onnxruntime as ort
 
@@ -275,7 +254,7 @@ def _fold(path: Path, before: ir.Model, notes: list[str]) -> ir.Model:
             disabled_optimizers=list(_SKIPPED_PASSES),
         )
     except open_errors() as e:
-        raise _refused(e) from e
+        raise _refused(e, shown) from e
     after = ir.load(folded)
     ours = {n.domain for n in before.graph.all_nodes()} | {"", "ai.onnx"}
     if any(n.domain not in ours for n in after.graph.all_nodes()):
@@ -287,23 +266,24 @@ def _fold(path: Path, before: ir.Model, notes: list[str]) -> ir.Model:
     return after
 
 
-def _refused(error: Exception) -> InputError | UnsupportedError:
-    text = str(error).strip().splitlines()[0][:400]
+def _refused(error: Exception, shown: str) -> InputError | UnsupportedError:
+    text = first_line(error)
     if "not a registered function/op" in text or "No Op registered" in text:
         return UnsupportedError(
-            f"the model uses an operator that onnxruntime does not know: {text}. Custom operators "
+            f"{shown}: uses an operator that onnxruntime does not know: {text}. Custom operators "
             "cannot be quantized; export the model without them."
         )
-    return InputError(f"onnxruntime refuses the model: {text}")
+    return InputError(f"{shown}: onnxruntime refuses the model: {text}")
 
 
 def _widen_half(model: ir.Model, notes: list[str]) -> None:
     """Turn half precision into float inside; inputs and outputs keep their types through casts."""
     graph = model.graph
-    found = any(v.dtype in _HALF for v in (*graph.inputs, *graph.outputs)) or any(
-        t.dtype in _HALF for t in _tensors(graph)
-    )
-    if not found:
+    ports, nodes = (*graph.inputs, *graph.outputs), graph.all_nodes()
+    kinds = {*(p.dtype for p in ports), *(t.dtype for t in _tensors(graph))}
+    held = not kinds.isdisjoint(_HALF)
+    # As in a model that was exported under autocast, whose weights are float.
+    if not held and not any(_makes_half(a) for n in nodes for a in n.attributes.values()):
         return
     for value in graph.outputs:
         if value.dtype in _HALF:
@@ -320,13 +300,19 @@ def _widen_half(model: ir.Model, notes: list[str]) -> None:
     notes.append("half precision widened to float inside; inputs and outputs keep their types")
 
 
+def _makes_half(attribute: ir.Attr) -> bool:
+    """Whether it is the type that a Cast or the like turns its input into, and half precision."""
+    if attribute.name not in ("to", "dtype") or attribute.type != ir.AttributeType.INT:
+        return False
+    return attribute.as_int() in _HALF
+
+
 def _widen_node(node: ir.Node) -> None:
     for attribute in list(node.attributes.values()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
             wide = attribute.as_tensor().numpy().astype(np.float32)
             node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.Tensor(wide))
-        integer = attribute.type == ir.AttributeType.INT
-        if attribute.name in ("to", "dtype") and integer and attribute.as_int() in _HALF:
+        if _makes_half(attribute):
             node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
     for value in node.outputs:
         if value.dtype in _HALF:

@@ -1,6 +1,7 @@
 """Rewrites of the FP32 graph that keep what it computes and give the runtimes better operators."""
 
 import logging
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 logger = logging.getLogger(__name__)
+
+# Operators whose outputs may be no tensors.
+_CONTAINERS = re.compile("Sequence|Optional|^(If|Loop|Scan)$")
 
 _HARD_SWISH_OPSET = 14
 _CLOSE = 1e-4
@@ -26,11 +30,19 @@ def rewrite(model: ir.Model) -> list[str]:
         notes.append(f"{count} batch norms behind an activation folded into convolutions")
     if count := _fuse_hard_swish(model):
         notes.append(f"{count} written-out hard-swish activations fused into HardSwish")
+    # It logs what it cannot infer with a traceback; nothing depends on it.
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
+    untyped = [v for n in model.graph.all_nodes() for v in n.outputs if v.type is None]
     try:
         passes.ShapeInferencePass()(model)
     except Exception as e:  # noqa: BLE001 - the pass wraps whatever the C++ inference throws
         logger.info("shape inference failed, means stay as they are: %s", e)
         return notes
+    for value in untyped:
+        # The pass takes sequences and optional values, and what branches make of them, for tensors.
+        maker = value.producer()
+        if maker is not None and _CONTAINERS.search(maker.op_type):
+            value.type = value.shape = None
     if count := _pool_means(model):
         notes.append(f"{count} means over height and width written as GlobalAveragePool")
     return notes

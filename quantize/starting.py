@@ -6,16 +6,19 @@ job ─▶ read ─▶ convert ─▶ prepare ─▶ divide ─▶ metric
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
-from bench.errors import UnsupportedError, UsageError
+from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Model, TensorSpec
 from bench.runtimes import RUNTIMES, Settings
+from bench.runtimes.seam import Session
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Execution, is_deterministic
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
 from quantize.metrics import resolve_metric
-from quantize.prepare import Prepared, prepare
+from quantize.prepare import Prepared, prepare, save
 from quantize.sources import check_parity, convert, describe_inputs
 
 _PARITY_SAMPLES = 4
@@ -51,6 +54,11 @@ def converted(job: Job, samples: Samples, scratch: Path) -> Model:
     folder = scratch / "source"
     folder.mkdir()
     model = convert(job.model, samples, folder / "model.onnx")
+    if not model.inputs:
+        raise UnsupportedError(
+            f"{job.model.text}: takes no inputs, so no samples can be run through it. Export it "
+            "with the input that varies."
+        )
     _refuse_unknown_states(model, job.data.states)
     return model
 
@@ -74,7 +82,7 @@ def prepared(job: Job, source: Model, samples: Samples, out: Path, threads: int)
     made = prepare(source, out, name=job.model.text)
     # Run a few times only, and as large as the model is.
     settings = Settings(threads=threads, packed=False)
-    reference = RUNTIMES["onnxruntime"].open(source.path, settings)
+    reference = _opened(source.path, settings, job.model.text)
     feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
     check_parity(reference.run, made.model.path, feeds)
     reference.close()
@@ -84,6 +92,29 @@ def prepared(job: Job, source: Model, samples: Samples, out: Path, threads: int)
             "be compared with FP32. Export it in evaluation mode (dropout and noise off)."
         )
     return made
+
+
+def _opened(path: Path, settings: Settings, shown: str) -> Session:
+    """The converted model as it is; with names of its own where nodes share one.
+
+    Raises:
+        InputError: ONNX Runtime refuses it.
+    """
+    runtime = RUNTIMES["onnxruntime"]
+    try:
+        return runtime.open(path, settings)
+    except InputError as refused:
+        # Names of nodes mean nothing, but ONNX Runtime takes no two of one name.
+        named = path.with_name("named.onnx")
+        save(NameFixPass()(ir.load(path)).model, named)
+        try:
+            return runtime.open(named, settings)
+        except InputError:
+            why = str(refused).removeprefix(f"{path}: ")
+            raise InputError(
+                f"{shown}: {why}. It cannot be compared with what INT8 computes; export it in "
+                "float32, with operators that ONNX Runtime runs on CPUs."
+            ) from refused
 
 
 def divide(

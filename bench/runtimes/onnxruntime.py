@@ -1,6 +1,7 @@
 """ONNX Runtime."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from bench.runtimes.seam import Session, Settings
 
 logger = logging.getLogger(__name__)
 
+_PREAMBLE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?"
+)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -47,7 +51,7 @@ class OnnxRuntime:
                 providers=[(provider, _provider_options(settings))],
             )
         except open_errors() as e:
-            raise InputError(f"{path}: onnxruntime refuses the model: {_first_line(e)}") from e
+            raise InputError(f"{path}: onnxruntime refuses the model: {first_line(e)}") from e
         # Asked for CUDA alone and without it, onnxruntime hands back a CPU session and a warning.
         if session.get_providers()[0] != provider:
             raise UnfitError(
@@ -116,7 +120,7 @@ class _Session:
                 self.session.run_with_iobinding(binding)
             except open_errors() as e:
                 raise InputError(
-                    f"onnxruntime cannot run the model on this sample: {_first_line(e)}"
+                    f"onnxruntime cannot run the model on this sample: {first_line(e)}"
                 ) from e
             binding.synchronize_outputs()
 
@@ -127,7 +131,7 @@ class _Session:
             return dict(zip(self.names, self.session.run(None, feeds), strict=True))
         except open_errors() as e:
             raise InputError(
-                f"onnxruntime cannot run the model on this sample: {_first_line(e)}"
+                f"onnxruntime cannot run the model on this sample: {first_line(e)}"
             ) from e
 
     def close(self) -> None:
@@ -188,5 +192,7 @@ def _package() -> Any:
     return onnxruntime
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__
+def first_line(error: Exception) -> str:
+    """What onnxruntime says, without its error codes and the path of a file that is ours."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _PREAMBLE.sub("", text)[:400]

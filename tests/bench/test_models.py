@@ -87,7 +87,7 @@ def test_inputs_that_are_not_tensors_are_unsupported(tmp_path: Path) -> None:
     graph = helper.make_graph([node], "g", [sequence], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UnsupportedError, match="sequence_type"):
+    with pytest.raises(UnsupportedError, match="of type sequence"):
         read_model(tmp_path / "m.onnx")
 
 

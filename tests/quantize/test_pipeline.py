@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,6 +141,40 @@ def test_speed_elsewhere_is_predicted_and_named_so(
     bare = replace(job, effort=replace(job.effort, predict_for=tmp_path / "none.json"))
     with pytest.raises(InputError, match=r"none\.json: cannot be read"):
         run(bare, tmp_path, Silent())
+
+
+def test_nodes_of_one_name_are_told_apart_to_compare_the_source(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(job.model.text)
+    for node in model.graph.node:
+        node.name = "n"
+    onnx.save(model, tmp_path / "named.onnx")
+    assert run(
+        replace(job, model=ModelSpec(str(tmp_path / "named.onnx"))), staging, Silent()
+    ).coverage.startswith("3 of")
+
+
+def test_a_model_that_no_runtime_takes_is_refused_by_its_own_name(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["w"], ["v"], to=TensorProto.BFLOAT16),
+        helper.make_node("MatMul", ["h", "v"], ["m"]),
+        helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ports: list[Any] = [(n, TensorProto.FLOAT, ["n", 1, 8, 8]) for n in ("x", "y")]
+    path = tiny.save(tmp_path / "half.onnx", nodes, ports[:1], ports[1:], {"w": np.eye(8)})
+    with pytest.raises(InputError, match=r"^[^ ]*half\.onnx: onnxruntime refuses .* in float32"):
+        run(replace(job, model=ModelSpec(str(path))), staging, Silent())
+
+
+def test_a_model_without_inputs_is_unsupported(job: Job, staging: Path, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Constant", [], ["y"], value_float=1.0)]
+    path = tiny.save(tmp_path / "none.onnx", nodes, [], [("y", TensorProto.FLOAT, [])])
+    with pytest.raises(UnsupportedError, match=r"none\.onnx: takes no inputs"):
+        run(replace(job, model=ModelSpec(str(path))), staging, Silent())
 
 
 def test_results_lie_in_the_staging_folder(job: Job, staging: Path) -> None:
