@@ -4,6 +4,7 @@ Recipe ─quantize─▶ file ─▶ noise at the outputs (held-out samples) ─
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ _QUIET_DB = 30.0
 # What is chosen layer by layer has less error on hundreds of rows of each; few probes may say
 # otherwise by chance (by 1 dB where 64 more samples said 0.3 to 3.5 dB less noise).
 _SLACK_DB = 1.0
+# Operations of learned rounding in a second of one core: 14 s for a layer of 6,000 x 6,000.
+_LEARNED_PER_S = 3e10
 # Noise beyond ONNX Runtime's on the same file that rounding and saturation do not explain.
 _GARBAGE_DB = 20.0
 # What Muls have to gain for a candidate of their own.
@@ -334,9 +337,19 @@ def _improved(
 
 
 def _learned(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
-    """The candidate with learned rounding, unless that makes clearly more noise."""
+    """The candidate with learned rounding, unless it is noisier or would come too late."""
+    if perf_counter() + _learning_s(bench) > bench.deadline_s:
+        logger.info("%s: rounding is not learned, which would take too long", trial.name)
+        return trial
     recipe = replace(trial.quantized.recipe, modes=modes, rounding="learned")
     return _improved(bench, trial, recipe, trial.name, _SLACK_DB) or trial
+
+
+def _learning_s(bench: Workbench) -> float:
+    """What learned rounding takes at least: of a square matrix, twice its size to the power 1.5."""
+    sizes = [a.weight_count for a in bench.anchors if a.op != "LSTM"]
+    operations = sum(2 * count * math.sqrt(count) for count in sizes)
+    return operations / (_LEARNED_PER_S * max(bench.threads, 1))
 
 
 def smoothed(bench: Workbench, trials: Sequence[Trial]) -> list[Trial]:

@@ -215,6 +215,21 @@ def test_learned_rounding_is_tried_where_outputs_are_noisy(
     assert best.quantized.recipe.rounding == kept
 
 
+def test_learned_rounding_that_would_come_too_late_is_not_begun(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(trials, "attempt_or_none", lambda _, r, __: tried.append(r.rounding))
+    large = tuple(replace(a, weight_count=36_000_000) for a in bench.anchors)
+    bench = replace(bench, anchors=large, threads=1, deadline_s=perf_counter() + 10)
+    trial = attempt(bench, recipe(), "static")
+    assert trials._learned(bench, trial, trial.quantized.recipe.modes) is trial
+    assert tried == []
+    longer = replace(bench, deadline_s=perf_counter() + 1000)
+    trials._learned(longer, trial, trial.quantized.recipe.modes)
+    assert tried == ["learned"]
+
+
 def evened(bench: Workbench) -> Workbench:
     """With a start whose graph is the plain one under another name."""
     start = Start({"second": 0.5}, 0, bench.fp32, bench.anchors, bench.calibration)
