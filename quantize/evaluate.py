@@ -241,7 +241,9 @@ class _Tally:
         """Turn gathered rows into scores, or into evidence where the metric is of the whole."""
         metric, rows = self.metric, stacked(self.gathering.rows)
         if metric.corpus is not None:
-            return Evidence(rows, metric.corpus, metric.name)
+            return Evidence(
+                rows, metric.corpus, metric.name, metric.spoil, additive=metric.additive
+            )
         if metric.finish is not None:
             self.scores = list(metric.finish(rows)) if len(rows) else []
             for place in self.broken:

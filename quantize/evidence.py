@@ -37,12 +37,24 @@ class Evidence:
         rows: One per sample, in order.
         function: Takes any selection of rows, repeated ones included; returns a finite number.
         name: Of the metric, for messages.
+        spoil: Makes rows those of samples that went wrong altogether; None where nobody knows.
+        additive: Whether `function` does nothing with rows but add them up first.
     """
 
-    __slots__ = ("function", "name", "rows")
+    __slots__ = ("_flat", "additive", "function", "name", "rows", "spoil")
 
-    def __init__(self, rows: Rows, function: Callable[[Rows], float], name: str) -> None:
-        self.rows, self.function, self.name = rows, function, name
+    def __init__(
+        self,
+        rows: Rows,
+        function: Callable[[Rows], float],
+        name: str,
+        spoil: Callable[[Rows], Rows] | None = None,
+        *,
+        additive: bool = False,
+    ) -> None:
+        self.rows, self.function, self.name, self.spoil = rows, function, name, spoil
+        self.additive = additive and isinstance(rows, np.ndarray)
+        self._flat = np.asarray(rows, np.float64).reshape(len(rows), -1) if self.additive else None
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> Any:
@@ -57,11 +69,11 @@ class Evidence:
         Raises:
             InputError: The function gives no finite number.
         """
-        rows = self.rows if picks is None else take(self.rows, picks)
-        found = self.function(rows)
+        found = self.function(self.rows if picks is None else self._selected(picks))
         if not math.isfinite(found):
             raise InputError(
-                f"metric {self.name!r} is {found} for a selection of {len(rows)} samples. Intervals"
+                f"metric {self.name!r} is {found} for a selection of "
+                f"{len(self.rows if picks is None else picks)} samples. Intervals"
                 " come from samples drawn with repetition, so it needs a finite value for each "
                 "such selection, also for one without a single positive."
             )
@@ -69,7 +81,37 @@ class Evidence:
 
     def at(self, picks: NDArray[np.intp]) -> "Evidence":
         """The same of some samples."""
-        return Evidence(take(self.rows, picks), self.function, self.name)
+        rows = take(self.rows, picks)
+        return Evidence(rows, self.function, self.name, self.spoil, additive=self.additive)
+
+    def spoiled(self, picks: NDArray[np.intp]) -> float:
+        """The metric if the samples at `picks` had gone wrong altogether.
+
+        Raises:
+            InputError: The rows that `spoil` returns do not fit.
+        """
+        assert self.spoil is not None
+        worst = self.spoil(take(self.rows, picks))
+        if len(worst) != len(picks):
+            raise InputError(
+                f"metric {self.name!r}: `spoil` returned {len(worst)} rows for {len(picks)}."
+            )
+        if isinstance(self.rows, np.ndarray):
+            wrong = np.asarray(worst)
+            rows = self.rows.astype(np.result_type(self.rows, wrong))
+            rows[picks] = wrong
+            return Evidence(rows, self.function, self.name).value()
+        bad = dict(zip(map(int, picks), worst, strict=True))
+        mixed = [bad.get(i, row) for i, row in enumerate(self.rows)]
+        return Evidence(mixed, self.function, self.name).value()
+
+    def _selected(self, picks: NDArray[np.intp]) -> Rows:
+        if self._flat is None or not isinstance(self.rows, np.ndarray):
+            return take(self.rows, picks)
+        # One row that is the sum: it costs a tenth of taking every row out.
+        counts = np.bincount(picks, minlength=len(self.rows)).astype(np.float64)
+        total: Array = (counts @ self._flat).reshape(1, *self.rows.shape[1:])
+        return total
 
 
 class Gathering:

@@ -15,7 +15,12 @@ from typing import Literal
 from bench.errors import InputError, UsageError
 from quantize.amounts import Scale, drop_text, score_text
 from quantize.evaluate import Evaluation
-from quantize.intervals import binomial_tail, samples_to_certify, zero_loss_samples
+from quantize.intervals import (
+    binomial_tail,
+    clopper_pearson_upper,
+    samples_to_certify,
+    zero_loss_samples,
+)
 from quantize.pairing import Paired, own_bounds, pair
 from quantize.tolerance import Tolerance
 
@@ -251,7 +256,7 @@ def _decide(
         return "refuse", None, f"{observed}; {sure} it is {words.above} the limit of {allowed}."
     below = paired.high < limit or (paired.constant and paired.high <= limit)
     if below and paired.n >= _fewest_to_pass(paired, limit, confidence):
-        if paired.constant and paired.drop == 0:
+        if paired.unchanged:
             return "pass", None, f"INT8 scores exactly as FP32 does on each of {paired.n} samples."
         return "pass", None, f"{observed}; {sure} it is {words.below} the limit of {allowed}."
     needed = _samples_needed(paired, limit, confidence)
@@ -293,6 +298,10 @@ def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | No
     fewest = max(paired.n + 1, _fewest_to_pass(paired, limit, confidence))
     if paired.constant:
         return fewest
+    if paired.unchanged:
+        # What may have been missed shrinks as the share of samples that may change.
+        share = clopper_pearson_upper(0, paired.n, confidence) * limit / paired.high
+        return max(fewest, zero_loss_samples(share, confidence)) if share < 1 else fewest
     if paired.binary:
         rates = (paired.losses / paired.n, paired.gains / paired.n)
         needed: float = samples_to_certify(*rates, limit, confidence)

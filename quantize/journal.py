@@ -244,7 +244,10 @@ def recall_evaluation(
         return None
     if len(rows) != found.corpus_count:
         return None
-    return replace(found, evidence=Evidence(rows, metric.corpus, metric.name))
+    return replace(
+        found,
+        evidence=Evidence(rows, metric.corpus, metric.name, metric.spoil, additive=metric.additive),
+    )
 
 
 def remember_scores(

@@ -28,6 +28,8 @@ class Metric:
             meaning; call `chance`.
         output: The model output to score; None: the first that fits.
         corpus: `function` gives rows, and this is the metric of any selection of them.
+        spoil: With `corpus`: makes rows those of samples that went wrong altogether.
+        additive: With `corpus`: whether it does nothing with rows but add them up first.
         finish: `function` gives rows, and this one score per sample, of all of them.
         decibels: Whether scores are ratios of signal to noise, whose limit is a floor.
         answering: (outputs, output, samples) -> what the model says of each sample, in short; call
@@ -43,6 +45,8 @@ class Metric:
     guessing: Callable[[Feeds, str | None], float | None] | None = None
     output: str | None = None
     corpus: Callable[[Rows], float] | None = None
+    spoil: Callable[[Rows], Rows] | None = None
+    additive: bool = False
     finish: Callable[[Rows], Sequence[float]] | None = None
     decibels: bool = False
     answering: Callable[[Feeds, str | None, int], list[str]] | None = None

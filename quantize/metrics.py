@@ -17,7 +17,8 @@ user's (`file.py:function`), called as `function(outputs, labels)`:
 in 0..1, `function.binary = False` says that 0 and 1 do not mean "wrong" and "right", and
 `function.chance = 0.1` is the score of guessing, at which a baseline is refused.
 With `function.corpus = g` it returns one row of any kind per sample instead, and `g(rows)` is the
-metric of any selection of samples, repeated ones included. With `function.finish = g` it does too,
+metric of any selection of samples, repeated ones included; `function.spoil = h` then turns rows
+into those of samples that went wrong altogether. With `function.finish = g` it does too,
 and `g(rows)` returns one score per sample, once.
 """
 
@@ -42,11 +43,11 @@ from quantize.scores import (
     named_value,
     top,
 )
-from quantize.tasks.classes import count_classes, macro_f1, mean_iou
-from quantize.tasks.detection import average_precision, match
+from quantize.tasks.classes import count_classes, macro_f1, mean_iou, nothing_right
+from quantize.tasks.detection import average_precision, match, nothing_found
 from quantize.tasks.features import gain, keep_features, keep_pairs, probe, rank_correlation, recall
 from quantize.tasks.fidelity import keep_both, neighbours, psnr, ranking, sqnr, ssim
-from quantize.tasks.transcripts import count_errors, error_rate
+from quantize.tasks.transcripts import all_wrong, count_errors, error_rate
 
 
 def resolve_metric(
@@ -126,7 +127,13 @@ _RATE = Metric(
     binary=False,
     bounded=False,
     corpus=error_rate,
+    spoil=all_wrong,
+    additive=True,
 )
+_CLASSES = Metric(
+    "classes", count_classes, binary=False, corpus=macro_f1, spoil=nothing_right, additive=True
+)
+_BOXES = Metric("boxes", match, binary=False, corpus=average_precision, spoil=nothing_found)
 _CHARACTERS, _WORDS = (partial(count_errors, unit) for unit in ("characters", "words"))
 
 _FIDELITY = Metric("fidelity", keep_both, binary=False, needs="reference")
@@ -152,10 +159,10 @@ METRICS: dict[str, Metric] = {
     "sqnr": replace(_RATIO, name="sqnr"),
     "psnr": replace(_RATIO, name="psnr", function=psnr),
     "ssim": replace(_FIDELITY, name="ssim", function=ssim),
-    "f1": Metric("f1", count_classes, binary=False, corpus=macro_f1),
-    "miou": Metric("miou", count_classes, binary=False, corpus=mean_iou),
-    "map": Metric("map", match, binary=False, corpus=average_precision),
-    "map50": Metric("map50", match, binary=False, corpus=_MAP50),
+    "f1": replace(_CLASSES, name="f1", corpus=macro_f1),
+    "miou": replace(_CLASSES, name="miou", corpus=mean_iou),
+    "map": replace(_BOXES, name="map", corpus=average_precision),
+    "map50": replace(_BOXES, name="map50", corpus=_MAP50),
     "cer": replace(_RATE, name="cer", function=_CHARACTERS),
     "wer": replace(_RATE, name="wer", function=_WORDS),
     "sts": Metric("sts", keep_pairs, binary=False, bounded=False, corpus=rank_correlation),

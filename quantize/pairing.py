@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bench.errors import UsageError
 from quantize.evaluate import Evaluation
-from quantize.evidence import Rows
+from quantize.evidence import Evidence, Rows
 from quantize.intervals import (
     FEW_CHANGES,
     Bounds,
@@ -18,6 +18,9 @@ from quantize.intervals import (
     paired_bounds,
     statistic_bounds,
 )
+
+# How often units are spoiled, to see what the worst of them cost.
+_SPOILED_DRAWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Paired:
         gains: Samples that INT8 scores better.
         binary: Whether all scores are 0 or 1 and each sample is a unit: Tango's test.
         right_or_wrong: Whether all scores are 0 or 1, also where units are several samples.
+        unchanged: Whether no sample changed, of scores that are not 0 or 1.
     """
 
     bounds: Bounds
@@ -41,6 +45,7 @@ class Paired:
     gains: int = 0
     binary: bool = False
     right_or_wrong: bool = False
+    unchanged: bool = False
 
     @property
     def drop(self) -> float:
@@ -79,7 +84,8 @@ def pair(
     """
     sign = 1.0 if baseline.higher_is_better else -1.0
     if baseline.corpus_value is not None:
-        return _pair_wholes(baseline, candidate, sign, confidence, _members(units, baseline.count))
+        members = _members(units, baseline.count)
+        return _pair_wholes((baseline, candidate), sign, confidence, members)
     # Plus zero, because minus zero is no drop that a reader should see.
     differences = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores)) + 0.0
     losses, gains = int((differences > 0).sum()), int((differences < 0).sum())
@@ -88,7 +94,19 @@ def pair(
     if len(members) < n:
         bounds = statistic_bounds(lambda i: float(differences[i].mean()), members, confidence)
         method = f"paired bootstrap (BCa and t) of {len(members):,} units"
-        return Paired(bounds, len(members), method, losses, gains, right_or_wrong=binary)
+        unchanged = not losses and not gains
+        if unchanged and not binary:
+            share = clopper_pearson_upper(0, len(members), confidence)
+            bounds = replace(bounds, high=share * _scale(baseline))
+        return Paired(
+            bounds,
+            len(members),
+            method,
+            losses,
+            gains,
+            right_or_wrong=binary,
+            unchanged=unchanged,
+        )
     if binary:
         low, high = paired_bounds(losses, gains, n, confidence)
         bounds = Bounds((losses - gains) / n, low, high, 0.0)
@@ -97,8 +115,9 @@ def pair(
         return Paired(bounds, n, method, losses, gains, binary=True, right_or_wrong=True)
     if (differences == differences[0]).all():
         only = float(differences[0])
-        bounds = Bounds(only, only, only, 0.0)
-        return Paired(bounds, n, "identical differences", losses, gains)
+        high = only or clopper_pearson_upper(0, n, confidence) * _scale(baseline)
+        bounds = Bounds(only, only, high, 0.0)
+        return Paired(bounds, n, "identical differences", losses, gains, unchanged=only == 0)
     low, high = mean_bounds(differences, confidence)
     # Clipped, because a sum of nearly equal differences may round to just beside them.
     drop = min(max(math.fsum(differences) / n, low), high)
@@ -120,29 +139,91 @@ def own_bounds(evaluation: Evaluation, confidence: float) -> Bounds:
 
 
 def _pair_wholes(
-    baseline: Evaluation,
-    candidate: Evaluation,
+    evaluations: tuple[Evaluation, Evaluation],
     sign: float,
     confidence: float,
     members: Sequence[NDArray[np.intp]],
 ) -> Paired:
     """Of a metric of the whole data set: both models on the same resampled units."""
-    first, second = baseline.evidence, candidate.evidence
+    baseline, candidate = evaluations
+    first, second, scale = baseline.evidence, candidate.evidence, _scale(baseline)
     if first is None or second is None:
         # Outputs that are not finite refuse the model, whatever the rest of it scores.
         drop = sign * (baseline.value - candidate.value) + 0.0
         return Paired(Bounds(drop, drop, drop, 0.0), len(members), "not tested")
+    bounds, unchanged = whole_bounds(first, second, members, confidence, scale, sign)
+    method = f"paired bootstrap (BCa and t) of {len(members):,} units"
+    return Paired(bounds, len(members), method, unchanged=unchanged)
+
+
+def whole_bounds(
+    first: Evidence,
+    second: Evidence,
+    members: Sequence[NDArray[np.intp]],
+    confidence: float,
+    scale: float,
+    sign: float = 1.0,
+    *,
+    resamples: int = 2_000,
+) -> tuple[Bounds, bool]:
+    """Bounds of the drop of a metric of the whole data set, and whether no sample changed.
+
+    Resampling sees only what changed. Where fewer than ten samples did, the bound is no less than
+    what they cost, scaled to how often samples may change, nor than what samples may cost that
+    change in a way that none of these did.
+
+    Args:
+        first: Of FP32.
+        second: Of INT8, on the same samples.
+        members: Indices of the samples of each independent unit.
+        confidence: Of each bound.
+        scale: What it costs if all samples change, where the metric does not say what one costs.
+        sign: -1.0 where lower is better.
+        resamples: How often to resample.
+    """
     bounds = statistic_bounds(
-        lambda i: sign * (first.value(i) - second.value(i)) + 0.0, members, confidence
+        lambda i: sign * (first.value(i) - second.value(i)) + 0.0,
+        members,
+        confidence,
+        resamples=resamples,
     )
     changed = _changed(first.rows, second.rows)
-    if changed is not None and 0 < changed < FEW_CHANGES:
-        # So few do not tell how often samples change; what they cost is scaled to how often it
-        # may be.
-        share = clopper_pearson_upper(changed, baseline.count, confidence)
-        most = bounds.value * share * baseline.count / changed
-        bounds = replace(bounds, high=max(bounds.high, most))
-    return Paired(bounds, len(members), f"paired bootstrap (BCa and t) of {len(members):,} units")
+    if changed is None:
+        changed = 0 if bounds.low == bounds.high == 0 else FEW_CHANGES
+    if changed >= FEW_CHANGES:
+        return bounds, False
+    count, high = len(first), max(bounds.high, _unseen_loss(first, members, confidence, scale))
+    if changed:
+        share = clopper_pearson_upper(changed, count, confidence)
+        high = max(high, bounds.value * share * count / changed)
+    return replace(bounds, high=high), changed == 0
+
+
+def _unseen_loss(
+    evidence: Evidence, members: Sequence[NDArray[np.intp]], confidence: float, scale: float
+) -> float:
+    """What samples may cost that change in a way that was not seen.
+
+    As many units as may do so, by the exact bound of a share of which none was seen, are spoiled:
+    the most that this costs in a hundred random draws of them.
+    """
+    share = clopper_pearson_upper(0, len(members), confidence)
+    if evidence.spoil is None:
+        return share * scale
+    rng = np.random.default_rng(0)
+    # Of few units, the next whole number may be far more than the share.
+    count = math.ceil(share * len(members))
+    value, most = evidence.value(), 0.0
+    for _ in range(_SPOILED_DRAWS):
+        picked = rng.choice(len(members), size=min(count, len(members)), replace=False)
+        spoiled = evidence.spoiled(np.concatenate([members[p] for p in picked]))
+        most = max(most, abs(value - spoiled))
+    return most * share * len(members) / count
+
+
+def _scale(baseline: Evaluation) -> float:
+    """What it costs if every sample changes: the metric's range, or its value where it has none."""
+    return 1.0 if baseline.bounded else abs(baseline.value)
 
 
 def _changed(first: Rows, second: Rows) -> int | None:

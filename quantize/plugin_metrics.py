@@ -62,6 +62,9 @@ def plugin_metric(text: str) -> Metric:
         raise InputError(
             f"{_definition(function, text)}: has both `corpus` and `finish`; keep one."
         )
+    spoil = _attached(function, text, "spoil")
+    if spoil is not None and corpus is None:
+        raise InputError(f"{_definition(function, text)}: `spoil` goes with `corpus`; add it.")
     score = _plugin_scores if corpus is None and finish is None else _plugin_rows
     return Metric(
         name=text,
@@ -72,6 +75,7 @@ def plugin_metric(text: str) -> Metric:
         needs="nothing",
         guessing=_plugin_chance(function, text),
         corpus=partial(_plugin_corpus, corpus, text) if corpus is not None else None,
+        spoil=partial(_plugin_spoil, spoil, text) if spoil is not None else None,
         finish=partial(_plugin_finish, finish, text) if finish is not None else None,
     )
 
@@ -135,6 +139,11 @@ def _plugin_corpus(corpus: Callable[..., Any], text: str, rows: Rows) -> float:
         f"{_definition(corpus, text)}: `corpus` returned {type(found).__name__} {found!r:.80}; "
         "expected one number for all rows."
     )
+
+
+def _plugin_spoil(spoil: Callable[..., Any], text: str, rows: Rows) -> Rows:
+    with blame(text, what="metric"):
+        return list(spoil(rows))
 
 
 def _plugin_finish(finish: Callable[..., Any], text: str, rows: Rows) -> list[float]:

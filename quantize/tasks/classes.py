@@ -56,6 +56,15 @@ def mean_iou(rows: Rows) -> float:
     return float((right[seen] / union[seen]).mean()) if seen.any() else 0.0
 
 
+def nothing_right(rows: Rows) -> Rows:
+    """The rows of samples in which nothing is right.
+
+    Args:
+        rows: From `count_classes`.
+    """
+    return [np.stack([np.zeros_like(r[0]), r[1], r[2]]) for r in rows]
+
+
 def _totals(rows: Rows) -> Array:
     if not isinstance(rows, np.ndarray):
         widest = max(r.shape[1] for r in rows)

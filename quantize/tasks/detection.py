@@ -89,6 +89,16 @@ def average_precision(rows: Rows, *, thresholds: slice = slice(None)) -> float:
     return float(np.mean(precisions))
 
 
+def nothing_found(rows: Rows) -> Rows:
+    """The rows of images in which every detection is false.
+
+    Args:
+        rows: From `match`.
+    """
+    found = [Matched(*row) for row in rows]
+    return [m._replace(hits=np.where(m.hits > 0, np.int8(0), m.hits)) for m in found]
+
+
 def _precision(hits: NDArray[np.int8], boxes: int) -> Floats:
     """Average precision of one class per threshold, float64 [thresholds]."""
     true, false = (np.cumsum(hits == kind, axis=0, dtype=np.float64) for kind in (1, 0))

@@ -54,6 +54,15 @@ def error_rate(rows: Rows) -> float:
     return float(errors / max(units, 1.0))
 
 
+def all_wrong(rows: Rows) -> Rows:
+    """The rows of samples in which every reference unit is an error.
+
+    Args:
+        rows: From `count_errors`.
+    """
+    return [(max(errors, units, 1), units) for errors, units in rows]
+
+
 def _texts(outputs: Any, output: str | None, count: int) -> list[str]:
     if isinstance(outputs, dict):
         texts = [n for n, a in outputs.items() if a.dtype.kind in "USO"]

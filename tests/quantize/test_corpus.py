@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from quantize.evaluate import Evaluation, evaluate, first_scores
 from quantize.evidence import Gathering, stacked
 from quantize.gate import judge
 from quantize.metric import Metric
-from quantize.metrics import resolve_metric
+from quantize.metrics import METRICS, resolve_metric
+from quantize.tasks.classes import macro_f1
+from quantize.tasks.detection import Matched
 from quantize.tolerance import Tolerance
 from tests.quantize.test_evaluate import run_with
 
@@ -30,6 +33,9 @@ def g(rows):
     return 2 * hits / max(2 * hits + wrong + missed, 1)
 f.corpus = g
 f.bounded = True
+"""
+SPOIL = """
+f.spoil = lambda rows: [(0, hits + wrong, hits + missed) for hits, wrong, missed in rows]
 """
 
 
@@ -82,6 +88,65 @@ def test_whole_metrics_are_judged(
     assert verdict.low <= verdict.drop <= verdict.high
     assert (verdict.samples_needed is not None) == (outcome == "inconclusive")
     assert judge(baseline, candidate, Tolerance(points, "pt")) == verdict
+
+
+@pytest.mark.parametrize(("spoil", "least"), [("", 0.0074), (SPOIL, 0.008)])
+def test_a_whole_without_a_change_is_only_as_sure_as_its_samples(
+    tmp_path: Path, model: Model, spoil: str, least: float
+) -> None:
+    pair = [scored(tmp_path, model, text=F1 + spoil)] * 2
+    verdict = judge(*pair, Tolerance(2, "pt"))
+    assert verdict.outcome == "pass"
+    assert "exactly" in verdict.reason
+    assert least < verdict.high < 0.02
+    few = judge(*(first_scores(e, 60) for e in pair), Tolerance(2, "pt"))
+    assert few.outcome == "inconclusive"
+    assert few.samples_needed is not None
+    assert 100 < few.samples_needed < 600
+
+
+def test_a_single_cheap_change_does_not_make_few_samples_sure(tmp_path: Path, model: Model) -> None:
+    baseline = scored(tmp_path, model, text=F1 + SPOIL)
+    first = baseline.evidence
+    assert first is not None
+    rows = np.array(first.rows)
+    hit = int(np.flatnonzero(rows[:, 0])[0])
+    rows[hit] = [0, 0, 1]
+    second = evidence.Evidence(rows, first.function, "f")
+    changed = replace(baseline, evidence=second, corpus_value=second.value())
+    same = judge(baseline, baseline, Tolerance(2, "pt"))
+    assert judge(baseline, changed, Tolerance(2, "pt")).high >= same.high
+
+
+def test_sums_of_rows_are_the_rows_themselves() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 9, (50, 3, 4))
+    quick = evidence.Evidence(rows, macro_f1, "f1", additive=True)
+    slow = evidence.Evidence(rows, macro_f1, "f1")
+    for _ in range(20):
+        picks = rng.integers(0, 50, 50)
+        assert quick.value(picks) == slow.value(picks)
+
+
+@pytest.mark.parametrize("name", ["f1", "miou", "cer", "wer", "map"])
+def test_what_went_wrong_altogether_is_worse(name: str) -> None:
+    metric = METRICS[name]
+    rows: dict[str, list[Any]] = {
+        "f1": [np.array([[1, 0], [1, 0], [1, 0]]), np.array([[0, 1], [0, 1], [0, 1]])] * 20,
+        "cer": [(0, 9), (1, 7)] * 20,
+        "map": [
+            Matched(*map(np.array, ([1], [0.9], [[1] * 10], [1]))),
+            Matched(*map(np.array, ([2], [0.8], [[1] * 10], [2]))),
+        ]
+        * 20,
+    }
+    rows |= {"miou": rows["f1"], "wer": rows["cer"]}
+    assert metric.corpus is not None
+    kept = stacked(rows[name]) if name != "map" else rows[name]
+    found = evidence.Evidence(kept, metric.corpus, name, metric.spoil, additive=metric.additive)
+    spoiled = found.spoiled(np.array([0, 1, 2]))
+    assert (spoiled < found.value()) == metric.higher_is_better
+    assert spoiled != found.value()
 
 
 def test_lower_is_better_cannot_pass_by_getting_worse(tmp_path: Path, model: Model) -> None:
@@ -167,6 +232,7 @@ def test_reports_do_not_store_rows(tmp_path: Path, model: Model) -> None:
     [
         (F1 + "f.corpus = 3", "`corpus` is 3, not a function"),
         (F1 + "f.finish = g", "has both"),
+        (F1 + "del f.corpus\nf.spoil = g", "`spoil` goes with `corpus`"),
         (F1 + "f.corpus = lambda rows: 'high'", "returned str 'high'"),
         (F1 + "f.corpus = lambda rows: 1 / 0", "mine.py:11: the metric raised ZeroDivisionError"),
         (F1 + "f.corpus = lambda rows: float('nan')", "is nan for a selection of 400 samples"),
