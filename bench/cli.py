@@ -246,11 +246,13 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
     """Refuse, before any work, files that exist already or cannot be there.
 
     Raises:
-        OutputError: One exists and `force` is false, is a folder, or its folder is missing.
+        OutputError: One exists and `force` is false, is a folder, its folder is missing, or two
+            are the same.
     """
-    for file in files:
-        if file is None:
-            continue
+    named = [f for f in files if f is not None]
+    for file in named:
+        if sum(f.absolute() == file.absolute() for f in named) > 1:
+            raise OutputError(f"{file}: two options name this file. Give each a file of its own.")
         if file.is_dir():
             raise OutputError(f"{file}: is a folder, expected the name of a file.")
         if not file.absolute().parent.is_dir():

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,6 +116,26 @@ def atomic_write(path: Path, data: bytes) -> None:
     try:
         try:
             _write(beside, data)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as e:
+        raise translated(e, path) from e
+
+
+def place_file(source: Path, path: Path) -> None:
+    """Move a file to where it belongs, from another disk too; there it is whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+        ResourceError: The disk is full.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        try:
+            shutil.move(source, beside)
+            sync(beside)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

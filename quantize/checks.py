@@ -46,15 +46,30 @@ def accuracy_check(verdict: Verdict, where: str = "") -> Check:
 
 
 def slices_check(
-    slices: Sequence[SliceVerdict], limit: float, evaluation: Evaluation, where: str = ""
+    slices: Sequence[SliceVerdict],
+    small: int,
+    limit: float,
+    evaluation: Evaluation,
+    where: str = "",
 ) -> Check:
-    """Whether every slice is within the limit of slices."""
+    """Whether every slice is within the limit of slices.
+
+    Args:
+        slices: The worst first.
+        small: How many more are too small to be judged.
+        limit: That they are held against.
+        evaluation: Of FP32.
+        where: The runtime, if there are several.
+    """
     name = f"slices in {where}" if where else "slices"
     scale = scale_of(evaluation)
     allowed = drop_text(limit, scale)
     if not slices:
         text = "There is no slice of at least five samples to judge."
         return Check(name, "inconclusive", text, limit=allowed)
+    left_out = ""
+    if small:
+        left_out = f" Slices of fewer than five samples are not judged: {small:,}."
     worst = slices[0]
     found = f"{worst.name}: {drop_text(worst.drop, scale)}"
     lost = [s for s in slices if s.outcome == "refuse"]
@@ -65,7 +80,7 @@ def slices_check(
             f"{len(lost)} of {about}: it lost {drop_text(worst.drop, scale)} on {worst.n:,} "
             f"samples, surely more than {drop_text(worst.low, scale)}; the limit is {allowed}."
         )
-        return Check(name, "fail", text, _listed(lost), found, allowed)
+        return Check(name, "fail", text + left_out, _listed(lost), found, allowed)
     if open_:
         most = max((s.samples_needed or 0 for s in open_), default=0)
         asked = f" About {most:,} samples of each would settle it." if most else ""
@@ -73,9 +88,9 @@ def slices_check(
             f"{len(open_)} of {len(slices)} slices have too few samples to be sure that they lost "
             f"no more than {allowed}; the first is {open_[0].name} with {open_[0].n:,}.{asked}"
         )
-        return Check(name, "inconclusive", text, _listed(open_), found, allowed)
+        return Check(name, "inconclusive", text + left_out, _listed(open_), found, allowed)
     text = f"None of {about}, which lost {drop_text(worst.drop, scale)}; the limit is {allowed}."
-    return Check(name, "pass", text, "", found, allowed)
+    return Check(name, "pass", text + left_out, "", found, allowed)
 
 
 def _listed(slices: Sequence[SliceVerdict]) -> str:

@@ -150,6 +150,8 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path}: not TOML: {e}") from e
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be read: {e.strerror}.") from e
 
 
 def _config(table: Any, where: str) -> Config:

@@ -83,6 +83,15 @@ class Samples:
         """Label of one sample, without reading its feeds."""
         return self._label(self._indices[index]) if self._label is not None else None
 
+    @property
+    def first_label(self) -> object | None:
+        """Label of the first sample alone, also where a model takes several at once."""
+        label, shape = self.label(0), self.inputs[0].shape if self.inputs else None
+        batch = shape[0] if shape else None
+        if isinstance(label, np.ndarray) and isinstance(batch, int) and label.shape[:1] == (batch,):
+            return label[0] if batch > 1 else label
+        return label
+
     def number(self, index: int) -> int:
         """Place of one sample among all of the source, from 0."""
         return self._indices[index]

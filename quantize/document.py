@@ -159,7 +159,7 @@ def _needs(report: Report) -> str:
 def _slices(report: Report) -> Section | None:
     v = report.verdict
     limit = v.limit if report.slice_limit is None else report.slice_limit
-    return slice_section(report.slices, report.flips, limit, v.scale)
+    return slice_section(report.slices, report.flips, v.losses + v.gains, limit, v.scale)
 
 
 def _caveats(report: Report) -> list[str]:

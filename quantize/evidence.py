@@ -97,7 +97,12 @@ class Evidence:
                 f"metric {self.name!r}: `spoil` returned {len(worst)} rows for {len(picks)}."
             )
         if isinstance(self.rows, np.ndarray):
-            wrong = np.asarray(worst)
+            wrong = np.asarray(stacked(list(worst)))
+            if wrong.shape[1:] != self.rows.shape[1:] or wrong.dtype.kind not in "biuf":
+                raise InputError(
+                    f"metric {self.name!r}: `spoil` returned rows {worst[0]!r:.80}; expected "
+                    f"numbers in the shape of its own rows, {list(self.rows.shape[1:])}."
+                )
             rows = self.rows.astype(np.result_type(self.rows, wrong))
             rows[picks] = wrong
             return Evidence(rows, self.function, self.name).value()

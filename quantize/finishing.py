@@ -5,7 +5,7 @@ Results of the stages ─▶ conclude ─▶ `model.onnx` or `refused/model.onnx
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -32,7 +32,7 @@ from quantize.proof.comparing import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, beside_fp32, conclude, served_speed
-from quantize.slices import Flip, SliceVerdict
+from quantize.slices import Looked
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
@@ -59,9 +59,8 @@ class Results:
         forecast: Latencies predicted for another machine, if that was asked for.
         drift: Of a replayed recipe.
         first_pass_s: From the start of the command to the first model that passed.
-        slices: How each class and slice fares, the worst first.
+        looked: How each class and slice fares, and what changed.
         slice_limit: What they are held against; None where nothing was asked.
-        flips: Samples that INT8 scores otherwise.
         lock: The committed baseline to compare with.
     """
 
@@ -76,8 +75,7 @@ class Results:
     evaluations: tuple[Evaluation, ...]
     timing: Timing
     proofs: tuple[Proof, ...] = ()
-    slices: tuple[SliceVerdict, ...] = ()
-    flips: tuple[Flip, ...] = ()
+    looked: Looked = field(default_factory=Looked)
     slice_limit: float | None = None
     lock: Lock | None = None
     drift: tuple[Drift, ...] = ()
@@ -133,8 +131,8 @@ def finish(
         coverage=made.coverage,
         data=results.data,
         evaluations=results.evaluations,
-        slices=results.slices,
-        flips=results.flips,
+        slices=results.looked.slices,
+        flips=results.looked.flips,
         slice_limit=results.slice_limit,
         further=further,
         latencies=tuple(_published(x, models) for x in results.timing.latencies),
@@ -160,7 +158,8 @@ def further_checks(job: Job, results: Results) -> tuple[Check, ...]:
     int8 = best.trial.quantized.model
     checks: list[Check] = []
     if results.slice_limit is not None:
-        checks.append(slices_check(results.slices, results.slice_limit, results.evaluations[0]))
+        looked, limit = results.looked, results.slice_limit
+        checks.append(slices_check(looked.slices, looked.small, limit, results.evaluations[0]))
     if bounds.min_speedup is not None:
         speed = served_speed(results.timing.comparisons, best.runtime)
         checks.append(speed_check(speed, bounds.min_speedup))

@@ -41,8 +41,9 @@ class Judgement:
         verdict: On the mean.
         slices: On each part of the data, the worst first.
         slice_limit: The drop that a slice may have; None where slices are only shown.
-        flips: Samples that INT8 scores otherwise, what lost most first.
+        flips: Samples that INT8 scores otherwise, what lost most first; at most a thousand.
         speed: INT8 against FP32; None where they were not timed.
+        small_slices: Slices that are too small to be judged.
     """
 
     runtime: str
@@ -52,6 +53,7 @@ class Judgement:
     slice_limit: float | None
     flips: tuple[Flip, ...]
     speed: Comparison | None
+    small_slices: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,9 @@ def _forest(report: GateReport) -> Forest:
 def _slices(report: GateReport) -> Section | None:
     j = report.worst
     limit = j.verdict.limit if j.slice_limit is None else j.slice_limit
-    return slice_section(j.slices, j.flips, limit, j.verdict.scale)
+    return slice_section(
+        j.slices, j.flips, j.verdict.losses + j.verdict.gains, limit, j.verdict.scale
+    )
 
 
 def _speed(report: GateReport) -> Section:

@@ -8,9 +8,9 @@ from bench.compare import Comparison, compare
 from bench.errors import ExitCode, UnsupportedError, UsageError
 from bench.latency import Latency, Variant, measure, with_control
 from bench.machine import canary, describe, granted_threads
-from bench.models import Model, read_model
+from bench.models import Model, TensorSpec, read_model
 from bench.render import Check
-from bench.runtimes import Settings, find_runtime
+from bench.runtimes import RUNTIMES, Settings, find_runtime
 from quantize.checks import (
     accuracy_check,
     finite_check,
@@ -24,12 +24,12 @@ from quantize.data import Samples, read_samples, refuse_overlap
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, is_deterministic
 from quantize.gate import judge
 from quantize.gate_report import GateReport, Judgement
-from quantize.job import GateJob, Limits, Progress
+from quantize.job import GateJob, Limits, Progress, flips_file
 from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metric import Metric
-from quantize.metrics import resolve_metric
 from quantize.outputs import OutputStore
 from quantize.slices import divide, look_into, slice_limit
+from quantize.starting import chosen_metric
 from quantize.tolerance import Tolerance, parse_tolerance
 
 _ROUNDS = 6
@@ -61,22 +61,16 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
     tolerance = parse_tolerance(job.limits.max_drop or "")
     old = read_lock(job.lock) if job.lock is not None else None
     fp32, int8 = read_model(job.fp32), read_model(job.int8)
-    _refuse_unlike(fp32, int8)
+    _refuse_unfit_runtimes(job, (fp32, int8))
+    inputs = _common_inputs(fp32, int8)
     progress.begin("read")
-    samples = _samples(job, fp32, job.data.source, scratch)
+    samples = _samples(job, inputs, job.data.source, scratch)
     if job.data.calibration is not None:
-        refuse_overlap(_samples(job, fp32, job.data.calibration, scratch), samples)
-    label = samples.label(0) if samples.labelled else None
-    metric = resolve_metric(
-        job.limits.metric,
-        labelled=samples.labelled,
-        first_label=label,
-        output=job.limits.output,
-        decode=job.limits.decode,
-    )
+        refuse_overlap(_samples(job, inputs, job.data.calibration, scratch), samples)
+    metric = chosen_metric(job.limits, samples)
     threads = granted_threads(job.threads)
     gate = _Gate(job, fp32, int8, samples, metric, tolerance, threads, progress)
-    judged = tuple(_judged(gate, runtime) for runtime in job.runtimes)
+    judged = tuple(_judged(gate, runtime, scratch) for runtime in job.runtimes)
     latencies: tuple[Latency, ...] = ()
     if job.timed or job.bounds.min_speedup is not None:
         progress.begin("benchmark")
@@ -127,7 +121,9 @@ def _checks(report: GateReport, job: GateJob) -> tuple[Check, ...]:
         where = j.runtime if several else ""
         checks.append(accuracy_check(j.verdict, where))
         if j.slice_limit is not None:
-            checks.append(slices_check(j.slices, j.slice_limit, j.evaluations[0], where))
+            checks.append(
+                slices_check(j.slices, j.small_slices, j.slice_limit, j.evaluations[0], where)
+            )
         if j.speed is not None and job.bounds.min_speedup is not None:
             checks.append(speed_check(j.speed, job.bounds.min_speedup, where))
     checks.append(finite_check([e for j in report.judged for e in j.evaluations]))
@@ -149,11 +145,11 @@ def _exit_code(checks: Sequence[Check], limits: Limits) -> ExitCode:
     return ExitCode.OK
 
 
-def _samples(job: GateJob, model: Model, source: str, scratch: Path) -> Samples:
+def _samples(job: GateJob, inputs: Sequence[TensorSpec], source: str, scratch: Path) -> Samples:
     data = job.data
     return read_samples(
         source,
-        model.inputs,
+        inputs,
         scratch=scratch,
         preprocessing=data.preprocessing,
         states={i: o for o, i in data.states.items()},
@@ -161,7 +157,7 @@ def _samples(job: GateJob, model: Model, source: str, scratch: Path) -> Samples:
     )
 
 
-def _judged(gate: _Gate, runtime: str) -> Judgement:
+def _judged(gate: _Gate, runtime: str, scratch: Path) -> Judgement:
     baseline, candidate = _evaluate(gate, runtime)
     limits = gate.job.limits
     division = divide(limits, gate.samples, baseline.count)
@@ -173,20 +169,22 @@ def _judged(gate: _Gate, runtime: str) -> Judgement:
         confidence=limits.confidence,
         units=division.units,
     )
-    slices, flips = look_into(
+    looked = look_into(
         (baseline, candidate),
         gate.samples,
         division,
         verdict.limit if allowed is None else allowed,
         limits.confidence,
+        flips_file(scratch, runtime) if gate.job.flips else None,
     )
     return Judgement(
         runtime=runtime,
         evaluations=(baseline, candidate),
         verdict=verdict,
-        slices=slices,
+        slices=looked.slices,
+        small_slices=looked.small,
         slice_limit=allowed,
-        flips=flips,
+        flips=looked.flips,
         speed=None,
     )
 
@@ -254,16 +252,49 @@ def _variant(kind: str, runtime: str, judged: Sequence[Judgement]) -> str:
     return f"{kind} {runtime}" if len(judged) > 1 else kind
 
 
-def _refuse_unlike(fp32: Model, int8: Model) -> None:
-    ours, theirs = {i.name for i in fp32.inputs}, {i.name for i in int8.inputs}
-    if ours != theirs:
+def _refuse_unfit_runtimes(job: GateJob, models: Sequence[Model]) -> None:
+    for name in job.runtimes:
+        for model in models:
+            if model.path.suffix not in RUNTIMES[name].suffixes:
+                fit = [n for n, r in RUNTIMES.items() if model.path.suffix in r.suffixes]
+                raise UsageError(
+                    f"--runtime {name}: opens {', '.join(RUNTIMES[name].suffixes)}, and "
+                    f"{model.path} is none. For it there is {', '.join(fit)}."
+                )
+
+
+def _common_inputs(fp32: Model, int8: Model) -> tuple[TensorSpec, ...]:
+    """What both models take: sizes that one of them fixes hold for both."""
+    for verb, ours, theirs in (
+        ("takes", fp32.inputs, int8.inputs),
+        ("returns", fp32.outputs, int8.outputs),
+    ):
+        if {t.name for t in ours} != {t.name for t in theirs}:
+            raise UsageError(
+                f"{fp32.path} {verb} {_listed(ours)}, {int8.path} {verb} {_listed(theirs)}. Give "
+                "two forms of one model, with the same names; a renamed tensor is named back in "
+                "the tool that made it."
+            )
+    known = {t.name: t for t in int8.inputs}
+    return tuple(_common(spec, known[spec.name], (fp32, int8)) for spec in fp32.inputs)
+
+
+def _common(ours: TensorSpec, theirs: TensorSpec, models: tuple[Model, Model]) -> TensorSpec:
+    if ours.shape is None or theirs.shape is None:
+        shape = theirs.shape if ours.shape is None else ours.shape
+        fits = True
+    else:
+        fits = len(ours.shape) == len(theirs.shape)
+        pairs = list(zip(ours.shape, theirs.shape, strict=False))
+        fits &= all(a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in pairs)
+        shape = tuple(b if isinstance(b, int) else a for a, b in pairs)
+    if ours.dtype != theirs.dtype or not fits:
         raise UsageError(
-            f"{fp32.path} takes {sorted(ours)}, {int8.path} takes {sorted(theirs)}. "
+            f"{models[0].path} takes {ours}, {models[1].path} takes {theirs}: no sample fits both. "
             "Give two forms of one model."
         )
-    ours, theirs = {o.name for o in fp32.outputs}, {o.name for o in int8.outputs}
-    if ours != theirs:
-        raise UsageError(
-            f"{fp32.path} returns {sorted(ours)}, {int8.path} returns {sorted(theirs)}. "
-            "Give two forms of one model."
-        )
+    return TensorSpec(ours.name, ours.dtype, shape)
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(map(str, specs))

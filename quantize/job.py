@@ -126,7 +126,7 @@ class Job:
         command: As typed.
         bounds: On everything else.
         lock: The committed baseline to compare with.
-        flips: Whether every sample that changed is reported, and not the first thousand alone.
+        flips: Whether all samples that changed are written to a file of the staging folder.
     """
 
     model: ModelSpec
@@ -155,6 +155,7 @@ class GateJob:
         timed: Whether to time both, also where nothing asks for speed.
         lock: The committed baseline to compare with.
         command: As typed.
+        flips: Whether all samples that changed are written to the scratch folder.
     """
 
     fp32: Path
@@ -168,6 +169,7 @@ class GateJob:
     timed: bool
     lock: Path | None
     command: str
+    flips: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +205,8 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """Something worth a line."""
         ...
+
+
+def flips_file(folder: Path, runtime: str) -> Path:
+    """Where the samples that changed in a runtime are written, until they are moved."""
+    return folder / f"flips-{runtime}.csv"

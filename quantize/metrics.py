@@ -22,6 +22,7 @@ into those of samples that went wrong altogether. With `function.finish = g` it 
 and `g(rows)` returns one score per sample, once.
 """
 
+import logging
 from dataclasses import replace
 from functools import partial
 
@@ -49,6 +50,8 @@ from quantize.tasks.features import gain, keep_features, keep_pairs, probe, rank
 from quantize.tasks.fidelity import keep_both, neighbours, psnr, ranking, sqnr, ssim
 from quantize.tasks.transcripts import all_wrong, count_errors, error_rate
 
+logger = logging.getLogger(__name__)
+
 
 def resolve_metric(
     text: str | None,
@@ -74,6 +77,12 @@ def resolve_metric(
     """
     if text is None:
         text = _fitting(first_label) if labelled else "cosine"
+        if labelled and text == "cosine":
+            logger.warning(
+                "labels like %.40r have no metric of their own: outputs are compared with FP32's "
+                "(cosine), and labels do not count. Name a metric with --metric.",
+                first_label,
+            )
     if text not in METRICS:
         if is_function_text(text):
             return decoding(replace(plugin_metric(text), output=output), decode)

@@ -33,7 +33,7 @@ from quantize.early import first_models
 from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.finishing import Results, fastest, finish, keep_best
 from quantize.gate import judge
-from quantize.job import Effort, Job, Progress
+from quantize.job import Effort, Job, Progress, flips_file
 from quantize.journal import (
     Journal,
     context_of,
@@ -57,7 +57,7 @@ from quantize.report import Data, Report
 from quantize.rows import RowStore
 from quantize.search import search
 from quantize.sequential import Looks
-from quantize.slices import FEW_FLIPS, MOST_FLIPS, Division, look_into, slice_limit
+from quantize.slices import Division, look_into, slice_limit
 from quantize.slices import divide as divided
 from quantize.smoothing import even_out, even_out_as
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
@@ -212,13 +212,13 @@ class _Run:
         best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
         allowed = slice_limit(self.job.limits, baseline)
-        slices, flips = look_into(
+        looked = look_into(
             (baseline, best.evaluation),
             evaluation,
             self.division,
             best.verdict.limit if allowed is None else allowed,
             self.job.limits.confidence,
-            MOST_FLIPS if self.job.flips else FEW_FLIPS,
+            flips_file(self.staging, best.runtime) if self.job.flips else None,
         )
         results = Results(
             source=source,
@@ -237,9 +237,8 @@ class _Run:
                 evaluation.digest,
             ),
             evaluations=(baseline, best.evaluation, *others, *elsewhere),
-            slices=slices,
+            looked=looked,
             slice_limit=allowed,
-            flips=flips,
             lock=self.lock,
             timing=timing,
             forecast=predicted,

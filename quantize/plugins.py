@@ -147,5 +147,7 @@ def _place(error: BaseException, origin: Path | None) -> str:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     own = [f for f in frames if origin is not None and Path(f[0]) == origin]
+    if not own and origin is not None and isinstance(error, TypeError):
+        return str(origin)  # it was called in another way than it is written for
     file, line = (own or frames)[-1]
     return f"{file}:{line}"

@@ -135,8 +135,8 @@ class Report:
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
         findings: What makes single layers hard for 8 bits, and what was done.
         slices: How each class fares, the worst first.
-        flips: Samples that INT8 scores otherwise, what lost most first; at most a thousand, or all
-            where a file of them was asked for.
+        flips: Samples that INT8 scores otherwise, what lost most first; at most a
+            thousand.
         fp32_ms: Quick median of FP32 by runtime, to compare with those of `trials`.
         inspection: What the runtimes make of the INT8 model, and what saturates in it; None in
             reports of older versions.

@@ -11,13 +11,18 @@ _SHOWN_FLIPS = 20
 
 
 def slice_section(
-    slices: Sequence[SliceVerdict], flips: Sequence[Flip], limit: float, scale: Scale
+    slices: Sequence[SliceVerdict],
+    flips: Sequence[Flip],
+    changed: int,
+    limit: float,
+    scale: Scale,
 ) -> Section | None:
     """What a report says of slices and flips; None where there are none.
 
     Args:
         slices: The worst first.
-        flips: What lost most first.
+        flips: What lost most first; the first thousand.
+        changed: Samples that changed, in all.
         limit: That slices were held against.
         scale: How scores and drops are written.
     """
@@ -25,7 +30,7 @@ def slice_section(
     if slices:
         blocks += [_figure(slices, limit, scale), _slices(slices, scale)]
     if flips:
-        blocks.append(_flips(flips, scale))
+        blocks.append(_flips(flips, max(changed, len(flips)), scale))
     return Section("Slices and flips", tuple(blocks)) if blocks else None
 
 
@@ -68,13 +73,13 @@ def _slices(slices: Sequence[SliceVerdict], scale: Scale) -> Table:
     return Table("Slices", columns, rows, note)
 
 
-def _flips(flips: Sequence[Flip], scale: Scale) -> Table:
+def _flips(flips: Sequence[Flip], changed: int, scale: Scale) -> Table:
     rows = tuple(
         (str(f.sample), f.place, f.label, f.before, f.after, drop_text(f.drop, scale))
         for f in flips[:_SHOWN_FLIPS]
     )
     names = ("Sample", "From", "Label", "FP32 says", "INT8 says", "Lost")
-    note = "1 sample changed." if len(flips) == 1 else f"{len(flips):,} samples changed."
-    if len(flips) > len(rows):
-        note += " The first are shown; --flips writes them into a CSV file."
+    note = "1 sample changed." if changed == 1 else f"{changed:,} samples changed."
+    if changed > len(rows):
+        note += " The first are shown; --flips writes all of them into a CSV file."
     return Table("Samples that changed", tuple(Column(n) for n in names), rows, note)

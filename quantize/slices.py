@@ -7,14 +7,16 @@ needed (Berger, Technometrics 24 (1982) 295-300).
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import InputError, UsageError
+from bench.errors import InputError, ResourceError, UsageError
 from quantize.amounts import drop_text
 from quantize.data import Samples
 from quantize.evaluate import Evaluation, at
@@ -28,8 +30,8 @@ CLASS = "class"
 KEY = "sample"
 # Fewer say nothing, and every one of them makes the correction harsher for the others.
 _FEWEST = 5
-# In a report, and in a CSV file that is asked for.
-FEW_FLIPS, MOST_FLIPS = 1000, 10_000
+# In a report; a CSV file that is asked for holds them all.
+_MOST_FLIPS = 1000
 
 Columns = Mapping[str, Sequence[str]]
 """By name, the value of each scored sample."""
@@ -103,6 +105,21 @@ class Flip:
     before: str
     after: str
     drop: float
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What parts of the data and single samples say of two evaluations.
+
+    Attributes:
+        slices: How each class and slice fares, the worst first.
+        flips: What changed, what lost most first; at most a thousand.
+        small: Slices of fewer than five samples, which are not judged.
+    """
+
+    slices: tuple[SliceVerdict, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    small: int = 0
 
 
 def divide(limits: Limits, samples: Samples, count: int) -> Division:
@@ -270,26 +287,24 @@ def hidden_losses(
     return tuple(lines + more)
 
 
-def find_flips(
-    baseline: Evaluation, candidate: Evaluation, samples: Samples, most: int = MOST_FLIPS
-) -> tuple[Flip, ...]:
-    """Samples whose score differs, those that lost most first; at most `most`.
+def find_flips(baseline: Evaluation, candidate: Evaluation, samples: Samples) -> Iterator[Flip]:
+    """Samples whose score differs, those that lost most first.
 
     A metric of the whole data set has no scores, and so no flips.
     """
     sign = 1.0 if baseline.higher_is_better else -1.0
     drops = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores)) + 0.0
     changed = np.flatnonzero(drops)
-    changed = changed[np.argsort(-drops[changed], kind="stable")][:most]
+    changed = changed[np.argsort(-drops[changed], kind="stable")]
     if not changed.size:
-        return ()
+        return
     batch = _batch(samples, baseline.count)
     labels = _labels(samples, baseline.count)
     before, after = (
         e.answers or tuple(f"{s:.6g}" for s in e.scores) for e in (baseline, candidate)
     )
-    return tuple(
-        Flip(
+    for i in map(int, changed):
+        yield Flip(
             sample=samples.number(i // batch) * batch + i % batch,
             place=samples.place(i // batch),
             sha256=samples.digests[i // batch],
@@ -298,8 +313,6 @@ def find_flips(
             after=after[i],
             drop=float(drops[i]),
         )
-        for i in map(int, changed)
-    )
 
 
 def look_into(
@@ -308,9 +321,11 @@ def look_into(
     division: Division,
     limit: float,
     confidence: float,
-    most: int = MOST_FLIPS,
-) -> tuple[tuple[SliceVerdict, ...], tuple[Flip, ...]]:
-    """Slices, classes and flips of two evaluations; nothing where one of them ended early.
+    everything: Path | None = None,
+) -> Looked:
+    """Slices, classes and the first thousand flips of two evaluations.
+
+    There are none where one of the evaluations ended early.
 
     Args:
         evaluations: Of FP32 and of INT8.
@@ -318,27 +333,44 @@ def look_into(
         division: What the user's file says of them.
         limit: The drop that a slice may have, or else the mean.
         confidence: Of the verdicts.
-        most: Flips, at most.
+        everything: CSV file for all flips; written also where there are none.
+
+    Raises:
+        ResourceError: The disk is full.
     """
     baseline, candidate = evaluations
+    if everything is not None:
+        write_flips(everything, ())
     # Batches of different sizes cannot be told apart; `read_columns` refuses them where it matters.
     if candidate.count < baseline.count or baseline.count % len(samples):
-        return (), ()
-    columns = division.columns | class_column(samples, baseline)
+        return Looked()
+    # A column of the user's own called `class` counts instead of the labels.
+    columns = class_column(samples, baseline) | division.columns
     slices = judge_slices(baseline, candidate, columns, limit, confidence, division.units)
-    return slices, find_flips(baseline, candidate, samples, most) if baseline.scores else ()
+    small = sum(n < _FEWEST for v in columns.values() for n in Counter(v).values())
+    if not baseline.scores:
+        return Looked(slices, (), small)
+    if everything is not None:
+        write_flips(everything, find_flips(baseline, candidate, samples))
+    first = tuple(islice(find_flips(baseline, candidate, samples), _MOST_FLIPS))
+    return Looked(slices, first, small)
 
 
-def flips_csv(flips: Sequence[Flip]) -> str:
-    """The flips as a CSV file with a header."""
-    import io
+def write_flips(path: Path, flips: Iterable[Flip]) -> None:
+    """Write flips as a CSV file with a header, one after the other.
 
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["sample", "place", "sha256", "label", "before", "after", "drop"])
-    for f in flips:
-        writer.writerow([f.sample, f.place, f.sha256, f.label, f.before, f.after, f"{f.drop:.6g}"])
-    return stream.getvalue()
+    Raises:
+        ResourceError: It cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["sample", "place", "sha256", "label", "before", "after", "drop"])
+            for f in flips:
+                row = [f.sample, f.place, f.sha256, f.label, f.before, f.after, f"{f.drop:.6g}"]
+                writer.writerow(row)
+    except OSError as e:
+        raise ResourceError(f"{path}: the flips cannot be written: {e.strerror}.") from e
 
 
 def _table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -354,10 +386,21 @@ def _table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
             f"of names, {KEY},…, as in {KEY},lighting,camera."
         )
     header = lines[0]
+    for name in header:
+        if not name or header.count(name) > 1:
+            raise InputError(
+                f"{path}: the first row names {name!r} {header.count(name)} times: "
+                f"{','.join(header)}. Give each column a name of its own."
+            )
+    known: dict[str, int] = {}
     for number, row in enumerate(lines[1:], 2):
         if len(row) != len(header):
             raise InputError(
                 f"{path}: row {number} has {len(row)} cells, the first row {len(header)}."
+            )
+        if known.setdefault(row[0], number) != number:
+            raise InputError(
+                f"{path}: rows {known[row[0]]} and {number} both name sample {row[0]!r}. Keep one."
             )
     return header, {row[0]: row[1:] for row in lines[1:]}
 

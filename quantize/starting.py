@@ -144,11 +144,10 @@ def divide(
 
 def chosen_metric(limits: Limits, evaluation: Samples) -> Metric:
     """The metric that was asked for, or the one that fits the labels."""
-    label = evaluation.label(0) if evaluation.labelled else None
     return resolve_metric(
         limits.metric,
         labelled=evaluation.labelled,
-        first_label=label,
+        first_label=evaluation.first_label if evaluation.labelled else None,
         output=limits.output,
         decode=limits.decode,
     )

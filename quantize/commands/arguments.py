@@ -3,12 +3,14 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typer import BadParameter
 from typer.core import TyperCommand
 
-from bench.cli import say
+from bench.cli import refuse_existing, say
 from bench.errors import ExitCode, OutputError, UsageError
 from bench.render import Document, github_annotations, render
 
@@ -48,9 +50,18 @@ class Configured(TyperCommand):
         """Read the configuration, unless only help is wanted."""
         from quantize.config import read_config
 
-        if "--help" not in args:
-            ctx.default_map = read_config(Path.cwd()).defaults(ctx.info_name)
-        return super().parse_args(ctx, args)
+        if "--help" in args:
+            return super().parse_args(ctx, args)
+        config, given = read_config(Path.cwd()), tuple(args)
+        ctx.default_map = config.defaults(ctx.info_name)
+        try:
+            return super().parse_args(ctx, args)
+        except BadParameter as e:
+            name = e.param.name if e.param is not None else None
+            typed = any(a.partition("=")[0] == f"--{name}".replace("_", "-") for a in given)
+            if name in ctx.default_map and not typed:
+                e.message += f" It stands in {config.where}."
+            raise
 
 
 def end(exit_code: int, last: str) -> None:
@@ -83,11 +94,15 @@ def preprocessing() -> "Preprocessing | None":
     return read_config(Path.cwd()).preprocessing
 
 
-def tell_github(document: Document) -> None:
+def tell_github(document: Document, exit_code: int) -> None:
     """Annotations for what did not pass, and the report in the job summary if there is one.
 
+    Args:
+        document: The report.
+        exit_code: Of the verdict: that of a model that did not pass stays what it is.
+
     Raises:
-        OutputError: The summary cannot be written.
+        OutputError: The summary cannot be written, and the model passed.
     """
     for line in github_annotations(document.checks):
         # On stderr, since stdout may hold a report; the runner reads both.
@@ -97,17 +112,36 @@ def tell_github(document: Document) -> None:
             with Path(summary).open("a", encoding="utf-8") as file:
                 file.write(render(document, "markdown") + "\n")
         except OSError as e:
-            raise OutputError(f"job summary {summary}: cannot be written: {e.strerror}.") from e
+            problem = f"job summary {summary}: cannot be written: {e.strerror}."
+            if exit_code == ExitCode.OK:
+                raise OutputError(problem) from e
+            say(f"warning: {problem}")
 
 
 def refuse_no_baseline(baseline: Path | None, *, update: bool) -> None:
-    """Refuse to update a baseline that is not named.
+    """Refuse to update a baseline that is not named, or cannot be written.
 
     Raises:
-        UsageError: It is not.
+        UsageError: It is not named.
+        OutputError: It is a folder, or its folder does not exist.
     """
-    if update and baseline is None:
+    if not update:
+        return
+    if baseline is None:
         raise UsageError("--update-baseline: say which file, as in --baseline vnnify.lock.json.")
+    refuse_existing([baseline], force=True)
+
+
+def refuse_inputs(outputs: Sequence[Path | None], inputs: Sequence[Path | str | None]) -> None:
+    """Refuse to write over what is read, whatever --force says.
+
+    Raises:
+        OutputError: A file to write is one of the inputs.
+    """
+    read = {Path(i).resolve() for i in inputs if i is not None}
+    for file in outputs:
+        if file is not None and file.resolve() in read:
+            raise OutputError(f"{file}: is an input of this command. Choose another name.")
 
 
 def update_baseline(path: Path, lock: "Lock", exit_code: int) -> None:

@@ -10,7 +10,7 @@ import typer
 from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.render import render
-from bench.store import atomic_write, dump, load
+from bench.store import atomic_write, dump, load, place_file
 from quantize.commands.arguments import (
     BASELINE,
     COMPRESSION,
@@ -27,6 +27,7 @@ from quantize.commands.arguments import (
     UPDATE,
     end,
     preprocessing,
+    refuse_inputs,
     refuse_no_baseline,
     tell_github,
     typed,
@@ -83,7 +84,7 @@ def gate(
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
     from quantize.gate_report import GateReport, gate_document
     from quantize.gating import lock_of
-    from quantize.job import DataSpec, GateBounds, GateJob, Limits
+    from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file
     from quantize.options import (
         between,
         checked_metric,
@@ -94,9 +95,10 @@ def gate(
         parse_size,
         parse_states,
     )
-    from quantize.slices import flips_csv
 
-    refuse_existing([out, junit, markdown, html, flips], force=force)
+    written = [out, junit, markdown, html, flips]
+    refuse_inputs(written, [fp32, int8, data, calibration, slices, baseline])
+    refuse_existing(written, force=force)
     refuse_no_baseline(baseline, update=update_baseline)
     job = GateJob(
         fp32=fp32,
@@ -130,6 +132,7 @@ def gate(
         timed=time,
         lock=None if update_baseline else baseline,
         command=typed(),
+        flips=flips is not None,
     )
     with tempfile.TemporaryDirectory(prefix="vnnify-gate-") as folder:
         raw = run_isolated(
@@ -138,10 +141,10 @@ def gate(
             scratch=Path(folder),
             name="judging",
         )
-    report = load(GateReport, raw.encode(), "the gate's answer")
+        report = load(GateReport, raw.encode(), "the gate's answer")
+        if flips is not None:
+            place_file(flips_file(Path(folder), report.worst.runtime), flips)
     shown = gate_document(report)
-    if flips is not None:
-        atomic_write(flips, flips_csv(report.worst.flips).encode())
     if update_baseline and baseline is not None:
         write_baseline(baseline, lock_of(report), report.exit_code)
     for file, form in ((junit, "junit"), (markdown, "markdown"), (html, "html")):
@@ -151,7 +154,7 @@ def gate(
         atomic_write(out, dump(report))
     emit(dump(report).decode() if json else as_text(shown))
     if github:
-        tell_github(shown)
+        tell_github(shown, report.exit_code)
     end(report.exit_code, "")
 
 

@@ -15,7 +15,7 @@ from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated, started_ns
 from bench.publishing import publish, staging_for, write_manifest
 from bench.render import render
-from bench.store import atomic_write, dump, load
+from bench.store import dump, load, place_file
 from quantize.commands.arguments import (
     BASELINE,
     COMPRESSION,
@@ -34,6 +34,7 @@ from quantize.commands.arguments import (
     end,
     model_spec,
     preprocessing,
+    refuse_inputs,
     refuse_no_baseline,
     tell_github,
     typed,
@@ -131,7 +132,7 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
-    from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
+    from quantize.job import DataSpec, Effort, GateBounds, Job, Limits, flips_file
     from quantize.options import (
         between,
         checked_metric,
@@ -148,6 +149,7 @@ def quantize(
     )
     from quantize.proof.debian import cache_folder
 
+    refuse_inputs([flips], [model, weights, data, calibration, slices, baseline, recipe])
     refuse_existing([flips], force=force)
     refuse_no_baseline(baseline, update=update_baseline)
     job = Job(
@@ -211,12 +213,11 @@ def quantize(
         # What reads and tells reports takes long to import, and the work need not wait for it.
         from quantize.finishing import lock_of_report
         from quantize.report import Report
-        from quantize.slices import flips_csv
 
         report = load(Report, (staging / raw).read_bytes(), raw)
+        if flips is not None:
+            place_file(flips_file(staging, report.served_by), flips)
         _publish(report, staging, out, force=force)
-    if flips is not None:
-        atomic_write(flips, flips_csv(report.flips).encode())
     if update_baseline and baseline is not None:
         write_baseline(baseline, lock_of_report(report, out), report.conclusion.exit_code)
     emit(dump(report).decode() if json else as_text(_summary(report, out)))
@@ -225,7 +226,7 @@ def quantize(
     if github:
         from quantize.rendering import relocated
 
-        tell_github(relocated(report, out))
+        tell_github(relocated(report, out), report.conclusion.exit_code)
     end(report.conclusion.exit_code, f"files: {out}")
 
 

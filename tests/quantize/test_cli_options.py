@@ -24,8 +24,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the work began")
 
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["vnnify", *arguments])
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["vnnify", *map(str, arguments)])
         before = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as caught:
@@ -105,6 +105,37 @@ def test_an_existing_report_of_gate_is_kept(run: Run, tmp_path: Path, option: st
     assert status == ExitCode.OUTPUT
     assert "report" in err
     assert (tmp_path / "report").read_text() == "mine"
+
+
+def test_two_reports_do_not_share_a_file(run: Run) -> None:
+    status, err = run(*GATE, "--junit", "report", "--html", "./report")
+    assert (status, "two options name this file" in err) == (ExitCode.OUTPUT, True)
+
+
+@pytest.mark.parametrize("mine", ["a.onnx", "b.onnx", "d.npz", "s.csv", "lock.json"])
+def test_no_report_is_written_over_an_input(run: Run, tmp_path: Path, mine: str) -> None:
+    (tmp_path / mine).write_text("mine")
+    inputs = ("--slices", "s.csv", "--baseline", "lock.json", "--force")
+    status, err = run(*GATE, *inputs, "--html", tmp_path / mine)
+    assert (status, "is an input of this command" in err) == (ExitCode.OUTPUT, True)
+    assert (tmp_path / mine).read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [QUANTIZE, GATE])
+@pytest.mark.parametrize("where", ["nowhere/lock.json", "."])
+def test_a_baseline_that_cannot_be_updated_is_told_before_the_work(
+    run: Run, command: tuple[str, ...], where: str
+) -> None:
+    status, err = run(*command, "--update-baseline", "--baseline", where)
+    assert (status, where in err) == (ExitCode.OUTPUT, True)
+
+
+def test_a_wrong_value_of_the_configuration_is_traced_to_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "vnnify.toml").write_text('threads = "many"\n')
+    status, err = run(*GATE)
+    assert (status, "vnnify.toml" in err) == (ExitCode.USAGE, True)
+    status, err = run(*GATE, "--threads", "many")
+    assert (status, "vnnify.toml" in err) == (ExitCode.USAGE, False)
 
 
 def test_an_existing_model_of_convert_is_kept(run: Run, tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ from onnx import TensorProto, helper
 
 from bench.errors import ExitCode
 from bench.publishing import read_manifest
+from bench.render import render
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from bench.store import load
-from quantize import cli, commands, gating, pipeline, timing, trials
-from quantize.gate_report import GateReport
+from quantize import cli, commands, gating, pipeline, slices, timing, trials
+from quantize.gate_report import GateReport, gate_document
 from quantize.proof import debian, proving
 from quantize.proof.guest import Answer, Job, Visit
 from quantize.report import Report
@@ -705,6 +706,37 @@ def test_a_gate_can_ask_for_speed(
         assert "times as fast" in next(x for x in out.splitlines() if x.startswith("REFUSE"))
 
 
+def test_all_flips_are_written_and_the_report_keeps_the_first(
+    run: Cli, pair: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "_MOST_FLIPS", 5)
+    classifier.network(Path("other.onnx"), fault=1000.0)
+    options = ("--max-drop", "1pt", "--flips", "flips.csv", "--json")
+    status, out, _ = run(*pair[:2], "other.onnx", *pair[3:], *options)
+    assert status == ExitCode.REFUSED
+    report = load(GateReport, out.encode(), "stdout")
+    lines = Path("flips.csv").read_text().splitlines()
+    changed = report.verdict.losses + report.verdict.gains
+    assert len(lines) == changed + 1 > 20
+    assert len(report.judged[0].flips) == 5
+    assert f"{changed:,} samples changed." in render(gate_document(report), "html")
+    assert sorted(p.name for p in Path.cwd().iterdir()) == ["flips.csv", "other.onnx"]
+
+
+def test_a_summary_that_cannot_be_written_does_not_hide_the_verdict(
+    run: Cli, pair: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "missing/summary.md")
+    classifier.network(Path("other.onnx"), fault=1000.0)
+    options = ("--max-drop", "1pt", "--github")
+    status, _, err = run(*pair[:2], "other.onnx", *pair[3:], *options)
+    assert status == ExitCode.REFUSED
+    assert "warning: job summary missing/summary.md: cannot be written" in err
+    status, _, err = run(*pair, *options)
+    assert status == ExitCode.OUTPUT
+    assert "error: job summary" in err
+
+
 def test_a_gate_refuses_models_that_are_not_alike(
     run: Cli, pair: tuple[object, ...], shelf: Path
 ) -> None:
@@ -720,7 +752,8 @@ def test_a_gate_refuses_models_that_are_not_alike(
     )
     status, _, err = run(*pair[:2], "renamed.onnx", *pair[3:], "--max-drop", "1pt")
     assert status == ExitCode.USAGE
-    assert "returns ['scores']" in err
+    assert "scores:float32[n,64]" in err
+    assert "named back" in err
 
 
 # --- convert, report, init ---

@@ -105,6 +105,26 @@ def test_a_whole_without_a_change_is_only_as_sure_as_its_samples(
     assert 100 < few.samples_needed < 600
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("lambda rows: [(0, 0, 0)]", "returned 1 rows for 3"),
+        (
+            "lambda rows: [(0, 0)] * len(rows)",
+            r"expected numbers in the shape of its own rows, \[3",
+        ),
+        ("lambda rows: ['x'] * len(rows)", "expected numbers"),
+        ("lambda rows: 1 / 0", "the metric raised ZeroDivisionError"),
+    ],
+)
+def test_rows_that_are_spoiled_otherwise_are_told(
+    tmp_path: Path, model: Model, spoil: str, words: str
+) -> None:
+    pair = [scored(tmp_path, model, text=F1 + f"f.spoil = {spoil}\n")] * 2
+    with pytest.raises(InputError, match=words):
+        judge(*pair, Tolerance(2, "pt"))
+
+
 def test_a_single_cheap_change_does_not_make_few_samples_sure(tmp_path: Path, model: Model) -> None:
     baseline = scored(tmp_path, model, text=F1 + SPOIL)
     first = baseline.evidence

@@ -16,9 +16,8 @@ from quantize import gating
 from quantize.checks import speed_check
 from quantize.gate_report import GateReport, gate_document
 from quantize.gating import lock_of, run_gate
-from quantize.job import DataSpec, GateBounds, GateJob, Limits
+from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file
 from quantize.lock import lock_checks, write_lock
-from quantize.slices import flips_csv
 from tests import classifier, tiny
 from tests.timing import Stopwatch
 
@@ -408,13 +407,13 @@ def test_a_mean_cannot_hide_a_lost_class(job: GateJob, tmp_path: Path) -> None:
 def test_flips_are_listed_with_what_was_said(job: GateJob, tmp_path: Path) -> None:
     bad = lost_class(tmp_path / "bad.onnx")
     limits = Limits(max_drop="50pt")
-    report = run_gate(replace(job, int8=bad, limits=limits), tmp_path, Silent())
+    report = run_gate(replace(job, int8=bad, limits=limits, flips=True), tmp_path, Silent())
     flips = report.judged[0].flips
     assert len(flips) == report.verdict.losses + report.verdict.gains > 50
     first = flips[0]
     assert (first.label, first.before, first.drop) == ("2", "2", 1.0)
     assert first.after != "2"
-    lines = flips_csv(flips).splitlines()
+    lines = flips_file(tmp_path, "onnxruntime").read_text().splitlines()
     assert lines[0] == "sample,place,sha256,label,before,after,drop"
     assert len(lines) == len(flips) + 1
 
@@ -436,8 +435,20 @@ def test_slices_of_the_users_own(job: GateJob, tmp_path: Path) -> None:
     file.write_text("sample,light\n0,day\n")
     with pytest.raises(InputError, match="no row for sample 1 "):
         run_gate(replace(job, limits=limits), tmp_path, Silent())
+    rows = [f"{i},{'rare' if i < 3 else 'day'}" for i in range(400)]
+    file.write_text("sample,light\n" + "\n".join(rows))
+    alone = Limits(max_drop="2pt", slices=file, max_slice_drop="9pt")
+    report = run_gate(replace(job, limits=alone), tmp_path, Silent())
+    told = next(c.message for c in report.checks if c.name == "slices")
+    assert "fewer than five samples are not judged: 1." in told
     file.write_text("file,light\n0,day\n")
     with pytest.raises(InputError, match="expected a row of names, sample"):
+        run_gate(replace(job, limits=limits), tmp_path, Silent())
+    file.write_text("sample,light,light\n" + "\n".join(f"{i},a,b" for i in range(400)))
+    with pytest.raises(InputError, match="names 'light' 2 times"):
+        run_gate(replace(job, limits=limits), tmp_path, Silent())
+    file.write_text("sample,light\n0,night\n" + "\n".join(f"{i},day" for i in range(400)))
+    with pytest.raises(InputError, match="rows 2 and 3 both name sample '0'"):
         run_gate(replace(job, limits=limits), tmp_path, Silent())
     file.write_text("sample,light\n" + "\n".join(f"{i},day" for i in range(400)))
     with pytest.raises(UsageError, match=r"--unit 'person': no such column.*light"):
@@ -450,3 +461,36 @@ def test_small_slices_are_inconclusive_and_not_passed(job: GateJob, tmp_path: Pa
     found = next(c for c in report.checks if c.name == "slices")
     assert (found.outcome, report.exit_code) == ("inconclusive", 4)
     assert "samples of each would settle it" in found.message
+
+
+# --- models that are not quite alike ---
+
+
+def with_input(path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT) -> Path:
+    """The classifier, declared to take that."""
+    import onnx
+
+    classifier.network(path)
+    model = onnx.load(path)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", kind, shape))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_batch_that_one_model_fixes_holds_for_both(job: GateJob, tmp_path: Path) -> None:
+    fixed = with_input(tmp_path / "fixed.onnx", [4, 1, 8, 8])
+    for changed in (replace(job, int8=fixed), replace(job, fp32=fixed)):
+        report = run_gate(changed, tmp_path, Silent())
+        assert report.verdict.n == 400
+        assert [len(e.scores) for e in report.evaluations] == [400, 400]
+
+
+def test_inputs_that_no_sample_fits_are_told_before_the_work(job: GateJob, tmp_path: Path) -> None:
+    wide = with_input(tmp_path / "wide.onnx", ["n", 1, 9, 9])
+    with pytest.raises(UsageError, match=r"x:float32\[n,1,8,8\].*\[n,1,9,9\]: no sample fits"):
+        run_gate(replace(job, int8=wide), tmp_path, Silent())
+
+
+def test_a_runtime_that_opens_no_onnx_is_told_before_the_work(job: GateJob, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--runtime torch: opens .pt2.*there is onnxruntime"):
+        run_gate(replace(job, runtimes=("torch",)), tmp_path, Silent())
