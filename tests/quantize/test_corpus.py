@@ -111,7 +111,7 @@ def test_a_whole_without_a_change_is_only_as_sure_as_its_samples(
         ("lambda rows: [(0, 0, 0)]", "returned 1 rows for 3"),
         (
             "lambda rows: [(0, 0)] * len(rows)",
-            r"expected numbers in the shape of its own rows, \[3",
+            r"in the shape of its own rows, \[3",
         ),
         ("lambda rows: ['x'] * len(rows)", "expected numbers"),
         ("lambda rows: 1 / 0", "the metric raised ZeroDivisionError"),
