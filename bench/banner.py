@@ -29,7 +29,8 @@ def banner(report: BenchReport) -> Banner:
     fastest, rival, found = _race(report, baseline.variant.batch)
     figures = [_figure("baseline", baseline)]
     if rival is not baseline and rival is not fastest:
-        figures.append(_figure("first model at best", rival))
+        same = rival.variant.model == baseline.variant.model
+        figures.append(_figure(f"{'first' if same else 'other'} model at best", rival))
     if fastest is not baseline:
         figures.append(_figure("fastest", fastest))
     if found is not None:
@@ -67,22 +68,25 @@ def _speedup(comparison: Comparison) -> str:
 def _race(report: BenchReport, batch: int) -> tuple[Latency, Latency, Comparison | None]:
     """The fastest of one batch size, what it is held against, and by how much it is faster.
 
-    That is the fastest variant of the first model that may be compared with it; where it is the
-    fastest of all, the first variant.
+    That is the fastest variant of the first model; where the first model is itself the fastest, of
+    the others; where it is alone, its first variant. Only what may be compared is looked at.
     """
     alike = [x for x in report.latencies if x.variant.batch == batch]
     first, fastest = alike[0], min(alike, key=lambda x: x.median_ms)
     model = first.variant.model.sha256
-    rivals = [
+    like = [
         x
         for x in alike
-        if x.variant.model.sha256 == model
-        and (x.variant.device != fastest.variant.device or _threads(x) == _threads(fastest))
+        if x.variant.device != fastest.variant.device or _threads(x) == _threads(fastest)
     ]
-    rival = min(rivals, key=lambda x: x.median_ms, default=first)
+    own = [x for x in like if x.variant.model.sha256 == model]
+    others = [x for x in like if x.variant.model.sha256 != model]
+    rivals = own if fastest in others else others or [x for x in own if x is first]
+    rival = min(rivals, key=lambda x: x.median_ms, default=fastest)
     if rival is fastest:
-        rival = first if first in rivals else fastest
-    return fastest, rival, None if rival is fastest else compare(rival, fastest)
+        return fastest, rival, None
+    control = next((c for c in report.controls if c.baseline == first.variant.name), None)
+    return fastest, rival, compare(rival, fastest, control=control)
 
 
 def _threads(latency: Latency) -> int:
@@ -99,10 +103,12 @@ def _headline(fastest: Latency, rival: Latency, found: Comparison | None, at: st
     if found is None:
         return f"{name} is the fastest{at}: {fastest.median_ms:.3g} ms"
     other = short_name(rival.variant)
-    if found.low is not None and found.low > 1:
+    if found.low is not None and found.low > 1 and found.sound:
         speed = f"{found.ratio:.2f}× as fast as {other}"
         return f"{name} is the fastest{at}: {fastest.median_ms:.3g} ms, {speed}"
     why = "one round has no interval" if found.low is None else "the interval holds 1"
+    if not found.sound:
+        why = "a model against itself was not equally fast, so this machine is too noisy"
     return (
         f"{name} had the shortest median{at}, {fastest.median_ms:.3g} ms, but it is not certain "
         f"that it is faster than {other}: {why}"
@@ -137,7 +143,9 @@ def _elsewhere(report: BenchReport, fastest: Latency) -> Iterator[str]:
     """The fastest of each other machine beside the fastest here, of the same batch size."""
     for other in report.merged:
         alike = [x for x in other.latencies if x.variant.batch == fastest.variant.batch]
-        theirs = min(alike, key=lambda x: x.median_ms, default=None)
+        # What a caller waits for includes the copies; rows without them are for those who know why.
+        whole = [x for x in alike if x.variant.copies] or alike
+        theirs = min(whole, key=lambda x: x.median_ms, default=None)
         if theirs is None:
             continue
         place = ", ".join(other.machine.gpus) or other.machine.cpu

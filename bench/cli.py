@@ -151,8 +151,11 @@ def bench(
         measured=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
         p99_ms=plan.demand.p99_ms,
     )
-    _write(report, out, html, markdown)
-    emit(dump(report).decode() if json else as_text(bench_document(report)))
+    try:
+        _write(report, out, html, markdown)
+    finally:
+        # Also where a disk is full by now: what took minutes to measure is seen once at least.
+        emit(dump(report).decode() if json else as_text(bench_document(report)))
 
 
 @app.command()
@@ -257,6 +260,8 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
             raise OutputError(f"{file}: is a folder, expected the name of a file.")
         if not file.absolute().parent.is_dir():
             raise OutputError(f"{file}: its folder does not exist. Create it first.")
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise OutputError(f"{file}: its folder cannot be written to. Choose another place.")
         if file.exists() and not force:
             raise OutputError(f"{file}: exists already. Choose another name, or use --force.")
 

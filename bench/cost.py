@@ -43,6 +43,10 @@ class Price:
     cpu: str = ""
 
 
+ONE_CALLER = "one caller that waits"
+"""The load of a supply that was timed without any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Supply:
     """What one way to run a model delivers.
@@ -246,6 +250,18 @@ def _measured_break_even(cpu: Cost, gpu: Cost) -> str:
         f"{_between(slow, fast)} for {dearer:.3g} times the price of {cpu.price.name}; both cost "
         f"the same at {money(even, gpu.price)} per GPU hour"
         f"{_between(cpu.price.per_hour * slow, cpu.price.per_hour * fast)}."
+        f"{_unequal_loads(cpu.supply, gpu.supply)}"
+    )
+
+
+def _unequal_loads(cpu: Supply, gpu: Supply) -> str:
+    """A word where one of them was loaded and the other was not, which delivers less."""
+    if (cpu.how == ONE_CALLER) == (gpu.how == ONE_CALLER):
+        return ""
+    idle, busy = ("CPU", "GPU") if cpu.how == ONE_CALLER else ("GPU", "CPU")
+    return (
+        f" The {idle} was timed with {ONE_CALLER}, the {busy} under load: --streams for both "
+        f"would show what the {idle} delivers."
     )
 
 

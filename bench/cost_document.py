@@ -18,11 +18,9 @@ def cost_blocks(report: BenchReport) -> Iterator[Block]:
     if not report.prices:
         return
     found = costs(supplies(report), report.prices, report.utilisation)
-    yield from (
-        Paragraph(s)
-        for s in verdict(found, report.prices, report.utilisation, report.p99_ms, report.measured)
-    )
     if not found:
+        # As in the banner, which otherwise says all of it.
+        yield from map(Paragraph, verdict((), report.prices, report.utilisation, report.p99_ms))
         return
     rows = tuple(
         (

@@ -50,7 +50,8 @@ def bench_document(report: BenchReport) -> Document:
             (
                 _latencies(report),
                 *(latency_bars(report, b) for b in batches[1:]),
-                *(sample_curves(report, b) for b in batches),
+                # Of many batch sizes these would fill the page, and differ little.
+                *(sample_curves(report, b) for b in dict.fromkeys((batches[0], batches[-1]))),
                 _starts(report.latencies),
                 *_clocks(report.latencies),
             ),
@@ -86,9 +87,8 @@ def _latencies(report: BenchReport) -> Table:
     rows = [_latency_row(x) for x in report.latencies]
     rows += [(m.name, "not measured", "–", "–", "–") for m in report.missing]
     return Table(
-        f"Batch {', '.join(map(str, sorted(batches)))}, "
-        f"{_counted(threads, 'thread')}, {_counted([len(first.rounds)], 'round')} in fresh "
-        "processes",
+        f"Batch {' and '.join(map(str, sorted(batches)))}; {_counted(threads, 'thread')}; "
+        f"{_counted([len(first.rounds)], 'round')} in fresh processes",
         _LATENCY,
         tuple(rows),
         "n/a: too few samples to know that percentile. Median: of the medians of the rounds.",
@@ -214,7 +214,7 @@ def _loads(report: BenchReport) -> Iterator[Block]:
     )
     yield from throughput_curves(report)
     if report.p99_ms is not None:
-        yield from _targets(report, report.p99_ms)
+        yield _targets(report, report.p99_ms)
     yield from _load_doubts(report.loads)
 
 
@@ -233,7 +233,8 @@ def _load_doubts(loads: Sequence[Load]) -> Iterator[Block]:
         yield Paragraph("What speaks against these loads:\n" + "\n".join(lines), "warning")
 
 
-def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
+def _targets(report: BenchReport, p99_ms: float) -> Paragraph:
+    lines = []
     for name in dict.fromkeys(x.variant.name for x in report.loads):
         rates = [x for x in report.loads if x.variant.name == name and x.offered_per_second]
         held = [x.offered_per_second for x in rates if x.holds(p99_ms)]
@@ -247,7 +248,8 @@ def _targets(report: BenchReport, p99_ms: float) -> Iterator[Block]:
             text = f"holds a p99 of {p99_ms:g} ms up to {rate(max(known))} requests per second"
         else:
             text = f"was not seen to hold a p99 of {p99_ms:g} ms at any rate that was tried"
-        yield Paragraph(f"{name} {text}.")
+        lines.append(f"{name} {text}.")
+    return Paragraph("\n".join(lines))
 
 
 def _load_row(x: Load) -> tuple[str, ...]:

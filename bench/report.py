@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.compare import Comparison, compare, interval
-from bench.cost import Price, Supply
+from bench.cost import ONE_CALLER, Price, Supply
 from bench.forecast import Forecast
 from bench.latency import Latency, Variant
 from bench.load import Load, optimum
@@ -198,8 +198,9 @@ def _best_supply(
     if same or (p99_ms is not None and (latency.p99_ms is None or latency.p99_ms > p99_ms)):
         return None
     low, high = _range([ours.batch * 1e9 / r.median_ns for r in latency.rounds])
-    how = "one caller that waits"
-    return Supply(name, ours.device, latency.per_second, latency.p99_ms, how, low=low, high=high)
+    return Supply(
+        name, ours.device, latency.per_second, latency.p99_ms, ONE_CALLER, low=low, high=high
+    )
 
 
 def _range(rates: Sequence[float]) -> tuple[float | None, float | None]:

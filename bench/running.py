@@ -77,7 +77,7 @@ def run(
     except KeyboardInterrupt:
         if not found.latencies:
             raise
-        found.missing.append(Missing("everything after this", "interrupted by Ctrl-C"))
+        found.missing.append(Missing("the rest", "interrupted by Ctrl-C"))
     report = replace(
         assemble(machine, found.latencies, found.controls, found.missing),
         loads=tuple(found.loads),

@@ -22,7 +22,7 @@ from bench.render.shapes import (
 )
 
 MAX_CURVES = 8
-MAX_STEPS = 400
+MAX_STEPS = 200
 """Points of one curve; more are thinned out evenly."""
 MAX_POINTS = 200
 

@@ -41,6 +41,7 @@ _WORDS = {
 _MAX_CONTENTS = 40
 _WIDE = 9
 """Columns from which a table is made small on paper."""
+_LONGEST_WORD = 48
 _PROSE = 30
 """Characters from which a cell is prose and asks for a readable width."""
 
@@ -77,7 +78,7 @@ def _take(pieces: Iterator[str], room: int) -> tuple[list[str], bool]:
 
 def _page(document: Document, pieces: list[str]) -> str:
     title = _short(document.title or "vnnify report", 160)
-    footer = "".join(f"<p>{_text(line, 300)}</p>" for line in document.footer[:20])
+    footer = "".join(f"<p>{_short(line, 300)}</p>" for line in document.footer[:20])
     body = "\n".join(pieces)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -242,10 +243,20 @@ def _scroll(title: str) -> str:
 def _text(text: str, limit: int) -> str:
     """Escaped text with over-long words and ends elided, the full text in a tooltip then."""
     full = clean(text)
-    shown = elide_words(full, 48, limit)
+    shown = elide_words(full, _LONGEST_WORD, limit)
     if shown == full:
         return escape_html(full)
+    words = [(w, elide(w, _LONGEST_WORD)) for w in full.split(" ")]
+    if shown == " ".join(short for _, short in words):
+        # Tooltips for the cut words alone: a whole sentence underlined is hard to read.
+        return " ".join(_word_or_tooltip(word, short) for word, short in words)
     return f'<span title="{escape_html(elide(full, 1000))}">{escape_html(shown)}</span>'
+
+
+def _word_or_tooltip(word: str, shown: str) -> str:
+    if word == shown:
+        return escape_html(word)
+    return f'<span title="{escape_html(elide(word, 1000))}">{escape_html(shown)}</span>'
 
 
 def _lines(text: str) -> str:

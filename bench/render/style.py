@@ -25,6 +25,8 @@ letter-spacing:-.018em;margin:.35rem 0 .6rem;max-width:50rem;text-wrap:balance}
 .verdict li{margin-top:.25rem}
 .key{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));
 gap:1.25rem 1.5rem;margin-top:1.5rem;padding-top:1.25rem;border-top:1px solid var(--rule)}
+@media screen and (min-width:40rem){.key:has(>:nth-child(6):last-child){
+grid-template-columns:repeat(3,1fr)}}
 .key div{display:flex;flex-direction:column}
 .key dt{font-size:.8125rem;color:var(--muted)}
 .key .value{font-size:1.5rem;font-weight:650;line-height:1.25;letter-spacing:-.02em;

@@ -112,6 +112,29 @@ def test_existing_reports_are_refused_before_the_work(
     assert run("bench", *models, "--out", tmp_path / "no" / "r.json")[0] == 9
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    run: Cli, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "describe", lambda: pytest.fail("the work began"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    status, _, err = run("bench", *models, "--out", tmp_path / "r.json")
+    assert status == 9
+    assert "its folder cannot be written to" in err
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(
+    run: Cli, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _data: bytes) -> None:
+        raise ResourceError(f"{path}: cannot be written: No space left on device.")
+
+    monkeypatch.setattr(cli, "atomic_write", full)
+    status, out, err = run("bench", *models, *QUICK, "--no-operators", "--out", tmp_path / "r")
+    assert status == 8
+    assert "No space left" in err
+    assert "int8, onnxruntime" in out
+
+
 def test_data_is_used(run: Cli, tmp_path: Path) -> None:
     path = tiny.unary(tmp_path / "m.onnx", "Neg", TensorProto.FLOAT, ["n", "length"])
     status, _, err = run("bench", path, *QUICK)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cost import Price, Supply, costs, money, read_prices, verdict
+from bench.cost import ONE_CALLER, Price, Supply, costs, money, read_prices, verdict
 from bench.cost_document import rate
 from bench.errors import InputError, UsageError
 
@@ -101,6 +101,15 @@ def test_a_break_even_that_noise_could_turn_is_not_claimed(half_width: float, be
     cheapest, worth = verdict(costs(supplies, [CPU, GPU], 1.0), [CPU, GPU], 1.0, None)
     assert worth.startswith(begins)
     assert ("may be as cheap" in cheapest) == worth.startswith("It is not certain")
+
+
+def test_a_break_even_of_unequal_loads_says_so() -> None:
+    cpu = replace(_supply("cpu", 100.0), how="2 streams of 1 thread")
+    gpu = replace(_supply("cuda", 500.0), how=ONE_CALLER)
+    _, worth = verdict(costs([cpu, gpu], [CPU, GPU], 1.0), [CPU, GPU], 1.0, None)
+    assert "The GPU was timed with one caller that waits, the CPU under load" in worth
+    _, worth = verdict(costs([cpu, replace(gpu, how="x")], [CPU, GPU], 1.0), [CPU, GPU], 1.0, None)
+    assert "one caller" not in worth
 
 
 def test_what_an_unmeasured_gpu_has_to_deliver_has_the_interval_of_the_cpu() -> None:

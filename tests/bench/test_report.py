@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.document import bench_document
@@ -93,6 +94,22 @@ def test_what_speaks_against_a_variant_is_one_line(report: BenchReport) -> None:
     assert any("4 of 4 comparisons" in line for line in document.verdict.lines)
 
 
+def test_a_first_model_that_is_the_fastest_is_held_against_the_others(here: Machine) -> None:
+    found = assemble(here, [_latency("fp32", "ort", 2, 2), _latency("int8", "ort", 3, 3)], [], [])
+    headline = bench_document(found).verdict.headline
+    assert headline == "fp32, ort is the fastest: 2 ms, 1.50× as fast as int8, ort"
+    unsure = [_latency("fp32", "ort", 2, 2), _latency("int8", "ort", 1.9, 3)]
+    headline = bench_document(assemble(here, unsure, [], [])).verdict.headline
+    assert "not certain that it is faster than int8, ort" in headline
+
+
+def test_no_ratio_is_claimed_where_the_control_failed(here: Machine) -> None:
+    latencies = [_latency("fp32", "ort", 4, 4.01), _latency("int8", "ort", 2, 2)]
+    drifted = _latency("fp32", "ort", 5, 5.01)
+    headline = bench_document(assemble(here, latencies, [drifted], [])).verdict.headline
+    assert "a model against itself was not equally fast" in headline
+
+
 def test_a_fastest_baseline_is_said_so(here: Machine) -> None:
     alone = assemble(here, [_latency("fp32", "ort", 4)], [], [])
     assert "fp32, ort is the fastest: 4 ms" in bench_document(alone).verdict.headline
@@ -121,11 +138,28 @@ def test_every_batch_size_has_a_fastest(here: Machine) -> None:
         "3.00× (3.00 to 3.00) as fast as fp32, ort."
     )
     assert banner.lines[1] == (
-        "Batch 16: fp32, ort has the shortest median, 32 ms or 500 samples per second."
+        "Batch 16: fp32, ort has the shortest median, 32 ms or 500 samples per second, "
+        "1.50× (1.50 to 1.50) as fast as int8, ort."
     )
     many = [_batched(_latency("fp32", "ort", b, b), b) for b in (1, 2, 3, 4, 5, 60)]
     lines = bench_document(assemble(here, many, [], [])).verdict.lines
     assert [line.partition(":")[0] for line in lines if line.startswith("Batch")] == ["Batch 2"]
+
+
+def test_a_sweep_of_many_batches_and_threads_is_whole_on_one_page(here: Machine) -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for batch in (1, 2, 4, 8, 16, 32):
+        for model, ms in (("fp32", 4), ("int8", 2)):
+            for runtime in ("ort", "ov", "a", "b"):
+                one = _batched(_latency(model, runtime, ms * batch, ms * batch), batch)
+                samples = tuple(int(v) for v in rng.normal(ms * batch, 0.1 * ms, 2000) * MS)
+                rounds = tuple(dataclasses.replace(r, samples_ns=samples) for r in one.rounds)
+                found.append(dataclasses.replace(one, rounds=rounds))
+    page = render(bench_document(assemble(here, found, [], [])), "html")
+    assert "too large" not in page
+    assert "more rows" not in page
+    assert len(page) < 300_000
 
 
 def test_a_batch_that_may_be_fixed_in_the_file_is_said(here: Machine) -> None:
