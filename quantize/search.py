@@ -22,17 +22,8 @@ from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged, plans
 from quantize.findings import COSTLY
 from quantize.ranking import Group, fusion_groups, paying, single_noise
 from quantize.recipe import Recipe
-from quantize.trials import (
-    Trial,
-    Workbench,
-    attempt_or_none,
-    best_variant,
-    explained,
-    refined,
-    smoothed,
-    time_quickly,
-    to_db,
-)
+from quantize.trials import Trial, Workbench, attempt_or_none, explained, time_quickly, to_db
+from quantize.variants import best_variant, refined, smoothed
 
 logger = logging.getLogger(__name__)
 

@@ -89,7 +89,8 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
     from quantize.placement import watch_list
     from quantize.prepare import prepare
     from quantize.smoothing import even_out
-    from quantize.trials import PROBES, Workbench, best_variant, run_probes
+    from quantize.trials import PROBES, Workbench, run_probes
+    from quantize.variants import best_variant
 
     threads, data = available_threads(), order.data
     fp32 = prepare(data.model, order.folder / "model.fp32.onnx").model

@@ -16,7 +16,8 @@ from quantize.gate import Verdict
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Recipe
 from quantize.search import search
-from quantize.trials import Trial, Workbench, _quieter
+from quantize.trials import Trial, Workbench
+from quantize.variants import _quieter
 from tests.quantize.test_search import CALLED, LIMIT, World, anchor, model, verdict
 from tests.quantize.test_search import evaluation as scores
 

@@ -25,7 +25,8 @@ from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, inc, q
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.sources import ModelSpec, convert
 from quantize.targets import can_saturate
-from quantize.trials import Workbench, best_variant, noise_shares, run_probes, to_db
+from quantize.trials import Workbench, noise_shares, run_probes, to_db
+from quantize.variants import best_variant
 from tests import tiny
 from tests.int8 import samples_of
 

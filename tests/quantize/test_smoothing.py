@@ -20,7 +20,8 @@ from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.recipe import Recipe
 from quantize.smoothing import capture, even_out, even_out_as
-from quantize.trials import Workbench, attempt, best_variant, run_probes, smoothed
+from quantize.trials import Workbench, attempt, run_probes
+from quantize.variants import best_variant, smoothed
 from tests import tiny
 from tests.int8 import run, samples_of
 

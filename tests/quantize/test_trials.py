@@ -16,30 +16,33 @@ from onnx import TensorProto, helper
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import Settings
-from quantize import ranking, trials
+from quantize import ranking, trials, variants
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
+from quantize.candidates import Aim
+from quantize.evaluate import Evaluation
+from quantize.gate import Verdict
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QuantizedLayer, QuantizedModel
 from quantize.ranking import fusion_groups, paying, single_noise
 from quantize.recipe import Recipe
+from quantize.search import search
 from quantize.trials import (
-    RANGE_CHOICES,
     Start,
     Trial,
     Workbench,
     attempt,
     attempt_or_none,
-    best_variant,
     noise_shares,
     run_probes,
-    smoothed,
     time_quickly,
     to_db,
 )
+from quantize.variants import RANGE_CHOICES, best_variant, refined, smoothed
 from tests import classifier, tiny
 from tests.int8 import samples_of
+from tests.quantize.test_search import evaluation, verdict
 from tests.timing import Stopwatch
 
 STATIC: dict[str, Mode] = {"first": "static", "second": "static", "head": "static"}
@@ -219,14 +222,14 @@ def test_learned_rounding_that_would_come_too_late_is_not_begun(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []
-    monkeypatch.setattr(trials, "attempt_or_none", lambda _, r, __: tried.append(r.rounding))
+    monkeypatch.setattr(variants, "attempt_or_none", lambda _, r, __: tried.append(r.rounding))
     large = tuple(replace(a, weight_count=36_000_000) for a in bench.anchors)
     bench = replace(bench, anchors=large, threads=1, deadline_s=perf_counter() + 10)
     trial = attempt(bench, recipe(), "static")
-    assert trials._learned(bench, trial, trial.quantized.recipe.modes) is trial
+    assert variants._learned(bench, trial, trial.quantized.recipe.modes) is trial
     assert tried == []
     longer = replace(bench, deadline_s=perf_counter() + 1000)
-    trials._learned(longer, trial, trial.quantized.recipe.modes)
+    variants._learned(longer, trial, trial.quantized.recipe.modes)
     assert tried == ["learned"]
 
 
@@ -272,11 +275,11 @@ def test_evened_channels_are_tried_with_the_ranges_that_suit_the_plain_ones_firs
 def test_a_refined_candidate_leaves_the_file_of_one_that_was_judged(bench: Workbench) -> None:
     base = attempt(bench, recipe(), "base")
     pinned = replace(bench, pinned=frozenset({base.quantized.model.sha256}))
-    found = trials.refined(pinned, base, STATIC)
+    found = refined(pinned, base, STATIC)
     assert found.quantized.recipe.rounding == "learned"
     assert found.quantized.model.path.is_file()
     assert base.quantized.model.path.is_file()
-    trials.refined(bench, base, STATIC)
+    refined(bench, base, STATIC)
     assert not base.quantized.model.path.is_file()
 
 
@@ -295,7 +298,7 @@ def test_another_engine_is_tried_once_with_ranges_of_its_own(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(trials, "attempt", lambda *a: made.append(a[1]))
+    monkeypatch.setattr(variants, "attempt_or_none", lambda *a: made.append(a[1]))
     best_variant(bench, recipe(engine="nncf"), "nncf")
     assert made == [recipe(engine="nncf")]
 
@@ -322,7 +325,7 @@ def test_once_it_is_late_the_first_candidate_is_all(
         made.append(recipe)
         return attempt(bench, recipe, name)
 
-    monkeypatch.setattr(trials, "attempt_or_none", once)
+    monkeypatch.setattr(variants, "attempt_or_none", once)
     late = replace(bench, deadline_s=perf_counter() - 1)
     best = best_variant(late, recipe(ranges="mse"), "static")
     assert best is not None
@@ -333,6 +336,38 @@ def test_once_it_is_late_the_first_candidate_is_all(
     )
     assert smoothed(muls, [best]) == []
     assert len(made) == 1
+
+
+def noise_of(quantized: QuantizedModel, fp32: Model) -> float:
+    """Noise over signal on a hundred images that neither calibrated nor chose anything."""
+    x, _ = classifier.images(100, seed=9)
+    feeds = tuple({"x": row[None]} for row in x)
+    wanted, found = (run_probes(m, feeds, 1) for m in (fp32, quantized.model))
+    return noise_shares(wanted, found)["logits"]
+
+
+def test_a_quiet_model_that_fails_its_limit_is_learned_before_layers_go_to_float(
+    bench: Workbench, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantize.search.plans", lambda *_: {"static": recipe(ranges="mse")})
+    plain = best_variant(replace(bench, rounding="nearest"), recipe(ranges="mse"), "plain")
+    assert plain is not None
+    assert plain.noise_db > 40
+    # A tenth less noise than the best that rounding to the nearest leaves.
+    limit = 0.9 * noise_of(plain.quantized, bench.fp32)
+
+    def judge(quantized: QuantizedModel, _: str) -> tuple[Evaluation, Verdict]:
+        drop = noise_of(quantized, bench.fp32)
+        return evaluation(), verdict("pass" if drop <= limit else "refuse", drop, limit)
+
+    aim = Aim(can_pass=True, need_speed=False, say=lambda _: None)
+    found = search(bench, judge, ("portable",), aim)
+    assert found.best is not None
+    chosen = found.best.trial.quantized.recipe
+    assert (found.best.verdict.outcome, chosen.rounding) == ("pass", "learned")
+    assert "float" not in chosen.modes.values()
+    assert found.judged[0].verdict.outcome == "refuse"
+    assert all(j.trial.quantized.model.path.is_file() for j in found.judged)
 
 
 # --- time ---
