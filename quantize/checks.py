@@ -89,7 +89,10 @@ def slices_check(
             f"no more than {allowed}; the first is {open_[0].name} with {open_[0].n:,}.{asked}"
         )
         return Check(name, "inconclusive", text + left_out, _listed(open_), found, allowed)
-    text = f"None of {about}, which lost {drop_text(worst.drop, scale)}; the limit is {allowed}."
+    text = (
+        f"None of {len(slices)} slices lost too much; of the worst, {worst.name}, the drop is "
+        f"{drop_text(worst.drop, scale)}, and the limit is {allowed}."
+    )
     return Check(name, "pass", text + left_out, "", found, allowed)
 
 
@@ -150,8 +153,9 @@ def size_check(size_bytes: int, most_bytes: int) -> Check:
 def compression_check(fp32_bytes: int, int8_bytes: int, least: float) -> Check:
     """Whether INT8 is so many times smaller."""
     ratio = fp32_bytes / max(int8_bytes, 1)
+    change = f"{ratio:.2f} times smaller" if ratio >= 1 else f"{1 / ratio:.2f} times larger"
     text = (
-        f"INT8 is {ratio:.2f} times smaller ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
+        f"INT8 is {change} ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
         f"at least {least:g} asked."
     )
     outcome: CheckOutcome = "pass" if ratio >= least else "fail"

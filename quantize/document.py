@@ -218,9 +218,8 @@ def _accuracy(report: Report) -> Section:
         "Accuracy",
         (
             Paragraph(
-                f"{v.method}, {v.confidence:.0%} one-sided, on {v.n:,} paired samples: INT8 "
-                f"is worse "
-                f"on {v.losses:,} and better on {v.gains:,}."
+                f"{v.method}, {v.confidence * 100:.4g} % one-sided, on {v.n:,} paired samples: "
+                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}."
             ),
             Forest(
                 title=f"Drop of {_metric_name(report)} against the limit",
@@ -236,7 +235,7 @@ def _accuracy(report: Report) -> Section:
                     ),
                 ),
                 limit=scaled(v.limit, v.scale),
-                limit_label=f"limit {_drop(v.limit, report)}",
+                limit_label="limit",
             ),
             Table(
                 "Scores",

@@ -226,14 +226,14 @@ class _Words:
     def observed(self, paired: Paired) -> str:
         """What was seen."""
         if self.scale == "decibels":
-            return f"The observed ratio is {self.drop(paired.drop)} over {paired.n} samples"
+            return f"The observed ratio is {self.drop(paired.drop)} over {paired.n:,} samples"
         if self.baseline.metric == "agreement" and paired.binary:
             return (
-                f"INT8 names another class than FP32 on {paired.losses} of {paired.n} samples, so "
-                f"whatever the labels are, its top-1 accuracy there is at most "
+                f"INT8 names another class than FP32 on {paired.losses:,} of {paired.n:,} samples, "
+                f"so whatever the labels are, its top-1 accuracy there is at most "
                 f"{self.drop(paired.drop)} lower"
             )
-        return f"The observed drop is {self.drop(paired.drop)} over {paired.n} samples"
+        return f"The observed drop is {self.drop(paired.drop)} over {paired.n:,} samples"
 
     @property
     def below(self) -> str:
@@ -257,7 +257,11 @@ def _decide(
     below = paired.high < limit or (paired.constant and paired.high <= limit)
     if below and paired.n >= _fewest_to_pass(paired, limit, confidence):
         if paired.unchanged:
-            return "pass", None, f"INT8 scores exactly as FP32 does on each of {paired.n} samples."
+            return (
+                "pass",
+                None,
+                f"INT8 scores exactly as FP32 does on each of {paired.n:,} samples.",
+            )
         return "pass", None, f"{observed}; {sure} it is {words.below} the limit of {allowed}."
     needed = _samples_needed(paired, limit, confidence)
     if needed is not None and below:

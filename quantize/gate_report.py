@@ -149,7 +149,8 @@ def _banner(report: GateReport) -> Banner:
         if j.slice_limit is None:
             lines += hidden_losses(j.slices, j.verdict.limit, j.evaluations[0])
         if j.speed is not None:
-            lines += [_speed_line(j), *j.speed.doubts]
+            told = any("times as fast" in c.message for c in failed)
+            lines += [*([] if told else [_speed_line(j)]), *j.speed.doubts]
     shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
     sizes = f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}"
     decibels = v.scale == "decibels"
@@ -164,9 +165,9 @@ def _banner(report: GateReport) -> Banner:
         KeyFigure(
             "At least" if decibels else "At most",
             drop_text(edge, v.scale),
-            f"{v.confidence:.0%} sure",
+            f"{v.confidence * 100:.4g} % sure",
         ),
-        KeyFigure("Smaller", f"{shrink:.2f}×", sizes),
+        KeyFigure("Smaller" if shrink >= 1 else "Larger", f"{max(shrink, 1 / shrink):.2f}×", sizes),
         KeyFigure("Layers in INT8", str(report.coverage), "between Q/DQ, or integer operators"),
     )
     return Banner(report.outcome, headline, tuple(dict.fromkeys(lines)), figures)
@@ -207,7 +208,8 @@ def _accuracy(report: GateReport) -> Section:
         Column("Samples", "right"),
         Column("Non-finite", "right"),
     )
-    text = f"{v.method}, {v.confidence:.0%} one-sided, on {v.n:,} independent samples.{compared}"
+    sure = f"{v.confidence * 100:.4g} % one-sided"
+    text = f"{v.method}, {sure}, on {v.n:,} independent samples.{compared}"
     blocks: tuple[Block, ...] = (Paragraph(text), _forest(report), Table("Scores", columns, rows))
     return Section("Accuracy", blocks)
 
@@ -224,10 +226,9 @@ def _forest(report: GateReport) -> Forest:
         )
         for j in report.judged
     )
-    label = f"limit {drop_text(v.limit, v.scale)}"
     about = "Right of the line is too much."
     limit = scaled(v.limit, v.scale)
-    return Forest("Drop against the limit", about, UNITS[v.scale], rows, limit, label)
+    return Forest("Drop against the limit", about, UNITS[v.scale], rows, limit, "limit")
 
 
 def _slices(report: GateReport) -> Section | None:

@@ -49,8 +49,7 @@ def _figure(slices: Sequence[SliceVerdict], limit: float, scale: Scale) -> Fores
         "The drop of each slice; right of the line is too much. Left ends are corrected for "
         f"{len(slices)} slices."
     )
-    label = f"limit {drop_text(limit, scale)}"
-    return Forest("Worst slices", about, UNITS[scale], rows, scaled(limit, scale), label)
+    return Forest("Worst slices", about, UNITS[scale], rows, scaled(limit, scale), "limit")
 
 
 def _slices(slices: Sequence[SliceVerdict], scale: Scale) -> Table:

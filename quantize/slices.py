@@ -283,7 +283,8 @@ def hidden_losses(
         f"{drop_text(s.low, scale)} (corrected for {len(slices)} slices)."
         for s in lost[:5]
     ]
-    more = [f"{len(lost) - 5} more slices lost too much."] if len(lost) > 5 else []
+    rest = len(lost) - 5
+    more = [f"{rest:,} more slice{'s' * (rest > 1)} lost too much."] if rest > 0 else []
     return tuple(lines + more)
 
 

@@ -13,7 +13,7 @@ from bench.render import FORMATS, render
 from bench.runtimes import RUNTIMES, Session, Settings
 from bench.store import dump, load
 from quantize import gating
-from quantize.checks import speed_check
+from quantize.checks import compression_check, speed_check
 from quantize.gate_report import GateReport, gate_document
 from quantize.gating import lock_of, run_gate
 from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file
@@ -491,6 +491,18 @@ def test_inputs_that_no_sample_fits_are_told_before_the_work(job: GateJob, tmp_p
         run_gate(replace(job, int8=wide), tmp_path, Silent())
 
 
+def test_what_is_sure_is_not_rounded_up_to_certain(job: GateJob, tmp_path: Path) -> None:
+    limits = Limits(max_drop="5pt", confidence=0.999)
+    shown = render(gate_document(run_gate(replace(job, limits=limits), tmp_path, Silent())), "html")
+    assert "99.9 % sure" in shown
+    assert "99.9 % one-sided" in shown
+
+
 def test_a_runtime_that_opens_no_onnx_is_told_before_the_work(job: GateJob, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--runtime torch: opens .pt2.*there is onnxruntime"):
         run_gate(replace(job, runtimes=("torch",)), tmp_path, Silent())
+
+
+def test_a_larger_model_is_called_larger() -> None:
+    assert "2.00 times larger" in compression_check(100, 200, 2.0).message
+    assert "2.00 times smaller" in compression_check(200, 100, 2.0).message
