@@ -8,7 +8,7 @@ exporter renamed everything.
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -39,6 +39,15 @@ _KEYS = {
 }
 # Tables that a recipe may lack, and whose values are not all text.
 _ASIDE = ("seen", "made")
+
+
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+# What attributes are where they are left out, in each place of a list.
+_USUAL: dict[str, dict[str, int | str]] = {
+    "Conv": {"auto_pad": "NOTSET", "dilations": 1, "group": 1, "pads": 0, "strides": 1},
+    "Gemm": {"transA": 0, "transB": 0},
+    "LSTM": {"direction": "forward", "input_forget": 0, "layout": 0},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +139,6 @@ def fingerprints(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, str]
 
 
 def _describe(node: ir.Node, depth: int) -> list[Any]:
-    attributes = {
-        a.name: str(a.value)
-        for a in node.attributes.values()
-        if a.type in (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING)
-    }
     shapes = [
         list(v.const_value.shape.numpy())
         for v in node.inputs
@@ -144,7 +148,33 @@ def _describe(node: ir.Node, depth: int) -> list[Any]:
     if depth:
         producers = [v.producer() for v in node.inputs if v is not None]
         before = [_describe(p, depth - 1) for p in producers if p is not None]
-    return [node.op_type, attributes, shapes, before]
+    if node.op_type in _RESHAPES:
+        # One exporter writes Flatten where another one writes Reshape.
+        return ["Reshape", {}, [], before[:1]]
+    return [node.op_type, _attributes(node), shapes, before]
+
+
+def _attributes(node: ir.Node) -> dict[str, str]:
+    """What a node says besides what it would do without; exporters differ in what they spell out.
+
+    The size of a kernel is that of its weights.
+    """
+    said = {
+        a.name: a.value
+        for a in node.attributes.values()
+        if a.type in (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING)
+        and a.name != "kernel_shape"
+    }
+    usual = _USUAL.get(node.op_type, {})
+    return {
+        name: str(value)
+        for name, value in sorted(said.items())
+        if name not in usual or set(_listed(value)) != {usual[name]}
+    }
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
 def to_toml(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -147,6 +148,26 @@ def test_attributes_are_part_of_a_fingerprint(tmp_path: Path) -> None:
         return marks(path)["c"]
 
     assert one([0, 0, 0, 0]) != one([1, 1, 1, 1])
+
+
+def test_what_exporters_spell_out_or_leave_out_is_no_part_of_it(tmp_path: Path) -> None:
+    def found(shape: Any, **said: Any) -> list[str]:
+        nodes = [
+            helper.make_node("Conv", ["x", "k"], ["c"], "c", strides=[2, 2], **said),
+            shape,
+            helper.make_node("Gemm", ["f", "w"], ["y"], "g"),
+        ]
+        held = {"k": np.ones((2, 1, 3, 3), np.float32), "w": np.ones((8, 3), np.float32)}
+        held["to"] = np.array([1, 8])
+        ends = [("x", FLOAT, [1, 1, 5, 5])], [("y", FLOAT, None)]
+        return list(marks(tiny.save(tmp_path / "m.onnx", nodes, *ends, held)).values())
+
+    flat = helper.make_node("Flatten", ["c"], ["f"], "f")
+    bare = found(flat)
+    usual = {"group": 1, "dilations": [1, 1], "pads": [0] * 4, "auto_pad": "NOTSET"}
+    assert found(flat, kernel_shape=[3, 3], **usual) == bare
+    assert found(helper.make_node("Reshape", ["c", "to"], ["f"], "f")) == bare
+    assert found(flat, **{**usual, "auto_pad": "VALID"})[0] != bare[0]
 
 
 def test_a_recipe_of_a_larger_graph_says_what_is_gone() -> None:
