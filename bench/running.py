@@ -8,6 +8,7 @@ from typing import TypeAlias
 from bench.errors import VnnifyError
 from bench.feeds import feeds_digest, read_feeds, refuse_fixed_batch
 from bench.forecast import Forecast, forecast
+from bench.inputs import parse_input, with_sizes
 from bench.latency import (
     CutShort,
     Latency,
@@ -19,7 +20,7 @@ from bench.latency import (
 )
 from bench.load import Load, measure_load
 from bench.machine import Machine, granted_threads
-from bench.models import Feeds, Model, parse_input, synthetic_feeds, with_sizes
+from bench.models import Feeds, Model, synthetic_feeds
 from bench.operators import Operators, measure_operators
 from bench.others import Planned
 from bench.peaks import Peaks, machine_peaks

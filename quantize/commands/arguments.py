@@ -81,7 +81,7 @@ def model_spec(
     text: str, weights: Path | None, inputs: list[str] | None, *, trust: bool
 ) -> "ModelSpec":
     """What the options say of a model."""
-    from bench.models import parse_input
+    from bench.inputs import parse_input
     from quantize.sources.seam import ModelSpec
 
     return ModelSpec(text, weights, tuple(parse_input(i) for i in inputs or ()), trust)

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from onnx_ir.passes import common as passes
 
 from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
-from bench.models import Feeds, Model, parse_input, read_model
+from bench.inputs import parse_input
+from bench.models import Feeds, Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list

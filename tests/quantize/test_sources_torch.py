@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from bench.errors import InputError, UnsupportedError, UsageError
-from bench.models import Feeds, Model, parse_input
+from bench.inputs import parse_input
+from bench.models import Feeds, Model
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from quantize.data import infer_inputs, read_samples
