@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench import forecast as forecasts
+from bench.errors import UnsupportedError
 from bench.latency import Latency, Round
 from bench.yardsticks import Bout, Yardsticks
 from tests.benchmarks import graphs, predictions, quantizers, rivals, searches
@@ -146,3 +147,18 @@ def test_predictions_are_printed_beside_what_was_measured(
     out = capsys.readouterr().out
     assert "| matrix float | 1.0000 | 1.0000 | 1.0× |" in out
     assert f"| {tmp_path.name}/model.onnx openvino, one thread | 2 | 2 | 1.00× |" in out
+
+
+def test_a_case_says_what_makes_it_in_pytorch(tmp_path: Path) -> None:
+    graphs.constant_nodes(tmp_path)
+    bare = find_case(tmp_path)
+    assert bare.module is None
+    order = rivals.Order(bare, read_case(bare, tmp_path, 8, 1), tmp_path, 8, "vnni")
+    for rival in ("native via torch", "inc"):
+        with pytest.raises(UnsupportedError, match=r"^no module$"):
+            rivals.RIVALS[rival][1](order)
+    (tmp_path / "net.py").touch()
+    facts = {"module": "net.py:build", "weights": "package.weights"}
+    (tmp_path / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+    found = find_case(tmp_path)
+    assert (found.module, found.weights) == (f"{tmp_path}/net.py:build", "package.weights")

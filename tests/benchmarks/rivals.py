@@ -15,10 +15,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from bench.errors import UnsupportedError
 from bench.isolate import peak_rss_bytes, reset_peak_rss
 from bench.machine import available_threads
-from bench.models import Feeds
+from bench.models import Feeds, Model
 from bench.runtimes import RUNTIMES, Settings
+from quantize.recipe import Engine
+from quantize.sources import ModelSpec
 from tests.benchmarks.cases import Case, Data, read_case
 
 
@@ -81,19 +84,26 @@ def _fp32(order: Order) -> tuple[Path, dict[str, float]]:
 
 def _native(order: Order) -> tuple[Path, dict[str, float]]:
     """vnnify's engine without its search: one plan, its variant with the least noise."""
+    from quantize.prepare import prepare
+
+    fp32 = prepare(order.data.model, order.folder / "model.fp32.onnx").model
+    return _by_engine(order, fp32, "native", None)
+
+
+def _by_engine(
+    order: Order, fp32: Model, engine: Engine, origin: ModelSpec | None
+) -> tuple[Path, dict[str, float]]:
     import onnx_ir as ir
 
     from quantize.anchors import find_anchors
     from quantize.calibrate import calibrate
     from quantize.candidates import plans
     from quantize.placement import watch_list
-    from quantize.prepare import prepare
     from quantize.smoothing import even_out
     from quantize.trials import PROBES, Workbench, run_probes
     from quantize.variants import best_variant
 
     threads, data = available_threads(), order.data
-    fp32 = prepare(data.model, order.folder / "model.fp32.onnx").model
     model = ir.load(fp32.path)
     anchors, left = find_anchors(model)
     if not anchors:
@@ -111,13 +121,15 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
         scratch=order.folder,
         states=states,
     )
-    calibrated = perf_counter()
+    found, calibrated = replace(found, origin=origin), perf_counter()
     probes = tuple(data.calibration[i].feeds for i in held)
     outputs = run_probes(fp32, probes, threads)
     runtimes = ("onnxruntime",)
     bench = Workbench(fp32, anchors, found, probes, outputs, runtimes, threads, order.folder)
-    bench = even_out(bench, order.target, samples, states)
-    name, plan = next(iter(plans(anchors, order.target, runtimes).items()))
+    bench = replace(bench, engines=(engine,))
+    if engine == "native":
+        bench = even_out(bench, order.target, samples, states)
+    name, plan = next(iter(plans(anchors, order.target, runtimes, (engine,)).items()))
     trial = best_variant(bench, plan, name)
     if trial is None:
         raise RuntimeError("no candidate runs")
@@ -128,6 +140,42 @@ def _native(order: Order) -> tuple[Path, dict[str, float]]:
 def _native_vnni(order: Order) -> tuple[Path, dict[str, float]]:
     """The same with all 8 bits of every weight, which CPUs without VNNI compute wrong."""
     return _native(replace(order, target="vnni"))
+
+
+def _from_module(order: Order, engine: Engine) -> tuple[Path, dict[str, float]]:
+    """An engine of vnnify's on the PyTorch module of a case, exported as `vnnify quantize` does.
+
+    Raises:
+        UnsupportedError: The case has none.
+    """
+    import onnx_ir as ir
+
+    from quantize.prepare import prepare
+    from quantize.sources import convert
+
+    case, data = order.case, order.data
+    if case.module is None:
+        raise UnsupportedError("no module")
+    weights = Path(case.weights) if case.weights else None
+    spec = ModelSpec(case.module, weights, data.model.inputs)
+    source = convert(spec, data.calibration, order.folder / "source" / "model.onnx")
+    fp32 = prepare(source, order.folder / "model.fp32.onnx").model
+    made, costs = _by_engine(order, fp32, engine, spec)
+    # Outputs are named by whoever exports; they are the same in the same order.
+    model = ir.load(made)
+    for value, spec_of in zip(model.graph.outputs, data.model.outputs, strict=True):
+        value.name = spec_of.name
+    out = order.folder / "int8.onnx"
+    ir.save(model, out)
+    return out, costs
+
+
+def _native_via_torch(order: Order) -> tuple[Path, dict[str, float]]:
+    return _from_module(order, "native")
+
+
+def _inc(order: Order) -> tuple[Path, dict[str, float]]:
+    return _from_module(order, "inc")
 
 
 def _vnnify(order: Order) -> tuple[Path, dict[str, float]]:
@@ -233,11 +281,13 @@ def _nncf_openvino(order: Order) -> tuple[Path, dict[str, float]]:
 
 _ORT = ("onnxruntime.quantization",)
 _OURS = ("onnx_ir", "onnxruntime")
+_TORCH = (*_OURS, "torch", "torch.onnx")
 
 RIVALS: dict[str, tuple[tuple[str, ...], Rival]] = {
     "fp32": (("onnxruntime",), _fp32),
     "native": (_OURS, _native),
     "native vnni": (_OURS, _native_vnni),
+    "native via torch": (_TORCH, _native_via_torch),
     "vnnify": ((), _vnnify),
     "static": (_ORT, _static),
     "static u8s8 narrow": (_ORT, _static_narrow),
@@ -245,4 +295,5 @@ RIVALS: dict[str, tuple[tuple[str, ...], Rival]] = {
     "dynamic": (_ORT, _dynamic),
     "nncf": (("nncf", "nncf.onnx.quantization.quantize_model", "onnx"), _nncf_onnx),
     "nncf openvino": (("nncf", "openvino"), _nncf_openvino),
+    "inc": ((*_TORCH, "neural_compressor.torch.quantization"), _inc),
 }
