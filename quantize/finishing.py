@@ -24,10 +24,10 @@ from quantize.checks import size_checks, slices_check, speed_check
 from quantize.drift import Drift, seen_ranges
 from quantize.evaluate import Evaluation
 from quantize.findings import find_causes
+from quantize.graphs import save
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
 from quantize.lock import Lock, lock_checks, lock_of
-from quantize.prepare import save
 from quantize.proof.comparing import Proof
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml

@@ -3,9 +3,15 @@
 A histogram has bins whose width is a power of two and whose edges are multiples of it. When a value
 does not fit, the width doubles and neighbours merge, which loses nothing: floor(x / 2w) equals
 floor(floor(x / w) / 2). The result therefore depends on the data alone, never on how it was cut up.
+
+Extremes are those of every value. Of a row (what one index of the first axis holds) that is longer
+than `ROW_VALUES`, every k-th value is binned and counts k times: neighbours in an image say the
+same, and binning would take several times as long as the model.
 """
 
+import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +20,8 @@ from bench.models import Array
 
 # Bins on either side of zero. 2,048 in all at most when a tensor has both signs.
 HALF_BINS = 1024
+# Values of one row that are binned, about; all of them where there are no more.
+ROW_VALUES = 1 << 14
 # Values binned together: their copies stay in cache, and memory does not grow with the tensor.
 _CHUNK = 1 << 15
 # 2**110 still fits a float32, so that scaling by it stays exact.
@@ -27,8 +35,8 @@ class TensorStatistics:
     Attributes:
         low: Smallest value seen.
         high: Largest value seen.
-        count: Values seen.
-        zeros: Values that were exactly zero, which 8 bits hold without error.
+        count: Values that the bins stand for.
+        zeros: Those of them that were exactly zero, which 8 bits hold without error.
         exponent: Bins are 2**exponent wide; bin i covers [i, i + 1) * 2**exponent.
         bins: int64 [2 * HALF_BINS]; entry HALF_BINS + i is the count of bin i.
         samples: Samples seen.
@@ -46,31 +54,31 @@ class TensorStatistics:
     nonfinite: int = 0
 
     def add(self, values: Array) -> None:
-        """Take in one tensor of any shape."""
+        """Take in one tensor of any shape; samples may be stacked on its first axis."""
         self.samples += 1
         if values.size == 0:
             return
-        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        if not np.isfinite(low) or not np.isfinite(high):
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(low) or not math.isfinite(high):
             self.nonfinite += 1
             return
-        self._widen(max(-low, high))
-        for start in range(0, flat.size, _CHUNK):
-            self._count(flat[start : start + _CHUNK], negative=low < 0)
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.count += flat.size
-        self.zeros += flat.size - int(np.count_nonzero(flat))
+        self._widen(max(-low, high))
+        every = _stride(values.shape[1:])
+        rows = values.reshape(len(values) if values.ndim else 1, -1)[:, ::every].astype(np.float32)
+        flat = rows.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            self.bins += every * self._counted(flat[start : start + _CHUNK])
+        self.count += every * flat.size
+        self.zeros += every * int(np.count_nonzero(flat == 0))
 
-    def _count(self, part: NDArray[np.float32], *, negative: bool) -> None:
-        # Scaling by a power of two is exact, so the bin of a value never depends on rounding.
-        scaled = part * np.float32(2.0**-self.exponent)
+    def _counted(self, part: NDArray[np.float32]) -> NDArray[np.intp]:
+        # Scaling by a power of two is exact, so the bin of a value never depends on rounding; in
+        # float32 a tiny negative value would become -0 and move to the other side of zero.
+        scaled = part * np.float64(2.0**-self.exponent)
         np.floor(scaled, out=scaled)
-        if negative:
-            # A tiny negative value scales to -0, and would move to the other side of zero.
-            np.minimum(scaled, -1, out=scaled, where=part < 0)
         scaled += HALF_BINS
-        self.bins += np.bincount(scaled.astype(np.intp), minlength=2 * HALF_BINS)
+        return np.bincount(scaled.astype(np.intp), minlength=2 * HALF_BINS)
 
     def merge(self, other: "TensorStatistics") -> None:
         """Take in what another pass over other samples learned; order does not matter."""
@@ -88,8 +96,8 @@ class TensorStatistics:
         if magnitude <= 0:
             return
         # frexp: magnitude = m * 2**e with m in [0.5, 1), so magnitude < 2**e.
-        _, e = np.frexp(magnitude)
-        needed = int(e) - int(np.log2(HALF_BINS))
+        _, e = math.frexp(magnitude)
+        needed = e - HALF_BINS.bit_length() + 1
         if needed > self.exponent:
             self._coarsen(needed)
 
@@ -106,3 +114,15 @@ def _coarser(bins: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
     out = np.zeros_like(bins)
     np.add.at(out, index, bins)
     return out
+
+
+@lru_cache(maxsize=256)
+def _stride(row: tuple[int, ...]) -> int:
+    """Every how many values of a row of this shape one is binned.
+
+    It shares no factor with any axis, so that every column and channel gets its turn.
+    """
+    every = -(-math.prod(row) // ROW_VALUES)
+    while any(math.gcd(every, size) > 1 for size in row):
+        every += 1
+    return max(every, 1)

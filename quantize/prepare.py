@@ -7,6 +7,7 @@ Every step keeps what the graph computes; the caller compares the result with it
 samples.
 """
 
+import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,15 +21,14 @@ from bench.errors import InputError, UnsupportedError
 from bench.models import Model, read_model
 from bench.runtimes.onnxruntime import first_line, open_errors, session_options
 from bench.runtimes.seam import Settings
+from quantize.graphs import constants_of, release, save, too_large, weight_bytes
 from quantize.protos import load_graph
 from quantize.rewrites import rewrite
 
 logger = logging.getLogger(__name__)
 
-# protobuf cannot hold more in memory; beyond it weights go to a file of their own.
-EXTERNAL_BYTES = 1_500_000_000
-# Of new weights that a graph may hold beside a file that it shares, or that file may hold in vain.
-_INLINE_BYTES = 64 << 20
+# Weights that are worth looking for at once when nobody needs them any more.
+_LARGE_BYTES = 16 << 20
 _QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
     | {"ConvInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul", "QAttention"}
@@ -75,7 +75,8 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     raw = out.with_name(f"{out.stem}.raw.onnx")
     try:
         model = _cleaned(source, notes, shown)
-        save(model, raw)
+        # Apart, so that neither we nor the runtime hold the weights several times over.
+        ir.save(model, raw, external_data=f"{raw.name}.data")
     except (ir.serde.SerdeError, TypeError, ValueError) as e:
         raise InputError(
             f"{shown}: its graph makes no sense: {_root(e)}. The file is damaged, or its exporter "
@@ -86,6 +87,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     model = tidy(model)
     refuse_nonfinite(model, shown)
     save(model, out, share=True)
+    release(model)
     for leftover in out.parent.glob(f"{out.stem}.raw*"):
         leftover.unlink()
     return Prepared(read_model(out), tuple(notes))
@@ -94,7 +96,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
 def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     """The graph in FP32, each tensor found whole and finite, before ONNX Runtime folds it."""
     # Functions first: what is in them is not looked into below.
-    model = passes.InlinePass()(load_graph(source, notes, shown, EXTERNAL_BYTES)).model
+    model = passes.InlinePass()(load_graph(source, notes, shown)).model
     _refuse_quantized(model, shown)
     _refuse_damaged(model, shown)
     _widen_half(model, notes)
@@ -102,59 +104,6 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     # Here already, since folding renames weights and spreads what is in them.
     refuse_nonfinite(model, shown)
     return model
-
-
-def save(model: ir.Model, out: Path, *, share: bool = False) -> None:
-    """Write a model deterministically; weights beside it when one protobuf could not hold them.
-
-    Args:
-        model: Stays as it is.
-        out: The `.onnx` to write.
-        share: Weights that lie in a file already may get a second name there instead of a copy, so
-            that a changed graph costs no gigabytes. One of the names has to go at once: onnx and
-            onnx_ir read no file that has two.
-    """
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    if weights > EXTERNAL_BYTES:
-        before = {v: v.const_value for v in model.graph.initializers.values()}
-        shared = share and _shared(model, out)
-        ir.save(model, out, external_data=None if shared else f"{out.name}.data")
-        for value, tensor in before.items():
-            value.const_value = tensor
-    else:
-        for value in model.graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
-        ir.save(model, out)
-
-
-def _shared(model: ir.Model, out: Path) -> bool:
-    """Whether the weights, all but a few, lie in one file; then the model names it beside `out`."""
-    values = [v for v in model.graph.initializers.values() if v.const_value is not None]
-    held = {v: v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)}
-    files = {Path(t.path) for t in held.values()}
-    rest = sum(v.const_value.nbytes for v in values if v not in held and v.const_value)
-    if len(files) != 1 or rest > _INLINE_BYTES:
-        return False
-    (file,), data = files, out.with_name(f"{out.name}.data")
-    if file.stat().st_size - sum(t.nbytes for t in held.values()) > _INLINE_BYTES:
-        return False
-    data.unlink(missing_ok=True)
-    try:
-        data.hardlink_to(file)
-    except OSError:  # Not every filesystem has links.
-        return False
-    for value, t in held.items():
-        value.const_value = ir.ExternalTensor(
-            data.name,
-            t.offset,
-            t.length,
-            t.dtype,
-            shape=t.shape,
-            name=str(t.name),
-            base_dir=out.parent,
-        )
-    return True
 
 
 def _refuse_quantized(model: ir.Model, shown: str) -> None:
@@ -235,17 +184,32 @@ def _name_apart(model: ir.Model) -> None:
 
 
 def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Model:
-    """Fold constants, batch norms and no-ops by ONNX Runtime's basic, CPU-independent passes."""
+    """Fold constants, batch norms and no-ops by ONNX Runtime's basic, CPU-independent passes.
+
+    Args:
+        path: The graph as a file.
+        before: The same; its weights are given back.
+        notes: Where to say what was done.
+        shown: What the user calls the model.
+    """
     import onnxruntime as ort
 
     options = session_options(Settings(threads=1, packed=False))
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     folded = path.with_name(f"{path.stem}.folded.onnx")
     options.optimized_model_filepath = str(folded)
-    if path.with_name(f"{path.name}.data").exists():
+    held = weight_bytes(before)
+    if too_large(held):
+        # Not otherwise: the runtime writes nodes in another order then.
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{folded.name}.data"
         )
+    ours = {n.domain for n in before.graph.all_nodes()} | {"", "ai.onnx"}
+    nodes = sum(1 for _ in before.graph.all_nodes())
+    release(before)
+    if held > _LARGE_BYTES:
+        # Nodes that were taken out of the graph hold on to the whole file until then.
+        gc.collect()
     try:
         ort.InferenceSession(
             str(path),
@@ -256,11 +220,10 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
     except open_errors() as e:
         raise _refused(e, shown) from e
     after = ir.load(folded)
-    ours = {n.domain for n in before.graph.all_nodes()} | {"", "ai.onnx"}
     if any(n.domain not in ours for n in after.graph.all_nodes()):
         notes.append("constants not folded: the runtime's passes use operators of its own here")
         return ir.load(path)
-    count = sum(1 for _ in before.graph.all_nodes()) - sum(1 for _ in after.graph.all_nodes())
+    count = nodes - sum(1 for _ in after.graph.all_nodes())
     if count > 0:
         notes.append(f"{count} nodes folded away (constants, batch norms, no-ops)")
     return after
@@ -362,8 +325,7 @@ def refuse_nonfinite(model: ir.Model, shown: str) -> None:
         InputError: It names the first three tensors.
     """
     bad = []
-    graphs = (model.graph, *model.graph.subgraphs())
-    for value in (v for graph in graphs for v in graph.initializers.values()):
+    for value in constants_of(model):
         tensor = value.const_value
         if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
             continue

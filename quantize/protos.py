@@ -13,37 +13,42 @@ import onnx_ir as ir
 
 from bench.errors import UnsupportedError
 from bench.models import Model
+from quantize.graphs import too_large
 
 # Per-channel DequantizeLinear needs opset 13. 17 is preferred: newer LayerNormalization, same Q/DQ.
 _OPSETS = (17, 15, 13)
 _LOWEST_OPSET = 13
 
 
-def load_graph(source: Model, notes: list[str], shown: str, most_bytes: int) -> ir.Model:
+def load_graph(source: Model, notes: list[str], shown: str) -> ir.Model:
     """Read a model.
 
     Args:
         source: The model.
         notes: Gets a sentence where something was changed.
         shown: What the user calls the model.
-        most_bytes: What is larger is not loaded whole.
 
     Raises:
         UnsupportedError: Its opset cannot be raised, or it is too large for what has to be done.
     """
     import onnx
 
-    bare, large = onnx.load(str(source.path), load_external_data=False), source.size_bytes
+    bare, large = (
+        onnx.load(str(source.path), load_external_data=False),
+        too_large(source.size_bytes),
+    )
     # 13 would do for Q/DQ, but HardSwish came with 14.
-    old = source.opset < _LOWEST_OPSET or (source.opset == _LOWEST_OPSET and large <= most_bytes)
+    old = source.opset < _LOWEST_OPSET or (source.opset == _LOWEST_OPSET and not large)
     why = f"its opset {source.opset} has to be raised to {_LOWEST_OPSET}" if old else ""
     if sparse := any(_sparse(bare)):
         why = "its sparse tensors have to be written out"
     if mixed := any(_opset(f) not in (None, source.opset) for f in bare.functions):
         why = "it has functions of another opset than its graph"
     if not why:
+        # Its weights would stay in memory beside those of the graph.
+        del bare
         return ir.load(source.path)
-    if large > most_bytes:
+    if large:
         raise UnsupportedError(
             f"{shown}: {why}, which needs the whole model in one protobuf (2 GB). Export it again "
             "with opset 17 or newer and dense weights."

@@ -20,13 +20,14 @@ from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import calibrate
 from quantize.data import Samples
 from quantize.equalize import Factors, Group, apply, find_groups
+from quantize.graphs import opened, save
 from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
 from quantize.placement import watch_list
-from quantize.prepare import save
 from quantize.recipe import Recipe
 from quantize.strengths import Captured, Weights, best_strength, factors_of
 from quantize.trials import Start, Workbench, attempt_or_none, noise_shares, run_probes, to_db
+from quantize.watching import light, write_beside
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def even_out(
         The same with up to two starts more: what folds into constants, and that with Muls put in
         front of products whose input others read as well.
     """
-    groups = find_groups(ir.load(bench.fp32.path), bench.anchors)
+    with opened(bench.fp32.path) as model:
+        groups = find_groups(model, bench.anchors)
     if not groups or not _is_noisy(bench, target) or bench.late:
         return bench
     try:
@@ -74,19 +76,20 @@ def _choose(
     given: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, float], dict[str, Factors]]:
     """Strength and factors of the groups that gain from it, or of all with the strengths given."""
-    known = Weights(ir.load(bench.fp32.path), bench.anchors)
     strengths: dict[str, float] = {}
     factors: dict[str, Factors] = {}
-    for group in groups:
-        if given is None and bench.late:
-            # To use what is known by now would take longer still.
-            return {}, {}
-        if all(tensor in captured for tensor, _ in group.reads):
-            weights = {name: known.of(name) for _, name in group.reads}
-            found = given[group.name] if given else best_strength(group, captured, weights)
-            if found is not None:
-                strengths[group.name] = found
-                factors[group.name] = factors_of(group, found, captured, weights)
+    with opened(bench.fp32.path) as model:
+        known = Weights(model, bench.anchors)
+        for group in groups:
+            if given is None and bench.late:
+                # To use what is known by now would take longer still.
+                return {}, {}
+            if all(tensor in captured for tensor, _ in group.reads):
+                weights = {name: known.of(name) for _, name in group.reads}
+                found = given[group.name] if given else best_strength(group, captured, weights)
+                if found is not None:
+                    strengths[group.name] = found
+                    factors[group.name] = factors_of(group, found, captured, weights)
     return strengths, factors
 
 
@@ -107,7 +110,8 @@ def even_out_as(
     """
     # No deadline ends what a recipe asks for.
     bench = replace(bench, deadline_s=float("inf"))
-    known = find_groups(ir.load(bench.fp32.path), bench.anchors)
+    with opened(bench.fp32.path) as model:
+        known = find_groups(model, bench.anchors)
     groups = [g for g in known if g.name in strengths]
     unknown = sorted(set(strengths) - {g.name for g in groups})
     if not unknown:
@@ -157,7 +161,14 @@ def capture(
 
 def _expose_rows(fp32: Model, wanted: Mapping[str, tuple[int, int]], out: Path) -> None:
     """Write a copy whose outputs are also `_ROWS` rows and the largest values of tensors."""
-    model = ir.load(fp32.path)
+    source = light(fp32, out.parent)
+    with opened(source) as model:
+        _append_rows(model, wanted)
+        write_beside(model, source, out)
+
+
+def _append_rows(model: ir.Model, wanted: Mapping[str, tuple[int, int]]) -> None:
+    """Add nodes and outputs for the axis of the channels and their number, by tensor."""
     values = {str(v.name): v for n in model.graph for v in n.outputs}
     values |= {str(v.name): v for v in model.graph.inputs}
     places = np.random.default_rng(0).random(_ROWS).astype(np.float32)
@@ -179,7 +190,6 @@ def _expose_rows(fp32: Model, wanted: Mapping[str, tuple[int, int]], out: Path) 
         for value, name in ((rows, "rows"), (largest, "largest")):
             value.name, value.type = f"{tensor}/{name}", ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(value)
-    save(model, out, share=True)
 
 
 class _Adder:
@@ -227,10 +237,10 @@ def _started(
     if not kept or (every := _rewritten(bench, kept, factors)) is None:
         return bench
     model, anchors = every
-    graph = ir.load(model.path)
     changed = {t for g in kept for t in g.tensors}
     old = bench.calibration.tensors
-    watch = [t for t in watch_list(graph, anchors) if t in changed or t not in old]
+    with opened(model.path) as graph:
+        watch = [t for t in watch_list(graph, anchors) if t in changed or t not in old]
     key = bench.key(evened=model.sha256, samples=samples.digest, tensors=watch, states=states)
     new = remember_calibration(
         bench.journal,
@@ -253,13 +263,11 @@ def _rewritten(
     bench: Workbench, groups: Sequence[Group], factors: Mapping[str, Factors]
 ) -> tuple[Model, tuple[Anchor, ...]] | None:
     """The FP32 graph with groups evened out and its anchors; None where it computes otherwise."""
-    model = ir.load(bench.fp32.path)
-    apply(model, groups, factors)
     out = bench.scratch / f"even-{len(groups)}.onnx"
-    save(model, out)
-    anchors = find_anchors(model)[0]
-    # Its weights, which are on the disk now, may be gigabytes.
-    del model
+    with opened(bench.fp32.path) as model:
+        apply(model, groups, factors)
+        save(model, out)
+        anchors = find_anchors(model)[0]
     written = read_model(out)
     found = run_probes(written, bench.probes, bench.threads)
     parity = to_db(noise_shares(bench.probe_outputs, found))

@@ -15,10 +15,11 @@ from bench.runtimes import RUNTIMES, Settings
 from bench.runtimes.seam import Session
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
 from quantize.evaluate import Execution, is_deterministic
+from quantize.graphs import save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
 from quantize.metrics import resolve_metric
-from quantize.prepare import Prepared, prepare, save
+from quantize.prepare import Prepared, prepare
 from quantize.sources import check_parity, convert, describe_inputs
 
 _PARITY_SAMPLES = 4

@@ -4,7 +4,7 @@
 
 ONNX Runtime keeps every output of a graph until a run ends, fetched or not. So where all wanted
 tensors together would take too much memory, the samples pass several times, each time through a
-graph that has only some of them as outputs.
+graph that has only some of them as outputs. All these graphs share one file of weights.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from bench.models import Array, Feeds, Model
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.seam import Settings
 from quantize.data import Samples
-from quantize.prepare import EXTERNAL_BYTES, save
+from quantize.graphs import opened, save, too_large
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -42,8 +42,8 @@ def stream(
     inputs = {s.name for s in model.inputs}
     hidden = [n for n in wanted if n not in inputs]
     path = scratch / "watched.onnx"
-    expose(model.path, hidden, path)
-    session = _open(path, threads, packed=model.size_bytes <= EXTERNAL_BYTES)
+    expose(light(model, scratch), hidden, path)
+    session = _open(path, threads, packed=not too_large(model.size_bytes))
     fetched = list(dict.fromkeys([*hidden, *states])) or [model.outputs[0].name]
     carried: Feeds = {}
 
@@ -105,7 +105,7 @@ def tensor_groups(
     some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
     path = scratch / "sizes.onnx"
-    shapes = _expose_shapes(model.path, names, path)
+    shapes = _expose_shapes(light(model, scratch), names, path)
     found = dict(_run(_open(path, 0, packed=False), list(shapes.values()), samples[largest].feeds))
     sizes = {n: 4 * int(np.prod(found[s], dtype=np.int64)) for n, s in shapes.items()}
     return _pack({n: sizes.get(n, 0) for n in names})
@@ -124,8 +124,33 @@ def _pack(sizes: Mapping[str, int]) -> list[list[str]]:
     return groups
 
 
+def light(model: Model, scratch: Path) -> Path:
+    """A copy with its weights beside it, which is read and written in no time.
+
+    A model that is too large for one file is such a one already.
+    """
+    if too_large(model.size_bytes):
+        return model.path
+    path = scratch / f"light-{model.sha256[:16]}.onnx"
+    if not path.exists():
+        with opened(model.path) as graph:
+            ir.save(graph, path, external_data=f"{path.stem}.data")
+    return path
+
+
+def write_beside(model: ir.Model, source: Path, out: Path) -> None:
+    """Write a graph that was read from `source`; beside it, both name the same file of weights."""
+    if source.parent == out.parent:
+        ir.save(model, out)
+    else:
+        save(model, out, share=True)
+
+
 def expose(path: Path, names: Iterable[str], out: Path) -> None:
-    """Write a copy of a model in which the tensors called `names` are outputs too."""
+    """Write a copy of a model in which the tensors called `names` are outputs too.
+
+    Weights that lie beside the model stay there, so `out` has to be in the same folder then.
+    """
     model = ir.load(path)
     known = {v.name: v for node in model.graph for v in node.outputs}
     there = {v.name for v in model.graph.outputs}
@@ -135,7 +160,7 @@ def expose(path: Path, names: Iterable[str], out: Path) -> None:
             if value.type is None:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(value)
-    save(model, out, share=True)
+    write_beside(model, path, out)
 
 
 def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str]:
@@ -150,5 +175,5 @@ def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str
         node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
-    save(model, out, share=True)
+    write_beside(model, path, out)
     return shapes

@@ -52,6 +52,7 @@ GRAPH_MODULES = (
     "quantize/placement.py",
     "quantize/prepare.py",
     "quantize/protos.py",
+    "quantize/graphs.py",
     "quantize/recipe.py",
     "quantize/rewrites.py",
     "quantize/smoothing.py",

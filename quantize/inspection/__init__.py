@@ -21,6 +21,7 @@ from bench.kernels import Kernels, find_kernels
 from bench.models import Feeds, Model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.findings import Finding
+from quantize.graphs import too_large
 from quantize.inspection.causes import causes, told_beside
 from quantize.inspection.constants import array_of
 from quantize.inspection.difficulties import difficulties
@@ -29,7 +30,7 @@ from quantize.inspection.observing import Observed, observe
 from quantize.inspection.products import Mode, Product, lifted, products
 from quantize.inspection.saturation import Risk, risk_of
 from quantize.inspection.side_by_side import LayerNoise, side_by_side
-from quantize.prepare import EXTERNAL_BYTES, prepare
+from quantize.prepare import prepare
 
 __all__ = ["Inspection", "Layer", "Means", "inspect_model"]
 
@@ -233,7 +234,7 @@ def _noise(model: Model, means: Means, notes: list[str]) -> tuple[LayerNoise, ..
     if means.fp32 is None or not means.samples:
         return ()
     try:
-        if (size := means.fp32.stat().st_size) > EXTERNAL_BYTES:
+        if too_large(size := means.fp32.stat().st_size):
             raise UnsupportedError(f"{means.fp32} has {size / 1e9:.1f} GB")
         ours, theirs = (lifted(ir.load(p)) for p in (means.fp32, model.path))
         return side_by_side(

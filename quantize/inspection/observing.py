@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from bench.models import Feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import integer_of
+from quantize.graphs import save
 from quantize.inspection.products import Activation, Product
-from quantize.prepare import save
 from quantize.targets import U8_MAX, can_saturate, exact_matmul, saturating_matmul
 
 # Looked at per sample and product: enough to see one output in a hundred, cheap enough for many

@@ -20,7 +20,7 @@ from bench.errors import UnsupportedError
 from bench.models import Feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, find_anchors
-from quantize.prepare import save
+from quantize.graphs import save
 
 _PREFIX = "int8 of "
 # As in `quantize.trials.noise_shares`: what noise that is not finite counts as.

@@ -18,8 +18,8 @@ from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Model, read_model
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
+from quantize.graphs import release, save
 from quantize.placement import place
-from quantize.prepare import save
 from quantize.quantizers import inc, native, nncf
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.tables import compress_tables
@@ -92,6 +92,7 @@ def quantize(
     tables = compress_tables(model) if recipe.engine == "native" else 0
     _check_scales(model)
     save(model, out)
+    release(model)
     kept = replace(recipe, modes={x.name: x.mode for x in layers})
     return QuantizedModel(
         model=read_model(out),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bench.models import Model
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
+from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
 from quantize.quantizers.fitting import as_read, outputs
 from quantize.quantizers.reading import channels_first, constant_of
@@ -35,19 +36,20 @@ def least_error_ranges(
     if calibration.rows is None:
         return {}
     store = calibration.rows.of(source)
-    nodes = {str(n.name): n for n in ir.load(source.path).graph}
     readers: dict[str, list[Anchor]] = {}
     for anchor in anchors:
         if recipe.modes.get(anchor.name) == "static":
             readers.setdefault(anchor.data, []).append(anchor)
-    store.capture(window_of(nodes[a.name], a) for group in readers.values() for a in group)
     chosen: dict[str, str] = {}
-    for group in readers.values():
-        found = [_errors(nodes[a.name], a, calibration, store) for a in group]
-        total = {m: sum(errors[m] for errors in found) for m in RANGE_METHODS}
-        best = min(total, key=total.__getitem__)
-        if total[best] < total[recipe.ranges]:
-            chosen[group[0].name] = best
+    with opened(source.path) as model:
+        nodes = {str(n.name): n for n in model.graph}
+        store.capture(window_of(nodes[a.name], a) for group in readers.values() for a in group)
+        for group in readers.values():
+            found = [_errors(nodes[a.name], a, calibration, store) for a in group]
+            total = {m: sum(errors[m] for errors in found) for m in RANGE_METHODS}
+            best = min(total, key=total.__getitem__)
+            if total[best] < total[recipe.ranges]:
+                chosen[group[0].name] = best
     return chosen
 
 

@@ -237,3 +237,21 @@ def test_memory_is_that_of_the_plain_run_and_one_group(tmp_path: Path) -> None:
     plain, few, many = peak(0), peak(2), peak(8)
     assert few - plain < 90
     assert many - plain < 90
+
+
+def test_graphs_that_are_watched_share_one_file_of_weights(tmp_path: Path) -> None:
+    constants = {n: np.eye(256, dtype=np.float32) for n in ("w", "v")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["a", "v"], ["b"]),
+    ]
+    ports = [("x", FLOAT, ["n", 256])], [("b", FLOAT, ["n", 256])]
+    path = tiny.save(tmp_path / "m.onnx", nodes, *ports, constants)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    model = read_model(path)
+    samples = samples_of([{"x": np.ones((1, 256), np.float32)}] * 3, model.inputs)
+    for _ in range(2):
+        found = calibrate(model, ["a", "b"], samples, threads=1, scratch=scratch, states={})
+        assert found.tensors["a"].high == 1
+    assert sum(f.stat().st_size for f in scratch.iterdir()) < 1.1 * path.stat().st_size

@@ -1,7 +1,7 @@
 """Histograms that do not depend on batches."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize.histograms import HALF_BINS, TensorStatistics
@@ -63,3 +63,40 @@ def test_nonfinite_samples_are_counted_and_leave_no_other_trace() -> None:
 def test_empty_tensors_count_as_samples_only() -> None:
     stats = streamed(np.zeros((0, 4), np.float32))
     assert (stats.samples, stats.count, stats.nonfinite) == (1, 0, 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.sampled_from([(7,), (16384,), (16385,), (16, 24, 50), (3, 16384), (64, 30, 31)]),
+    CUTS,
+)
+def test_long_rows_are_thinned_alike_however_samples_are_stacked(
+    count: int, row: tuple[int, ...], cuts: list[int]
+) -> None:
+    shape = (count, *row)
+    array = np.random.default_rng(count).standard_normal(shape).astype(np.float32)
+    whole, cut = streamed(array), streamed(*parts(array, cuts))
+    cut.samples = whole.samples
+    same(cut, whole)
+    assert (whole.low, whole.high) == (array.min(), array.max())
+    assert whole.count == whole.bins.sum()
+    # Every value counts for its neighbours, so that rows of all lengths weigh what they hold.
+    assert array.size <= whole.count <= 1.001 * array.size
+
+
+def test_thinning_gives_every_column_and_channel_its_turn() -> None:
+    row = np.zeros((1, 32, 64, 64), np.float32)
+    for axis in (1, 2, 3):
+        shape = [1, 1, 1, 1]
+        shape[axis] = row.shape[axis]
+        stats = streamed(row + np.arange(row.shape[axis], dtype=np.float32).reshape(shape) + 0.5)
+        occupied = stats.bins[stats.bins > 0]
+        assert len(occupied) == row.shape[axis]
+        np.testing.assert_allclose(occupied / occupied.mean(), 1, atol=0.1)
+
+
+def test_zeros_of_a_thinned_row_keep_their_share() -> None:
+    row = np.maximum(np.random.default_rng(0).standard_normal((1, 16, 64, 64)), 0)
+    stats = streamed(row.astype(np.float32))
+    assert abs(stats.zeros / stats.count - 0.5) < 0.02

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import UnsupportedError
 from bench.models import Feeds, read_model
-from quantize import prepare as module
+from quantize import graphs
 from quantize.prepare import prepare
 from quantize.trials import noise_shares, to_db
 from tests import tiny
@@ -271,7 +271,7 @@ def test_what_needs_the_whole_model_is_refused_where_that_is_too_large(
     build: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = build(tmp_path / "m.onnx")
-    monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 10)
     with pytest.raises(UnsupportedError, match=r"m\.onnx: .*(2 GB)"):
         prepare(read_model(source), tmp_path / "out.onnx")
 

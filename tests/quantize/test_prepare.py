@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import ExitCode, InputError, UnsupportedError
 from bench.models import Feeds, read_model
-from quantize import prepare as module
+from quantize import graphs
 from quantize.prepare import Prepared, prepare
 from tests import tiny
 from tests.int8 import run
@@ -143,7 +143,7 @@ def test_an_old_graph_that_makes_no_sense_is_refused_and_no_bug_of_ours(tmp_path
 def test_a_large_model_of_an_old_opset_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 10)
     with pytest.raises(UnsupportedError, match="2 GB"):
         prepared(cnn(tmp_path / "m.onnx", 11))
 
@@ -169,20 +169,20 @@ def large(folder: Path, weights: int = 1) -> Path:
 def test_a_changed_graph_shares_large_weights_with_the_one_it_came_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 10)
     source, folder = large(tmp_path, 2), tmp_path / "there"
     folder.mkdir()
     model = ir.load(source)
     sample = {"x": normal(9, 2, 4)}
     wanted = run(source, sample)
-    module.save(model, folder / "out.onnx", share=True)
+    graphs.save(model, folder / "out.onnx", share=True)
     assert (folder / "out.onnx.data").samefile(tmp_path / "large.onnx.data")
     # What was saved reads its own file still.
     assert {t.path for t in held(model)} == {str(tmp_path / "large.onnx.data")}
     found = run(folder / "out.onnx", sample)
     assert all((found[n] == wanted[n]).all() for n in ("y0", "y1"))
     (folder / "out.onnx.data").unlink()
-    module.save(model, folder / "apart.onnx")
+    graphs.save(model, folder / "apart.onnx")
     assert not (folder / "apart.onnx.data").samefile(tmp_path / "large.onnx.data")
 
 
@@ -190,8 +190,8 @@ def test_a_changed_graph_shares_large_weights_with_the_one_it_came_from(
 def test_large_weights_are_copied_where_sharing_them_makes_no_sense(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXTERNAL_BYTES", 10)
-    monkeypatch.setattr(module, "_INLINE_BYTES", 40)
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 10)
+    monkeypatch.setattr(graphs, "_INLINE_BYTES", 40)
     model = ir.load(large(tmp_path, 1 if why.startswith("half") else 2))
     if why == "no links":
 
@@ -201,7 +201,7 @@ def test_large_weights_are_copied_where_sharing_them_makes_no_sense(
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     if why == "new weights":
         model.graph.initializers["w0"].const_value = ir.Tensor(normal(5, 4, 4), name="w0")
-    module.save(model, tmp_path / "out.onnx", share=True)
+    graphs.save(model, tmp_path / "out.onnx", share=True)
     assert not (tmp_path / "out.onnx.data").samefile(tmp_path / "large.onnx.data")
     (tmp_path / "large.onnx.data").unlink()
     assert run(tmp_path / "out.onnx", {"x": normal(9, 2, 4)})
@@ -215,7 +215,7 @@ def test_large_weights_lie_in_a_file_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = cnn(tmp_path / "m.onnx", 17)
-    monkeypatch.setattr(module, "EXTERNAL_BYTES", 100)
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 100)
     found = prepared(source)
     assert (tmp_path / "out.onnx.data").stat().st_size > 500
     assert (tmp_path / "out.onnx").stat().st_size < source.stat().st_size

@@ -126,8 +126,9 @@ def test_all_layers_get_their_rows_in_one_pass(
     taken = store(path)
     taken.capture(windows(path).values())
     assert len(passes) == 1
-    # The graphs that were run for it are gone.
-    assert {f.suffix for f in tmp_path.iterdir() if f != path} == {".raw"}
+    # The graphs that were run for it are gone, but for the copy that they share their weights with.
+    left = [f for f in tmp_path.iterdir() if f != path and not f.name.startswith("light-")]
+    assert {f.suffix for f in left} == {".raw"}
 
 
 def test_rows_stay_within_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
