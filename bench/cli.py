@@ -262,6 +262,8 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
             raise OutputError(f"{file}: its folder does not exist. Create it first.")
         if not os.access(file.absolute().parent, os.W_OK):
             raise OutputError(f"{file}: its folder cannot be written to. Choose another place.")
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise OutputError(f"{file}: its folder cannot be written to. Choose another place.")
         if file.exists() and not force:
             raise OutputError(f"{file}: exists already. Choose another name, or use --force.")
 

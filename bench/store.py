@@ -200,4 +200,4 @@ def translated(error: OSError, path: Path) -> VnnifyError:
         return ResourceError(
             f"{path}: cannot be written: {reason}. Free space or choose another --out."
         )
-    return OutputError(f"{path}: cannot be written: {reason}. Choose another --out.")
+    return OutputError(f"{path}: cannot be written: {reason}. Choose another place.")

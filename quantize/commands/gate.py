@@ -142,9 +142,11 @@ def gate(
             name="judging",
         )
         report = load(GateReport, raw.encode(), "the gate's answer")
+        shown = gate_document(report)
+        # First, so that a file that cannot be written costs no verdict.
+        emit(dump(report).decode() if json else as_text(shown))
         if flips is not None:
             place_file(flips_file(Path(folder), report.worst.runtime), flips)
-    shown = gate_document(report)
     if update_baseline and baseline is not None:
         write_baseline(baseline, lock_of(report), report.exit_code)
     for file, form in ((junit, "junit"), (markdown, "markdown"), (html, "html")):
@@ -152,7 +154,6 @@ def gate(
             atomic_write(file, render(shown, form).encode())
     if out is not None:
         atomic_write(out, dump(report))
-    emit(dump(report).decode() if json else as_text(shown))
     if github:
         tell_github(shown, report.exit_code)
     end(report.exit_code, "")

@@ -723,6 +723,13 @@ def test_all_flips_are_written_and_the_report_keeps_the_first(
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["flips.csv", "other.onnx"]
 
 
+def test_a_file_that_cannot_be_written_costs_no_verdict(run: Cli, pair: tuple[object, ...]) -> None:
+    status, out, err = run(*pair, "--max-drop", "1pt", "--junit", "/proc/gate.xml")
+    assert status == ExitCode.OUTPUT
+    assert "PASS" in out
+    assert "/proc/gate.xml: cannot be written" in err
+
+
 def test_a_summary_that_cannot_be_written_does_not_hide_the_verdict(
     run: Cli, pair: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
