@@ -203,8 +203,8 @@ def render(rows: Sequence[Row], facts: Mapping[str, Any], options: argparse.Name
 _LEGEND = (
     "Seconds without imports and without reading samples; peak memory of the quantizer's process. "
     "`native` is one pass of the engine for --target, `native vnni` the same with all 8 bits of "
-    "all weights, `vnnify` the whole command, search and verdict included; `native via torch` and `inc` start "
-    "from the PyTorch module, where there is one, and export it themselves."
+    "all weights, `vnnify` the whole command, search and verdict included; `native via torch` and "
+    "`inc` start from the PyTorch module, where there is one, and export it themselves."
 )
 _HEADINGS = (
     "Quantizer | Loads | Score, exact | Score, this CPU | Drop | dB | ORT | OpenVINO | Seconds | "
