@@ -425,7 +425,8 @@ class _Run:
                 keep_best(best, bench, self.journal.folder)
         if self.first_pass_s is None and best.rank[0] <= (0 if can_pass else 1):
             self.first_pass_s = (perf_counter_ns() - self.started_ns) / 1e9
-            what = "passing model" if can_pass else "model within the limit"
+            passed = best.verdict.outcome == "pass"
+            what = "passing model" if passed else "model within the limit"
             self.progress.say(f"first {what} after {self.first_pass_s:.1f} s")
 
     def predict(self, bench: Workbench, timing: Timing) -> Forecast | None:
