@@ -22,6 +22,7 @@ from quantize.ranges import minmax_range
 
 # Which ONNX Runtime runs in integers where every side has a pair.
 _GLUE = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Past which ONNX Runtime moves a DequantizeLinear by itself.
 _MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
@@ -56,7 +57,9 @@ def complete(
 def _close(editor: Editor, node: ir.Node, seen: TensorStatistics | None) -> None:
     """Let all that reads a node's result read it through one pair."""
     end = editor.values[end_of(node)]
-    uses = [u for u in end.uses() if u.node.op_type != "QuantizeLinear"]
+    uses = [
+        u for u in end.uses() if u.node.op_type != "QuantizeLinear" and not _stays_float(u.node)
+    ]
     there = [u.node for u in end.uses() if u.node.op_type == "QuantizeLinear"]
     if not uses and not end.is_graph_output():
         return
@@ -70,6 +73,11 @@ def _close(editor: Editor, node: ir.Node, seen: TensorStatistics | None) -> None
     for use in uses:
         use.node.replace_input_with(use.idx, back.outputs[0])
     editor.move_output(end, back.outputs[0])
+
+
+def _stays_float(node: ir.Node) -> bool:
+    """Whether it is a layer that was kept in float, and reads what was not rounded."""
+    return node.op_type in _LAYERS and is_constant(node.inputs[1])
 
 
 def _reads_integers(node: ir.Node) -> bool:
