@@ -105,8 +105,8 @@ class Aim:
     """What a search is for, and who is told.
 
     Attributes:
-        can_pass: Whether FP32 would pass against itself; if not, the samples are too few for any
-            verdict, and the first candidate within the limit is taken.
+        can_pass: Whether a model as good as FP32 could pass; if not, the samples are too few for
+            any verdict, and the first candidate within the limit is taken.
         need_speed: Whether a candidate that is not faster than FP32 is of no use.
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.

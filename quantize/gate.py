@@ -16,6 +16,7 @@ from bench.errors import InputError, UsageError
 from quantize.amounts import Scale, drop_text, score_text
 from quantize.evaluate import Evaluation
 from quantize.intervals import (
+    FEW_CHANGES,
     binomial_tail,
     clopper_pearson_upper,
     samples_to_certify,
@@ -140,6 +141,20 @@ def judge(
         suspicious=_suspicions(paired, limit, scale),
         scale=scale,
     )
+
+
+def can_pass(baseline: Evaluation, itself: Verdict) -> bool:
+    """Whether a model as good as FP32 can be shown to pass by so many samples.
+
+    Args:
+        baseline: Of FP32.
+        itself: FP32 judged against itself.
+    """
+    if itself.outcome == "pass" or baseline.binary:
+        return itself.outcome == "pass"
+    # Scores that never change are bounded by how often they may, those of a real model by their
+    # spread; the spread of fewer than so many is not believed.
+    return itself.n >= FEW_CHANGES
 
 
 def scale_of(evaluation: Evaluation) -> Scale:

@@ -32,7 +32,7 @@ from quantize.drift import Drift, drift_note
 from quantize.early import first_models
 from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.finishing import Results, fastest, finish, keep_best
-from quantize.gate import judge
+from quantize.gate import can_pass, judge
 from quantize.job import Effort, Job, Progress, flips_file
 from quantize.journal import (
     Journal,
@@ -359,7 +359,7 @@ class _Run:
             return None
         confidence = self.job.limits.confidence
         itself = judge(baseline, baseline, tolerance, confidence=confidence)
-        return Looks(baseline, itself.limit, confidence, itself.outcome == "pass")
+        return Looks(baseline, itself.limit, confidence, can_pass(baseline, itself))
 
     def first_models(
         self, bench: Workbench, judging: Judging
@@ -409,13 +409,13 @@ class _Run:
 
     def aim(self, bench: Workbench, judging: Judging) -> Aim:
         """What candidates are judged and kept for."""
-        can_pass = judging.judge(judging.baseline).outcome == "pass"
+        possible = can_pass(judging.baseline, judging.judge(judging.baseline))
         return Aim(
-            can_pass=can_pass,
+            can_pass=possible,
             need_speed=self.job.limits.need_speed,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
-            keep=partial(self._keep, bench, can_pass=can_pass),
+            keep=partial(self._keep, bench, can_pass=possible),
         )
 
     def _keep(self, bench: Workbench, best: Judged, *, can_pass: bool) -> None:

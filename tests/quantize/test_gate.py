@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bench.errors import InputError, UsageError
 from quantize.evaluate import Evaluation
-from quantize.gate import judge
+from quantize.gate import can_pass, judge
 from quantize.intervals import paired_bounds
 from quantize.tolerance import Tolerance, parse_tolerance
 
@@ -202,6 +202,23 @@ def test_a_small_certain_drop_passes():
     assert verdict.outcome == "pass"
     assert verdict.low < 0.002 + 0.002
     assert "bootstrap" in verdict.method
+
+
+@pytest.mark.parametrize(("samples", "possible"), [(64, True), (9, False)])
+def test_scores_with_a_spread_can_pass_where_unchanged_ones_cannot(samples, possible):
+    fp32, int8 = continuous(np.random.default_rng(0).normal(0, 1e-4, samples))
+    itself = judge(fp32, fp32, POINT)
+    assert itself.outcome == "inconclusive"
+    assert can_pass(fp32, itself) == possible
+    if possible:
+        assert judge(fp32, int8, POINT).outcome == "pass"
+
+
+@pytest.mark.parametrize(("samples", "possible"), [(298, False), (299, True)])
+def test_right_or_wrong_scores_can_pass_where_unchanged_ones_do(samples, possible):
+    fp32 = evaluation([1, 0] * samples)
+    fp32 = replace(fp32, scores=fp32.scores[:samples])
+    assert can_pass(fp32, judge(fp32, fp32, POINT)) == possible
 
 
 def test_a_large_certain_drop_is_refused():
