@@ -325,7 +325,9 @@ def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | No
         rates = (paired.losses / paired.n, paired.gains / paired.n)
         needed: float = samples_to_certify(*rates, limit, confidence)
     else:
-        needed = (NormalDist().inv_cdf(confidence) * paired.bounds.spread / room) ** 2
+        # Squared only where the square is a number: room may be the last bit of a tolerance.
+        root = NormalDist().inv_cdf(confidence) * paired.bounds.spread / room
+        needed = root**2 if root < _MOST_SAMPLES else math.inf
     needed = max(fewest, needed)
     return math.ceil(needed) if needed < _MOST_SAMPLES else None
 

@@ -155,6 +155,11 @@ def test_a_drop_at_the_limit_asks_for_no_more_samples():
     assert "unlikely" in verdict.reason
 
 
+def test_a_tolerance_of_next_to_nothing_asks_for_no_number_of_samples():
+    drops = continuous([-0.1, 0.1])
+    assert judge(*drops, Tolerance(1e-160, "abs")).samples_needed is None
+
+
 def test_no_tolerance_at_all_is_never_certified_by_equality():
     verdict = judge(*counted(100_000, 0, 0), Tolerance(0, "pt"))
     assert verdict.outcome == "inconclusive"
