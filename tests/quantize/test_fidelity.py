@@ -164,6 +164,6 @@ def test_agreement_speaks_of_any_labels() -> None:
     pair = evaluation([1] * 1000, **facts), evaluation([0] * 2 + [1] * 998, **facts)
     verdict = judge(*pair, Tolerance(1, "pt"))
     assert (verdict.outcome, verdict.method) == ("pass", "Clopper-Pearson")
-    assert "on 2 of 1000 samples, so whatever the labels are" in verdict.reason
+    assert "on 2 of 1,000 samples, so whatever the labels are" in verdict.reason
     # The 95th percentile of the beta distribution with 3 and 998.
     assert verdict.high == pytest.approx(0.0062826, abs=1e-6)
