@@ -68,13 +68,12 @@ def summary(report: Report, folder: str) -> Document:
     if end.speedup_low is not None and end.speedup_high is not None:
         speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
     shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
-    lost = f"lost {_drop(verdict.drop, report)}, at most {_drop(verdict.high, report)}"
     rows = (
         (
             _metric_name(report),
             _number(verdict.baseline_value, report),
             _number(verdict.candidate_value, report),
-            f"{lost} (limit {_drop(verdict.limit, report)})",
+            f"{_lost(report)} (limit {_drop(verdict.limit, report)})",
         ),
         (
             "latency",
@@ -336,6 +335,15 @@ def _no_slower(end: Conclusion) -> Check:
 
 def _number(value: float, report: Report) -> str:
     return score_text(value, report.verdict.scale)
+
+
+def _lost(report: Report) -> str:
+    """What was seen and what is certain; a gain is called one."""
+    drop, high = report.verdict.drop, report.verdict.high
+    seen = f"lost {_drop(drop, report)}" if drop >= 0 else f"gained {_drop(-drop, report)}"
+    if high < 0:
+        return f"{seen}, at least {_drop(-high, report)}"
+    return f"{seen}, {'at most' if drop >= 0 else 'lost at most'} {_drop(high, report)}"
 
 
 def _drop(drop: float, report: Report) -> str:

@@ -248,7 +248,14 @@ class _Words:
                 f"so whatever the labels are, its top-1 accuracy there is at most "
                 f"{self.drop(paired.drop)} lower"
             )
+        if paired.drop < 0:
+            return f"INT8 scores {self.drop(-paired.drop)} better over {paired.n:,} samples"
         return f"The observed drop is {self.drop(paired.drop)} over {paired.n:,} samples"
+
+    def it(self, paired: Paired) -> str:
+        """What is held against the limit, after `observed`."""
+        named = self.scale == "decibels" or paired.drop >= 0
+        return "it" if named else "the drop"
 
     @property
     def below(self) -> str:
@@ -266,9 +273,9 @@ def _decide(
 ) -> tuple[Outcome, int | None, str]:
     """Outcome, samples needed where inconclusive, and the reason."""
     sure = f"at {confidence * 100:.4g} % confidence"
-    observed, allowed = words.observed(paired), words.drop(limit)
+    observed, allowed, it = words.observed(paired), words.drop(limit), words.it(paired)
     if paired.low > limit and (paired.binary or paired.n > 1):
-        return "refuse", None, f"{observed}; {sure} it is {words.above} the limit of {allowed}."
+        return "refuse", None, f"{observed}; {sure} {it} is {words.above} the limit of {allowed}."
     below = paired.high < limit or (paired.constant and paired.high <= limit)
     if below and paired.n >= _fewest_to_pass(paired, limit, confidence):
         if paired.unchanged:
@@ -277,7 +284,7 @@ def _decide(
                 None,
                 f"INT8 scores exactly as FP32 does on each of {paired.n:,} samples.",
             )
-        return "pass", None, f"{observed}; {sure} it is {words.below} the limit of {allowed}."
+        return "pass", None, f"{observed}; {sure} {it} is {words.below} the limit of {allowed}."
     needed = _samples_needed(paired, limit, confidence)
     if needed is not None and below:
         reason = (
@@ -286,9 +293,9 @@ def _decide(
         )
     elif needed is not None:
         reason = (
-            f"{observed}, but {sure} it is only known to be {words.below} "
+            f"{observed}, but {sure} {it} is only known to be {words.below} "
             f"{words.drop(paired.high)}; the limit is {allowed}. About {needed:,} samples would "
-            "settle it if the drop stays so."
+            "settle it if that stays so."
         )
     elif paired.drop == limit == 0:
         reason = (

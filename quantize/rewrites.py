@@ -44,7 +44,7 @@ def rewrite(model: ir.Model) -> list[str]:
         if maker is not None and _CONTAINERS.search(maker.op_type):
             value.type = value.shape = None
     if count := _pool_means(model):
-        notes.append(f"{count} means over height and width written as GlobalAveragePool")
+        notes.append(f"GlobalAveragePool takes the place of means over height and width ({count})")
     return notes
 
 

@@ -317,6 +317,22 @@ def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> No
     assert "out/report.html" in render(shown, "text")
 
 
+@pytest.mark.parametrize(
+    ("drop", "high", "said"),
+    [
+        (0.004, 0.009, "lost 0.4 pt, at most 0.9 pt (limit 1 pt)"),
+        (-0.004, 0.001, "gained 0.4 pt, lost at most 0.1 pt (limit 1 pt)"),
+        (-0.004, -0.001, "gained 0.4 pt, at least 0.1 pt (limit 1 pt)"),
+    ],
+)
+def test_a_gain_is_not_called_a_negative_loss(
+    report: Report, drop: float, high: float, said: str
+) -> None:
+    verdict = replace(report.verdict, drop=drop, high=high)
+    table = blocks(summary(replace(report, verdict=verdict), "out"), Table)["Before and after"]
+    assert {row[0]: row[3] for row in table.rows}["top1"] == said
+
+
 def test_a_runtime_that_loses_too_much_is_named(report: Report) -> None:
     ours = report.evaluations[1]
     bad = replace(ours, runtime="elsewhere", scores=(0.0,) * len(ours.scores))

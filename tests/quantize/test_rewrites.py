@@ -348,7 +348,7 @@ def test_the_mean_of_an_image_is_a_pool(tmp_path: Path, axes: list[int], keep: i
     nodes = [node("ReduceMean", ["x"], "y", axes=axes, keepdims=keep)]
     found = check(tmp_path, nodes, {})
     assert found.ops == {"GlobalAveragePool": 1} | ({} if keep else {"Flatten": 1})
-    assert found.notes == ["1 means over height and width written as GlobalAveragePool"]
+    assert found.notes == ["GlobalAveragePool takes the place of means over height and width (1)"]
 
 
 def test_axes_may_be_an_input(tmp_path: Path) -> None:
