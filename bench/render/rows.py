@@ -1,5 +1,6 @@
 """Figures of one row per item: bars from zero, and intervals against a limit."""
 
+import math
 from collections.abc import Sequence
 
 from bench.render.document import Bar, Bars, Forest, ForestRow, Pairs, Tone
@@ -154,7 +155,8 @@ def _value(item: Bar, axis: Axis, y: float) -> str:
 
 
 def _interval(row: ForestRow, axis: Axis, top: float) -> str:
-    numbers = f"{signed(row.estimate)} {interval_text(row.low, row.high)} {row.outcome}"
+    estimate, low, high = _as_exact_as_known(row)
+    numbers = f"{signed(estimate)} {interval_text(low, high)} {row.outcome}"
     room = min(text_width(numbers), WIDTH * 0.6)
     left, right = axis.start, axis.end
     drawn = write(left, top + 17, row.label, bounds=(left, right - room - 12))
@@ -164,11 +166,19 @@ def _interval(row: ForestRow, axis: Axis, top: float) -> str:
     if not drawable(row.estimate):
         return drawn
     caps = drawable(row.low), drawable(row.high)
-    low = axis.at(row.low) if drawable(row.low) else axis.start
-    high = axis.at(row.high) if drawable(row.high) else axis.end
-    drawn += whisker(low, high, top + 32, row.outcome, caps=caps)
+    start = axis.at(row.low) if drawable(row.low) else axis.start
+    end = axis.at(row.high) if drawable(row.high) else axis.end
+    drawn += whisker(start, end, top + 32, row.outcome, caps=caps)
     shape = OUTCOME_SHAPES[row.outcome]
     return drawn + mark(axis.at(row.estimate), top + 32, shape, row.outcome)
+
+
+def _as_exact_as_known(row: ForestRow) -> tuple[float, float | None, float | None]:
+    """Estimate and bounds, rounded to three digits of the width, whole numbers at most."""
+    if not drawable(row.low) or not drawable(row.high) or row.high <= row.low:
+        return row.estimate, row.low, row.high
+    decimals = max(0, 2 - math.floor(math.log10(row.high - row.low)))
+    return round(row.estimate, decimals), round(row.low, decimals), round(row.high, decimals)
 
 
 def _swatches(figure: Pairs, key: str) -> tuple[str, float]:

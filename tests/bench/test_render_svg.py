@@ -186,6 +186,21 @@ def test_forest_orders_estimate_limit_and_bounds_as_numbers_are():
     assert "+0.2 [−0.1, +0.5] pass" in words(root)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ((-0.04, -0.133447, 0.036512), "−0.04 [−0.133, +0.037]"),
+        ((0.0, -1.3247, 0.59744), "0 [−1.32, +0.6]"),
+        ((512.3456, 12.5, 1900.25), "+512 [+12, +1,900]"),
+        ((0.2, 0.2, 0.2), "+0.2 [+0.2, +0.2]"),
+    ],
+)
+def test_intervals_are_written_as_exactly_as_they_are_known(
+    bounds: tuple[float, float, float], said: str
+) -> None:
+    assert said in draw(Forest("t", "d", "pt", (ForestRow("a", *bounds),), 1.0, "limit"), "f")
+
+
 def test_forest_draws_an_open_end_to_the_edge_without_a_cap():
     closed = draw(Forest("t", "d", "pt", (ForestRow("a", 0.2, 0.1, 0.5),), 1, "limit"), "f")
     opened = draw(Forest("t", "d", "pt", (ForestRow("a", 0.2, None, 0.5),), 1, "limit"), "f")
