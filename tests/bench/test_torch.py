@@ -117,6 +117,40 @@ def test_compiling_is_timed_and_computes_the_same(net: Path) -> None:
     np.testing.assert_allclose(found["probabilities"], _expected()[0], rtol=1e-5)
 
 
+class _Int8(torch.nn.Module):  # type: ignore[misc]
+    """A layer as PT2E writes it: u8 activations, s8 weights, and the product between pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        codes = torch.arange(-4, 4, dtype=torch.int8).reshape(2, 4) * 30
+        self.register_buffer("codes", codes)
+
+    def forward(self, x: Any) -> Any:
+        pairs = torch.ops.quantized_decomposed
+        code = pairs.quantize_per_tensor.default(x, 1 / 127, 128, 0, 255, torch.uint8)
+        real = pairs.dequantize_per_tensor.default(code, 1 / 127, 128, 0, 255, torch.uint8)
+        weights = pairs.dequantize_per_tensor.default(self.codes, 0.01, 0, -128, 127, torch.int8)
+        return torch.nn.functional.linear(real, weights)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch-compile"])
+def test_an_int8_program_of_pt2e_computes_its_integers(tmp_path: Path, runtime: str) -> None:
+    import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers its operators
+
+    file = _export(_Int8(), tmp_path / "int8.pt2")
+    try:
+        session = RUNTIMES[runtime].open(file, Settings(threads=1))
+    except UnfitError as e:
+        pytest.skip(str(e))
+    (name,) = read_program(file).inputs
+    feeds = {name.name: X}
+    session.prepare(feeds)
+    codes = np.clip(np.round(X.astype(np.float64) * 127) + 128, 0, 255).astype(np.int64) - 128
+    weights = np.arange(-4, 4).reshape(2, 4) * 30
+    (found,) = session.run(feeds).values()
+    np.testing.assert_allclose(found, (codes @ weights.T) / 127 * 0.01, rtol=1e-5, atol=1e-6)
+
+
 def test_a_missing_compiler_is_named(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UnfitError, match=r"no-such-compiler is not here.*apt-get install g\+\+"):
