@@ -125,6 +125,7 @@ class _Run:
         self.stages: list[Stage] = []
         self.started_ns = 0
         self.first_pass_s: float | None = None
+        self.can_pass = False
         self.replay: Replay | None = None
         self.drift: tuple[Drift, ...] = ()
         self.division = Division()
@@ -185,6 +186,8 @@ class _Run:
                 looks=self.looks(baseline, tolerance),
                 units=self.division.units,
             )
+            # Once: a metric of the whole data set is resampled thousands of times for it.
+            self.can_pass = can_pass(baseline, judging.judge(baseline))
             with self.stage("calibrate"):
                 bench = self.calibrate(fp32, calibration)
             first: tuple[Judged, ...] = ()
@@ -365,7 +368,7 @@ class _Run:
         self, bench: Workbench, judging: Judging
     ) -> tuple[Workbench, tuple[Judged, ...]]:
         """A first verdict, and a bench that keeps the models it is on; the budget begins."""
-        found = first_models(bench, judging, self.targets[0], self.aim(bench, judging))
+        found = first_models(bench, judging, self.targets[0], self.aim(bench))
         pinned = frozenset(j.trial.quantized.model.sha256 for j in found)
         deadline_s = perf_counter() + self.job.effort.budget_s
         return replace(bench, pinned=pinned, deadline_s=deadline_s), found
@@ -400,30 +403,29 @@ class _Run:
                 self.progress.say(note)
             found = run_recipe(self.replay, bench, judging)
             assert found.best is not None
-            self.aim(bench, judging).keep(found.best)
+            self.aim(bench).keep(found.best)
             return found
-        found = search(bench, judging, self.targets, self.aim(bench, judging), first)
+        found = search(bench, judging, self.targets, self.aim(bench), first)
         if self.interrupt.asked:
             self.notes.append("the search was interrupted; this is the best it had found")
         return found
 
-    def aim(self, bench: Workbench, judging: Judging) -> Aim:
+    def aim(self, bench: Workbench) -> Aim:
         """What candidates are judged and kept for."""
-        possible = can_pass(judging.baseline, judging.judge(judging.baseline))
         return Aim(
-            can_pass=possible,
+            can_pass=self.can_pass,
             need_speed=self.job.limits.need_speed,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
-            keep=partial(self._keep, bench, can_pass=possible),
+            keep=partial(self._keep, bench),
         )
 
-    def _keep(self, bench: Workbench, best: Judged, *, can_pass: bool) -> None:
+    def _keep(self, bench: Workbench, best: Judged) -> None:
         """The best so far, complete on disk."""
         if self.journal.folder is not None:
             with not_fatal("the best so far"):
                 keep_best(best, bench, self.journal.folder)
-        if self.first_pass_s is None and best.rank[0] <= (0 if can_pass else 1):
+        if self.first_pass_s is None and best.rank[0] <= (0 if self.can_pass else 1):
             self.first_pass_s = (perf_counter_ns() - self.started_ns) / 1e9
             passed = best.verdict.outcome == "pass"
             what = "passing model" if passed else "model within the limit"

@@ -119,7 +119,7 @@ def draw_pairs(figure: Pairs, key: str) -> str:
     return frame(key, figure.title, figure.description, bottom + 36, "".join(parts))
 
 
-def interval_text(low: float | None, high: float | None) -> str:
+def _bounds_text(low: float | None, high: float | None) -> str:
     """Both bounds in brackets, `∞` where there is none."""
     low_text = signed(low) if drawable(low) else f"{MINUS}∞"
     high_text = signed(high) if drawable(high) else "∞"
@@ -156,7 +156,7 @@ def _value(item: Bar, axis: Axis, y: float) -> str:
 
 def _interval(row: ForestRow, axis: Axis, top: float) -> str:
     estimate, low, high = _as_exact_as_known(row)
-    numbers = f"{signed(estimate)} {interval_text(low, high)} {row.outcome}"
+    numbers = f"{signed(estimate)} {_bounds_text(low, high)} {row.outcome}"
     room = min(text_width(numbers), WIDTH * 0.6)
     left, right = axis.start, axis.end
     drawn = write(left, top + 17, row.label, bounds=(left, right - room - 12))
