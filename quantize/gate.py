@@ -19,6 +19,7 @@ from quantize.intervals import (
     FEW_CHANGES,
     binomial_tail,
     clopper_pearson_upper,
+    is_surely_better,
     samples_to_certify,
     zero_loss_samples,
 )
@@ -89,10 +90,11 @@ def judge(
 ) -> Verdict:
     """Decide whether a model lost too much, by a paired test on the same samples.
 
-    Scores of 0 and 1 in both: Tango's test of non-inferiority. A pass needs, whatever they say, the
-    samples of the zero-loss rule. Other scores and metrics of the whole data set: BCa bootstrap of
-    the difference. A lower bound above the limit refuses, an upper bound below it passes, and
-    non-finite outputs always refuse.
+    Scores of 0 and 1 in both: Tango's test of non-inferiority. A pass also needs the samples of the
+    zero-loss rule, or gains that an exact sign test finds surely more than the losses: then it
+    holds for any limit, 0 too. A refusal needs surely more losses than gains. Other scores and
+    metrics of the whole data set: BCa bootstrap of the difference. A lower bound above the limit
+    refuses, an upper bound below it passes, and non-finite outputs always refuse.
 
     Args:
         baseline: Of FP32.
@@ -274,10 +276,10 @@ def _decide(
     """Outcome, samples needed where inconclusive, and the reason."""
     sure = f"at {confidence * 100:.4g} % confidence"
     observed, allowed, it = words.observed(paired), words.drop(limit), words.it(paired)
-    if paired.low > limit and (paired.binary or paired.n > 1):
+    if paired.low > limit and _may_refuse(paired, confidence):
         return "refuse", None, f"{observed}; {sure} {it} is {words.above} the limit of {allowed}."
     below = paired.high < limit or (paired.constant and paired.high <= limit)
-    if below and paired.n >= _fewest_to_pass(paired, limit, confidence):
+    if below and _may_pass(paired, limit, confidence):
         if paired.unchanged:
             return (
                 "pass",
@@ -286,7 +288,12 @@ def _decide(
             )
         return "pass", None, f"{observed}; {sure} {it} is {words.below} the limit of {allowed}."
     needed = _samples_needed(paired, limit, confidence)
-    if needed is not None and below:
+    if needed is not None and below and limit == 0:
+        reason = (
+            f"{observed}; chance does that too often to claim anything {sure}. About {needed:,} "
+            "samples would settle it if that stays so."
+        )
+    elif needed is not None and below:
         reason = (
             f"{observed}, too few to claim anything {sure}, whatever they show: the limit of "
             f"{allowed} asks for {needed:,}."
@@ -310,16 +317,34 @@ def _decide(
     return "inconclusive", needed, reason
 
 
+def _may_refuse(paired: Paired, confidence: float) -> bool:
+    """Whether so many samples, or so many losses among them, may refuse anything."""
+    # Of very few samples the score test is too sure.
+    if paired.binary:
+        return is_surely_better(paired.gains, paired.losses, confidence)
+    return paired.n > 1
+
+
+def _may_pass(paired: Paired, limit: float, confidence: float) -> bool:
+    """Whether so many samples, or so many gains among them, may certify anything."""
+    if limit > 0 and paired.n >= _fewest_to_pass(paired, limit, confidence):
+        return True
+    # What is surely a gain is below every limit, 0 too, in however few samples it shows.
+    if paired.binary:
+        return is_surely_better(paired.losses, paired.gains, confidence)
+    return paired.high < 0 and paired.n >= _FEWEST_SAMPLES
+
+
 def _fewest_to_pass(paired: Paired, limit: float, confidence: float) -> int:
-    if not paired.right_or_wrong:
+    if not paired.right_or_wrong or limit == 0:
         return _FEWEST_SAMPLES
-    # Whatever was observed: a model with no loss at all would need as many.
-    return zero_loss_samples(limit, confidence) if limit > 0 else 1
+    # Unless it surely gains: a model with no loss at all would need as many.
+    return zero_loss_samples(limit, confidence)
 
 
 def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | None:
     room = limit - paired.drop
-    if room < 0 or (room == 0 and not paired.constant):
+    if room < 0 or (room == 0 and (limit == 0 or not paired.constant)):
         return None
     fewest = max(paired.n + 1, _fewest_to_pass(paired, limit, confidence))
     if paired.constant:

@@ -160,18 +160,36 @@ def samples_to_certify(loss_rate: float, gain_rate: float, limit: float, confide
     Args:
         loss_rate: Losses per sample.
         gain_rate: Gains per sample; loss_rate - gain_rate has to be below `limit`.
-        limit: The tolerated drop, 0 < limit < 1.
+        limit: The tolerated drop, 0 <= limit < 1.
         confidence: Of the one-sided test.
     """
     z = score_quantile(confidence)
 
     def certified(n: int) -> bool:
         losses, gains = loss_rate * n, gain_rate * n
+        if limit == 0 and not is_surely_better(losses, gains, confidence):
+            return False
         if gains == 0 and beta_cdf(limit, losses + 1, n - losses) < confidence:
             return False  # the exact rule of `paired_bounds`
         return tango_z(losses, gains, n, limit) < -z
 
     return _fewest(certified)
+
+
+def is_surely_better(losses: float, gains: float, confidence: float = 0.95) -> bool:
+    """Whether gains outnumber losses so much that the true drop is below 0.
+
+    The exact sign test: were the drop 0 or more, each pair that differs would be a gain with a
+    probability of at most one half. It errs in at most 1 - confidence of all cases, however few
+    the samples (exact McNemar test, one-sided).
+
+    Args:
+        losses: Pairs that only the first has right; fractions are allowed, to plan a sample size.
+        gains: Pairs that only the second has right.
+        confidence: Of the one-sided test.
+    """
+    # P(X >= gains) for X ~ Binomial(losses + gains, 1/2).
+    return gains > 0 and beta_cdf(0.5, gains, losses + 1) <= 1 - confidence
 
 
 def score_quantile(confidence: float) -> float:

@@ -123,7 +123,10 @@ def test_a_tolerance_that_passes_anything_is_refused():
         (1000, 50, 10, "refuse"),
         (1000, 20, 10, "inconclusive"),
         (1000, 25, 10, "inconclusive"),
-        (100, 0, 60, "inconclusive"),
+        (100, 2, 4, "inconclusive"),
+        (100, 0, 60, "pass"),
+        (5, 5, 0, "refuse"),
+        (4, 4, 0, "inconclusive"),
         (5000, 60, 40, "pass"),
     ],
 )
@@ -165,6 +168,30 @@ def test_no_tolerance_at_all_is_never_certified_by_equality():
     assert verdict.outcome == "inconclusive"
     assert verdict.samples_needed is None
     assert "exactly the limit of 0" in verdict.reason
+
+
+@pytest.mark.parametrize(("n", "gains", "outcome"), [(4, 4, "inconclusive"), (5, 5, "pass")])
+def test_no_tolerance_is_met_by_gains_that_chance_makes_in_one_case_of_twenty(n, gains, outcome):
+    verdict = judge(*counted(n, 0, gains), Tolerance(0, "pt"))
+    assert verdict.outcome == outcome
+    if outcome == "inconclusive":
+        assert verdict.samples_needed == 5
+        assert "too often" in verdict.reason
+
+
+def test_more_gains_than_losses_ask_for_the_samples_that_show_no_loss():
+    verdict = judge(*counted(100, 4, 6), Tolerance(0, "pt"))
+    assert verdict.outcome == "inconclusive"
+    factor = math.ceil(verdict.samples_needed / 100)
+    more = counted(100 * factor, 4 * factor, 6 * factor)
+    assert judge(*more, Tolerance(0, "pt")).outcome == "pass"
+
+
+def test_equal_units_never_certify_that_nothing_is_lost():
+    pair = counted(600, 0, 0)
+    verdict = judge(*pair, Tolerance(0, "pt"), units=[i // 2 for i in range(600)])
+    assert verdict.outcome == "inconclusive"
+    assert verdict.samples_needed is None
 
 
 def test_no_tolerance_is_met_by_a_model_that_is_surely_better():
@@ -423,7 +450,7 @@ def test_one_more_loss_never_improves_the_verdict(n, data, limit):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3000), st.data(), st.floats(0, 0.2), st.floats(0, 0.2))
+@given(st.integers(1, 3000), st.data(), st.just(0.0) | st.floats(0, 0.2), st.floats(0, 0.2))
 def test_a_wider_tolerance_never_worsens_the_verdict(n, data, limit, more):
     losses = data.draw(st.integers(0, min(n, 200)))
     gains = data.draw(st.integers(0, min(n - losses, 200)))

@@ -13,6 +13,7 @@ from quantize.intervals import (
     beta_cdf,
     binomial_tail,
     clopper_pearson_upper,
+    is_surely_better,
     mean_bounds,
     paired_bounds,
     samples_to_certify,
@@ -168,9 +169,27 @@ def test_a_model_at_the_limit_passes_in_five_percent_at_most(limit):
     assert max(rates) > 0.045
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.01])
+def test_few_samples_err_as_rarely_however_many_of_them_differ(limit):
+    sizes, shares = (1, 3, 4, 5, 7, 10, 20, 50, 100, 200), (0.05, 0.1, 0.2, 0.5, 1.0)
+    passes = [false_passes(n, limit, d) for n in sizes for d in shares]
+    refusals = [false_refusals(n, limit, d) for n in sizes for d in shares]
+    assert 0.03 < max(passes) <= 0.05
+    assert 0.03 < max(refusals) < 0.06
+
+
 def test_a_model_at_the_limit_is_refused_about_as_rarely():
     rates = [false_refusals(n, 0.01, d) for n in (100, 500, 2000) for d in (0.01, 0.05, 0.2)]
     assert max(rates) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains", "surely"),
+    # 1/16, 1/32, 9/128 and 10/256: binomial tails by hand.
+    [(0, 0, False), (0, 4, False), (0, 5, True), (1, 6, False), (1, 7, True), (5, 0, False)],
+)
+def test_the_sign_test_is_the_binomial_tail(losses, gains, surely):
+    assert is_surely_better(losses, gains, 0.95) is surely
 
 
 def test_a_worse_model_passes_more_rarely_and_a_better_one_more_often():
