@@ -12,29 +12,20 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bench.beside import Beside
-from bench.doctor import diagnosis, refuse_unfit, refuse_unknown
-from bench.document import bench_document
 from bench.errors import ExitCode, OutputError, ResourceError, UsageError, VnnifyError
-from bench.forecast import Survey, read_elsewhere
-from bench.latency import Progress
-from bench.load import Demand
-from bench.machine import describe
-from bench.options import parse_counts, parse_names, parse_p99, parse_rates, parse_streams
-from bench.peaks import machine_peaks
-from bench.planning import Exporter, Plan
-from bench.render import Document, render
-from bench.render.escape import clean
-from bench.render.text import WIDTH, render_text
-from bench.report import BenchReport
-from bench.running import run
-from bench.runtimes import installed_runtimes
 from bench.store import atomic_write, dump
-from bench.yardsticks import measure_yardsticks
+
+# What a command works with is imported when it runs: `quantize` needs no more of this module than
+# how commands end, and its user waits for every import.
+if TYPE_CHECKING:
+    from bench.latency import Progress
+    from bench.planning import Exporter
+    from bench.render import Document
+    from bench.report import BenchReport
 
 PREDICT = "What `vnnify doctor --json` wrote on another machine: predict the latency there."
 
@@ -110,6 +101,15 @@ def bench(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Time models in fresh processes, taking turns, and compare them with the first."""
+    from bench.beside import Beside
+    from bench.document import bench_document
+    from bench.forecast import read_elsewhere
+    from bench.load import Demand
+    from bench.machine import describe
+    from bench.options import parse_counts, parse_names, parse_p99, parse_rates, parse_streams
+    from bench.planning import Plan
+    from bench.running import run
+
     refuse_existing([out, html, markdown], force=force)
     plan = Plan(
         models=tuple(models),
@@ -171,6 +171,13 @@ def doctor(
     ] = False,
 ) -> None:
     """Say what this machine is, which arithmetic it does, and what is missing."""
+    from bench.doctor import diagnosis, refuse_unfit, refuse_unknown
+    from bench.forecast import Survey
+    from bench.machine import describe
+    from bench.peaks import machine_peaks
+    from bench.runtimes import installed_runtimes
+    from bench.yardsticks import measure_yardsticks
+
     refuse_unknown(target, device)
     machine = describe()
     peaks = () if quick else (machine_peaks(machine, machine.threads),)
@@ -183,7 +190,9 @@ def doctor(
     refuse_unfit(machine, target, device)
 
 
-def guard(app: typer.Typer, *, name: str = "vnnify", exporter: Exporter | None = None) -> NoReturn:
+def guard(
+    app: typer.Typer, *, name: str = "vnnify", exporter: "Exporter | None" = None
+) -> NoReturn:
     """Run a command line to its exit status; the main function of every entry point.
 
     An error that vnnify raises on purpose becomes one line on stderr and its own status; anything
@@ -214,11 +223,15 @@ def guard(app: typer.Typer, *, name: str = "vnnify", exporter: Exporter | None =
 
 def say(line: str) -> None:
     """One line for people, on stderr."""
+    from bench.render.escape import clean
+
     typer.echo(clean(line), err=True)
 
 
-def as_text(document: Document) -> str:
+def as_text(document: "Document") -> str:
     """A report as text: as wide as the terminal, or of one width for files and pipes."""
+    from bench.render.text import WIDTH, render_text
+
     if sys.stdout is None or not sys.stdout.isatty():
         return render_text(document)
     return render_text(document, shutil.get_terminal_size((WIDTH, 24)).columns)
@@ -262,15 +275,15 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
             raise OutputError(f"{file}: its folder does not exist. Create it first.")
         if not os.access(file.absolute().parent, os.W_OK):
             raise OutputError(f"{file}: its folder cannot be written to. Choose another place.")
-        if not os.access(file.absolute().parent, os.W_OK):
-            raise OutputError(f"{file}: its folder cannot be written to. Choose another place.")
         if file.exists() and not force:
             raise OutputError(f"{file}: exists already. Choose another name, or use --force.")
 
 
 @contextlib.contextmanager
-def progress_shown(what: str) -> Iterator[Progress]:
+def progress_shown(what: str) -> "Iterator[Progress]":
     """A progress bar with an estimate on a terminal's stderr, a line per step anywhere else."""
+    from bench.render.escape import clean
+
     if not sys.stderr.isatty():
         yield lambda done, total, name: say(f"{what} {done + 1}/{total}: {name}")
         return
@@ -326,7 +339,12 @@ def _explain(error: Exception, *, debug: bool) -> int:
     return ExitCode.BUG
 
 
-def _write(report: BenchReport, out: Path | None, html: Path | None, markdown: Path | None) -> None:
+def _write(
+    report: "BenchReport", out: Path | None, html: Path | None, markdown: Path | None
+) -> None:
+    from bench.document import bench_document
+    from bench.render import render
+
     if out is not None:
         atomic_write(out, dump(report))
     for path, format_ in ((html, "html"), (markdown, "markdown")):

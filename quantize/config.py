@@ -5,12 +5,14 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError, UsageError
 from bench.store import SCHEMA, load
-from quantize.images import Preprocessing
 from quantize.plugins import nearest
+
+if TYPE_CHECKING:
+    from quantize.images import Preprocessing
 
 # Keys that stand for options of the same name, with dashes.
 OPTIONS = (
@@ -112,7 +114,7 @@ class Config:
     """
 
     options: dict[str, Any]
-    preprocessing: Preprocessing | None
+    preprocessing: "Preprocessing | None"
     where: str
     bench: dict[str, Any] = field(default_factory=dict)
 
@@ -182,7 +184,9 @@ def _check(
             raise UsageError(f"{where}: {name} = {value!r}: expected one text or number.")
 
 
-def _preprocessing(table: Any, where: str) -> Preprocessing:
+def _preprocessing(table: Any, where: str) -> "Preprocessing":
+    from quantize.images import Preprocessing
+
     known = [f.name for f in fields(Preprocessing)]
     if not isinstance(table, dict):
         raise UsageError(f"{where}: `preprocessing` has to be a table.")

@@ -76,6 +76,12 @@ def test_importing_imports_no_heavy_package(package: str) -> None:
     assert not {name.partition(".")[0] for name in loaded} & {*HEAVY, "pydantic"}
 
 
+def test_the_process_that_waits_for_the_work_imports_nothing_heavy() -> None:
+    """`quantize` starts its work in a child; what its own process imports, people wait for."""
+    loaded = _python("import sys, quantize.cli\nprint(*sys.modules)").split()
+    assert not {"numpy", "pydantic", "bench.models", "bench.render"} & {*loaded}
+
+
 def test_the_command_line_alone_imports_no_module_that_works() -> None:
     """A stand-in for the time, which a busy machine makes a bad measure."""
     loaded = _python("import sys, quantize.cli\nprint(*sys.modules)").split()

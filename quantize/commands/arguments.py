@@ -12,10 +12,10 @@ from typer.core import TyperCommand
 
 from bench.cli import refuse_existing, say
 from bench.errors import ExitCode, OutputError, UsageError
-from bench.render import Document, github_annotations, render
 
 # Nothing else of `quantize` is imported before a command runs: --help has to be instant.
 if TYPE_CHECKING:
+    from bench.render import Document
     from quantize.images import Preprocessing
     from quantize.lock import Lock
     from quantize.sources.seam import ModelSpec
@@ -94,7 +94,7 @@ def preprocessing() -> "Preprocessing | None":
     return read_config(Path.cwd()).preprocessing
 
 
-def tell_github(document: Document, exit_code: int) -> None:
+def tell_github(document: "Document", exit_code: int) -> None:
     """Annotations for what did not pass, and the report in the job summary if there is one.
 
     Args:
@@ -104,6 +104,8 @@ def tell_github(document: Document, exit_code: int) -> None:
     Raises:
         OutputError: The summary cannot be written, and the model passed.
     """
+    from bench.render import github_annotations, render
+
     for line in github_annotations(document.checks):
         # On stderr, since stdout may hold a report; the runner reads both.
         print(line, file=sys.stderr)  # noqa: T201 - `say` would break the command's escapes

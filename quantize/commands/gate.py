@@ -9,7 +9,6 @@ import typer
 
 from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
-from bench.render import render
 from bench.store import atomic_write, dump, load, place_file
 from quantize.commands.arguments import (
     BASELINE,
@@ -82,6 +81,7 @@ def gate(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
+    from bench.render import render
     from quantize.gate_report import GateReport, gate_document
     from quantize.gating import lock_of
     from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file

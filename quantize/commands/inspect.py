@@ -8,7 +8,6 @@ import typer
 
 from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
-from bench.render import render
 from bench.store import atomic_write, dump, load
 from quantize.commands.arguments import DATA, preprocessing, typed
 
@@ -35,6 +34,7 @@ def inspect(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Say what of an ONNX file is INT8, what really runs in it, and what could saturate."""
+    from bench.render import render
     from quantize.inspection import Inspection
     from quantize.inspection.document import inspection_document, inspection_summary
     from quantize.job import DataSpec, InspectJob

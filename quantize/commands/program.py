@@ -1,18 +1,20 @@
 """PyTorch models for `vnnify bench`: what a factory makes, as a program of its own."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.isolate import run_isolated
-from bench.planning import Request
 from bench.store import dump, load
 from quantize.commands.arguments import model_spec, preprocessing
+
+if TYPE_CHECKING:
+    from bench.planning import Request
 
 # More samples than the export looks at would only be read.
 _SAMPLES = 8
 
 
-def export_program(request: Request) -> None:
+def export_program(request: "Request") -> None:
     """Write the `.pt2` file that `vnnify bench` asks for; the user's code runs in a child process.
 
     Raises:

@@ -14,7 +14,6 @@ from bench.cli import PREDICT, as_text, emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated, started_ns
 from bench.publishing import publish, staging_for, write_manifest
-from bench.render import render
 from bench.store import dump, load, place_file
 from quantize.commands.arguments import (
     BASELINE,
@@ -42,6 +41,7 @@ from quantize.commands.arguments import (
 from quantize.commands.arguments import update_baseline as write_baseline
 
 if TYPE_CHECKING:
+    from quantize.job import DataSpec, Effort, Job, Limits
     from quantize.report import Report
 
 
@@ -132,76 +132,16 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
-    from quantize.job import DataSpec, Effort, GateBounds, Job, Limits, flips_file
-    from quantize.options import (
-        between,
-        checked_metric,
-        checked_rounding,
-        checked_runtimes,
-        checked_target,
-        checked_tolerance,
-        names,
-        one_of,
-        parse_budget,
-        parse_factor,
-        parse_size,
-        parse_states,
-    )
-    from quantize.proof.debian import cache_folder
-
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
     refuse_inputs([flips], [model, weights, data, calibration, slices, baseline, recipe])
     refuse_existing([flips], force=force)
     refuse_no_baseline(baseline, update=update_baseline)
-    job = Job(
-        model=model_spec(model, weights, inputs, trust=trust_model),
-        data=DataSpec(
-            source=data,
-            calibration=calibration,
-            calibration_count=calibration_samples,
-            limit=limit,
-            preprocessing=preprocessing(),
-            states=parse_states(state or []),
-            seed=seed,
-        ),
-        limits=Limits(
-            metric=checked_metric(metric),
-            output=output,
-            decode=decode,
-            max_drop=checked_tolerance(max_drop),
-            confidence=between("--confidence", confidence, 0.5, 1),
-            inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
-            objective=one_of("--objective", objective, ("latency", "throughput", "size")),
-            slices=slices,
-            unit=unit,
-            max_slice_drop=checked_tolerance(max_slice_drop),
-        ),
-        effort=Effort(
-            target=checked_target(target),
-            runtimes=checked_runtimes(runtime),
-            threads=threads,
-            rounds=rounds,
-            seconds=between("--seconds", seconds, 0, 3600),
-            recipe=recipe,
-            budget_s=parse_budget(budget),
-            prove=cache_folder() if prove else None,
-            predict_for=predict_for,
-            engines=names(engine),
-            rounding=checked_rounding(rounding),
-        ),
-        command=typed(),
-        bounds=GateBounds(
-            min_speedup=parse_factor("--min-speedup", min_speedup),
-            max_bytes=parse_size("--max-size", max_size),
-            min_compression=parse_factor("--min-compression", min_compression),
-        ),
-        lock=None if update_baseline else baseline,
-        flips=flips is not None,
-    )
     with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
         raw = run_isolated(
             "quantize.commands.quantize:work",
             {
-                "job": dump(job).decode(),
+                "asked": asked,
+                "command": typed(),
                 "staging": str(staging),
                 "kept": str(kept),
                 "started_ns": started_ns(),
@@ -212,6 +152,7 @@ def quantize(
         )
         # What reads and tells reports takes long to import, and the work need not wait for it.
         from quantize.finishing import lock_of_report
+        from quantize.job import flips_file
         from quantize.report import Report
 
         report = load(Report, (staging / raw).read_bytes(), raw)
@@ -230,27 +171,125 @@ def quantize(
     end(report.conclusion.exit_code, f"files: {out}")
 
 
-def work(job: dict[str, Any]) -> str:
+def work(order: dict[str, Any]) -> str:
     """The child process of `quantize`: native code runs here, where a crash loses nothing."""
-    from quantize.job import Job
-    from quantize.pipeline import run
-    from quantize.progress import progress_for
-    from quantize.stopping import Interrupt, listening
+    from quantize.imports import swift_imports
 
-    staging, interrupt = Path(job["staging"]), Interrupt()
-    asked = load(Job, job["job"].encode(), "job")
+    with swift_imports():
+        job = asked_job(order["asked"], order["command"])
+        from quantize.pipeline import run
+        from quantize.progress import progress_for
+        from quantize.stopping import Interrupt, listening
+
+    staging, interrupt = Path(order["staging"]), Interrupt()
     with listening(interrupt), progress_for(sys.stderr) as progress:
         report = run(
-            asked,
+            job,
             staging,
             progress,
-            work=Path(job["kept"]),
+            work=Path(order["kept"]),
             interrupt=interrupt,
-            started_ns=job["started_ns"],
+            started_ns=order["started_ns"],
         )
     shutil.rmtree(staging / "scratch", ignore_errors=True)
     (staging / "report.json").write_bytes(dump(report))
     return "report.json"
+
+
+def asked_job(asked: dict[str, Any], command: str) -> "Job":
+    """What the options ask for; read where the work is done, since reading them takes imports.
+
+    Args:
+        asked: Options by parameter name, paths as texts.
+        command: As typed.
+
+    Raises:
+        UsageError: An option makes no sense.
+    """
+    from quantize.job import GateBounds, Job
+    from quantize.options import parse_factor, parse_size
+
+    return Job(
+        model=model_spec(
+            asked["model"], _path(asked["weights"]), asked["inputs"], trust=asked["trust_model"]
+        ),
+        data=_data(asked),
+        limits=_limits(asked),
+        effort=_effort(asked),
+        command=command,
+        bounds=GateBounds(
+            min_speedup=parse_factor("--min-speedup", asked["min_speedup"]),
+            max_bytes=parse_size("--max-size", asked["max_size"]),
+            min_compression=parse_factor("--min-compression", asked["min_compression"]),
+        ),
+        lock=None if asked["update_baseline"] else _path(asked["baseline"]),
+        flips=asked["flips"] is not None,
+    )
+
+
+def _data(asked: dict[str, Any]) -> "DataSpec":
+    from quantize.job import DataSpec
+    from quantize.options import parse_states
+
+    return DataSpec(
+        source=asked["data"],
+        calibration=asked["calibration"],
+        calibration_count=asked["calibration_samples"],
+        limit=asked["limit"],
+        preprocessing=preprocessing(),
+        states=parse_states(asked["state"] or []),
+        seed=asked["seed"],
+    )
+
+
+def _limits(asked: dict[str, Any]) -> "Limits":
+    from quantize.job import Limits
+    from quantize.options import between, checked_metric, checked_tolerance, one_of
+
+    objectives = ("latency", "throughput", "size")
+    return Limits(
+        metric=checked_metric(asked["metric"]),
+        output=asked["output"],
+        decode=asked["decode"],
+        max_drop=checked_tolerance(asked["max_drop"]),
+        confidence=between("--confidence", asked["confidence"], 0.5, 1),
+        inconclusive=one_of("--inconclusive", asked["inconclusive"], ("fail", "warn", "pass")),
+        objective=one_of("--objective", asked["objective"], objectives),
+        slices=_path(asked["slices"]),
+        unit=asked["unit"],
+        max_slice_drop=checked_tolerance(asked["max_slice_drop"]),
+    )
+
+
+def _effort(asked: dict[str, Any]) -> "Effort":
+    from quantize.job import Effort
+    from quantize.options import (
+        between,
+        checked_rounding,
+        checked_runtimes,
+        checked_target,
+        names,
+        parse_budget,
+    )
+    from quantize.proof.debian import cache_folder
+
+    return Effort(
+        target=checked_target(asked["target"]),
+        runtimes=checked_runtimes(asked["runtime"]),
+        threads=asked["threads"],
+        rounds=asked["rounds"],
+        seconds=between("--seconds", asked["seconds"], 0, 3600),
+        recipe=_path(asked["recipe"]),
+        budget_s=parse_budget(asked["budget"]),
+        prove=cache_folder() if asked["prove"] else None,
+        predict_for=_path(asked["predict_for"]),
+        engines=names(asked["engine"]),
+        rounding=checked_rounding(asked["rounding"]),
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 @contextmanager
@@ -277,6 +316,7 @@ def _resumable(out: Path, *, fresh: bool) -> Iterator[Path]:
 
 
 def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None:
+    from bench.render import render
     from quantize.rendering import relocated
 
     shown = relocated(report, out)

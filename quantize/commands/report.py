@@ -7,7 +7,6 @@ import typer
 
 from bench.cli import as_text, emit, refuse_existing
 from bench.errors import UsageError
-from bench.render import render
 from bench.store import atomic_write
 
 
@@ -24,6 +23,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Render a stored report; without an option, as text."""
+    from bench.render import render
     from quantize.rendering import stored_document
 
     refuse_existing([html, markdown, junit], force=force)

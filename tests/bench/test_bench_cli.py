@@ -103,7 +103,7 @@ def test_text_is_as_wide_as_the_terminal_and_of_one_width_elsewhere(
 def test_existing_reports_are_refused_before_the_work(
     run: Cli, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "describe", lambda: pytest.fail("the work began"))
+    monkeypatch.setattr("bench.machine.describe", lambda: pytest.fail("the work began"))
     (tmp_path / "r.html").write_text("old")
     status, _, err = run("bench", *models, "--html", tmp_path / "r.html")
     assert (status, err.count("\n")) == (9, 1)
@@ -115,7 +115,7 @@ def test_existing_reports_are_refused_before_the_work(
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
     run: Cli, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "describe", lambda: pytest.fail("the work began"))
+    monkeypatch.setattr("bench.machine.describe", lambda: pytest.fail("the work began"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     status, _, err = run("bench", *models, "--out", tmp_path / "r.json")
     assert status == 9
@@ -224,13 +224,13 @@ def test_doctor_as_json_has_what_a_prediction_needs(
     run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, ...]] = []
-    monkeypatch.setattr(cli, "machine_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr("bench.peaks.machine_peaks", lambda *_: PEAKS)
 
     def measured(threads: tuple[int, ...], _: object) -> tuple[Yardsticks, ...]:
         asked.append(threads)
         return (YARDSTICKS,)
 
-    monkeypatch.setattr(cli, "measure_yardsticks", measured)
+    monkeypatch.setattr("bench.yardsticks.measure_yardsticks", measured)
     _, out, _ = run("doctor", "--json")
     found = load(Survey, out.encode(), "stdout")
     assert (found.peaks, found.yardsticks) == ((PEAKS,), (YARDSTICKS,))
@@ -261,7 +261,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     import dataclasses
 
     machine = dataclasses.replace(describe(), **changes)
-    monkeypatch.setattr(cli, "describe", lambda: machine)
+    monkeypatch.setattr("bench.machine.describe", lambda: machine)
 
 
 @pytest.mark.parametrize(

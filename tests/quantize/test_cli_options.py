@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.errors import ExitCode
-from quantize import cli, commands
+from quantize import cli, commands, pipeline
 
 QUANTIZE = ("quantize", "m.onnx", "--data", "d.npz")
 GATE = ("gate", "a.onnx", "b.onnx", "--data", "d.npz", "--max-drop", "1pt")
@@ -35,8 +35,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         assert isinstance(caught.value.code, int)
         return caught.value.code, capfd.readouterr().err
 
-    for module in (commands.quantize, commands.gate):
-        monkeypatch.setattr(module, "run_isolated", refuse)
+    # `quantize` reads its options in the process that does the work.
+    monkeypatch.setattr(
+        commands.quantize, "run_isolated", lambda _, o, **__: commands.quantize.work(o)
+    )
+    monkeypatch.setattr(pipeline, "run", refuse)
+    monkeypatch.setattr(commands.gate, "run_isolated", refuse)
     monkeypatch.chdir(tmp_path)
     return run
 

@@ -1,4 +1,5 @@
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ class Asked:
         patch.setattr(sys, "argv", ["vnnify"])
         patch.chdir(folder)
 
-    def _stop(self, target: str, job: dict[str, Any], **_: Any) -> None:
-        self.jobs.append(job)
+    def _stop(self, target: str, order: dict[str, Any], **_: Any) -> None:
+        order = json.loads(json.dumps(order))
+        if "asked" in order:
+            _job(order)  # Options that make no sense are told there.
+        self.jobs.append(order)
         raise _StoppedError(target)
 
     def __call__(self, *arguments: str) -> BaseException | None:
@@ -42,11 +46,15 @@ class Asked:
 
     def quantize(self, *arguments: str) -> Job:
         assert isinstance(self("quantize", "m.onnx", *arguments), _StoppedError)
-        return load(Job, self.jobs[-1]["job"].encode(), "job")
+        return _job(self.jobs[-1])
 
     def gate(self, *arguments: str) -> GateJob:
         assert isinstance(self("gate", "a.onnx", "b.onnx", *arguments), _StoppedError)
         return load(GateJob, self.jobs[-1]["job"].encode(), "job")
+
+
+def _job(order: dict[str, Any]) -> Job:
+    return commands.quantize.asked_job(order["asked"], order["command"])
 
 
 @pytest.fixture
@@ -130,8 +138,8 @@ def test_bench_reads_its_own_table_and_no_other(
         plans.append(plan)
         raise InputError("stopped")
 
-    monkeypatch.setattr("bench.cli.run", run)
-    monkeypatch.setattr("bench.cli.describe", lambda: None)
+    monkeypatch.setattr("bench.running.run", run)
+    monkeypatch.setattr("bench.machine.describe", lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vnnify.toml").write_text(
         'data = "val/"\nthreads = 3\n[bench]\nbatch = "1,8"\nthreads = 2\nseconds = 0.5\n'
