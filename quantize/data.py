@@ -254,10 +254,28 @@ def _examine(source: str, rows: Rows, request: Request) -> Samples:
         labelled=rows.label is not None,
         digests=_digests(partial(load, values=True), count),
         _load=load,
-        _label=rows.label,
+        _label=_kept(rows.label) if rows.label is not None else None,
         _indices=tuple(range(count)),
         _where=rows.where,
     )
+
+
+def _kept(label: Callable[[int], object]) -> Callable[[int], object]:
+    """Labels that are one number or text, read once: they are asked for often, and a file is slow.
+
+    Others may be as large as the samples, and are read again.
+    """
+    known: dict[int, object] = {}
+
+    def read(i: int) -> object:
+        if i in known:
+            return known[i]
+        found = label(i)
+        if isinstance(found, int | float | str):
+            known[i] = found
+        return found
+
+    return read
 
 
 def _checked(rows: Rows, index: int, request: Request, *, values: bool) -> Feeds:

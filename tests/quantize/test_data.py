@@ -334,6 +334,31 @@ def test_a_function_is_called_once_and_its_samples_are_kept(tmp_path: Path) -> N
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
+def test_a_label_that_is_one_number_is_read_from_its_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    for i in range(2):
+        np.savez(tmp_path / "one" / f"{i}.npz", x=_rows(1), label=i)
+        np.savez(tmp_path / "many" / f"{i}.npz", x=_rows(1), label=_rows(1, 2) + i)
+    one, many = (_read(str(tmp_path / n), scratch=tmp_path) for n in ("one", "many"))
+    opened: list[Path] = []
+    real = archives.open_arrays
+
+    def counted(path: Path) -> Any:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(archives, "open_arrays", counted)
+    assert one.digest == one.digest
+    assert [one.subset([1, 0]).label(i) for i in range(2)] == [1, 0]
+    assert len(opened) == 2
+    # Whole arrays may be as large as the samples: they are not kept.
+    assert many.digest == many.digest
+    assert len(opened) == 2 + 4
+
+
 def test_labels_may_be_anything(tmp_path: Path) -> None:
     source = _plugin(
         tmp_path,
