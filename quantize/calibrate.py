@@ -3,18 +3,20 @@
 samples ─▶ FP32 graph with the wanted tensors as outputs ─▶ TensorStatistics of each
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from bench.models import Model
+from bench.models import Array, Model
 from quantize.data import Samples
 from quantize.histograms import TensorStatistics
 from quantize.rows import RowStore
 from quantize.sources.seam import ModelSpec
-from quantize.watching import stream, tensor_groups
+from quantize.watching import Watch, passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ def calibrate(
     Args:
         model: The prepared FP32 model.
         tensors: Names to watch.
-        samples: Fed one by one, in order; once, or once per group of tensors that fits in memory.
-        threads: Of one inference.
+        samples: Fed one by one; once, or once per group of tensors that fits in memory.
+        threads: In all; samples without state run side by side.
         scratch: Where the instrumented copy goes.
         states: Output to input names; an output is fed back as the next sample's input.
         progress: Called with samples done and in all.
@@ -75,16 +77,31 @@ def calibrate(
         InputError: The model cannot run on a sample.
     """
     stats = {name: TensorStatistics() for name in tensors}
-    inputs = {s.name for s in model.inputs}
-    groups = tensor_groups(model, [n for n in sorted(tensors) if n not in inputs], samples, scratch)
-    for i, group in enumerate(groups):
-        # What is fed is counted once.
-        wanted = [*group, *(n for n in tensors if n in inputs and i == 0)]
-        for done, values in enumerate(stream(model, wanted, samples, threads, scratch, states)):
-            for name, array in values:
-                if array.dtype == np.float32:
-                    stats[name].add(array)
+    for watched in passes(model, sorted(tensors), samples, threads, scratch, states):
+        before, total = watched.number * len(samples), watched.passes * len(samples)
+        for done, _ in enumerate(_taken(watched, samples, stats), start=1):
             if progress is not None:
-                progress(i * len(samples) + done + 1, len(groups) * len(samples))
+                progress(before + done, total)
     rows = RowStore(model, samples, states, threads, scratch)
     return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states, rows)
+
+
+def _taken(
+    watched: Watch, samples: Samples, stats: Mapping[str, TensorStatistics]
+) -> Iterator[None]:
+    """Add every sample to `stats`, and yield after each."""
+    # Of each thread; merged, they are the same however samples fell to threads.
+    own: dict[int, dict[str, TensorStatistics]] = defaultdict(
+        lambda: {n: TensorStatistics() for n in watched.wanted}
+    )
+
+    def take(_: int, values: Iterator[tuple[str, Array]]) -> None:
+        seen = own[threading.get_ident()]
+        for name, array in values:
+            if array.dtype == np.float32:
+                seen[name].add(array)
+
+    yield from watched.over(samples, take)
+    for seen in own.values():
+        for name, found in seen.items():
+            stats[name].merge(found)

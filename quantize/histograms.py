@@ -73,11 +73,12 @@ class TensorStatistics:
         self.zeros += every * int(np.count_nonzero(flat == 0))
 
     def _counted(self, part: NDArray[np.float32]) -> NDArray[np.intp]:
-        # Scaling by a power of two is exact, so the bin of a value never depends on rounding; in
-        # float32 a tiny negative value would become -0 and move to the other side of zero.
-        scaled = part * np.float64(2.0**-self.exponent)
+        # Scaling by a power of two is exact, so the bin of a value never depends on rounding. Only
+        # scaled down, in float32, a tiny negative value would become -0 and change sides.
+        kind = np.float32 if self.exponent <= 0 else np.float64
+        scaled = part * kind(2.0**-self.exponent)
         np.floor(scaled, out=scaled)
-        scaled += HALF_BINS
+        scaled += kind(HALF_BINS)
         return np.bincount(scaled.astype(np.intp), minlength=2 * HALF_BINS)
 
     def merge(self, other: "TensorStatistics") -> None:

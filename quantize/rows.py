@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bench.models import Array, Model
 from quantize.anchors import Anchor, integer_of
 from quantize.data import Samples
-from quantize.watching import stream, tensor_groups
+from quantize.watching import passes
 
 # Rows of one layer, and bytes of its rows; fewer rows where they are long.
 MAX_ROWS = 2048
@@ -197,13 +197,12 @@ class RowStore:
         readers: dict[str, list[Window]] = {}
         for window in new:
             readers.setdefault(window.tensor, []).append(window)
-        for i, name, values in self._tensors(sorted(readers), some):
-            for window in readers[name]:
-                found = rows_of(values, window, per_sample[window], np.random.default_rng(i))
+        for found in self._rows(readers, per_sample, some):
+            for window, rows in found:
                 file, shapes = parts[window]
                 with file.open("ab") as out:
-                    out.write(np.ascontiguousarray(found, np.float32).tobytes())
-                shapes.append(found.shape)
+                    out.write(rows.tobytes())
+                shapes.append(rows.shape)
         for window, (file, shapes) in parts.items():
             total = (sum(s[0] for s in shapes), *(shapes[-1][1:] if shapes else (1, 0)))
             self._files[window] = (file, total)
@@ -229,18 +228,25 @@ class RowStore:
         chosen = range(count) if self.states else (i * total // count for i in range(count))
         return self.samples.subset(list(chosen))
 
-    def _tensors(
-        self, names: list[str], samples: Samples
-    ) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
-        inputs = {s.name for s in self.model.inputs}
-        hidden = [n for n in names if n not in inputs]
-        for i, group in enumerate(tensor_groups(self.model, hidden, samples, self.scratch)):
-            wanted = [*group, *(n for n in names if n in inputs and i == 0)]
-            found = stream(self.model, wanted, samples, self.threads, self.scratch, self.states)
-            for number, values in enumerate(found):
-                for name, array in values:
-                    if array.dtype == np.float32:
-                        yield number, name, array
+    def _rows(
+        self, readers: Mapping[str, list[Window]], per_sample: Mapping[Window, int], some: Samples
+    ) -> Iterator[list[tuple[Window, NDArray[np.float32]]]]:
+        """Rows of each sample and pass."""
+
+        def take(
+            number: int, values: Iterator[tuple[str, Array]]
+        ) -> list[tuple[Window, NDArray[np.float32]]]:
+            found = []
+            for name, array in values:
+                for window in readers[name] if array.dtype == np.float32 else ():
+                    random = np.random.default_rng(number)
+                    rows = rows_of(array, window, per_sample[window], random)
+                    found.append((window, np.ascontiguousarray(rows, np.float32)))
+            return found
+
+        every = (self.model, sorted(readers), some, self.threads, self.scratch, self.states)
+        for watched in passes(*every):
+            yield from watched.over(some, take)
 
 
 def _per_sample(windows: Sequence[Window], samples: int) -> dict[Window, int]:

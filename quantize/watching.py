@@ -7,9 +7,12 @@ tensors together would take too much memory, the samples pass several times, eac
 graph that has only some of them as outputs. All these graphs share one file of weights.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,39 +27,105 @@ from quantize.graphs import opened, save, too_large
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+R = TypeVar("R")
 # Tensors fetched in one run hold at most this much together.
 GROUP_BYTES = 128 << 20
 # Samples looked at to find the largest, by which the groups are packed.
 _LOOKED_AT = 16
 
 
-def stream(
+@dataclass(slots=True)
+class Watch:
+    """A graph that is open, with some of the wanted tensors as outputs too.
+
+    Attributes:
+        session: What runs it, for several threads at once; gone when the pass is over.
+        wanted: Tensors to look at, inputs of the graph among them.
+        fetched: What a run has to return for that.
+        states: Output to input names.
+        workers: Samples that run side by side, so that no thread waits for another inside them.
+        number: Of this pass over the samples, from 0.
+        passes: In all.
+    """
+
+    session: "ort.InferenceSession"
+    wanted: tuple[str, ...]
+    fetched: tuple[str, ...]
+    states: Mapping[str, str]
+    workers: int
+    number: int
+    passes: int
+
+    def over(
+        self, samples: Samples, take: Callable[[int, Iterator[tuple[str, Array]]], R]
+    ) -> Iterator[R]:
+        """What `take` makes of each sample, in order.
+
+        Args:
+            samples: To run.
+            take: Gets the number of a sample and its wanted tensors one at a time, each of which
+                has to be taken; called by several threads at once.
+        """
+        carried: Feeds = {}
+        waiting: deque[Future[R]] = deque()
+        pool = ThreadPoolExecutor(self.workers)
+
+        def one(index: int) -> R:
+            return take(index, self._values({**samples[index].feeds, **carried}, carried))
+
+        try:
+            for index in range(len(samples)):
+                if len(waiting) >= 2 * self.workers:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(one, index))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _values(self, feeds: Feeds, carried: Feeds) -> Iterator[tuple[str, Array]]:
+        yield from ((n, feeds[n]) for n in self.wanted if n in feeds)
+        for name, array in _run(self.session, self.fetched, feeds):
+            if name in self.states:
+                carried[self.states[name]] = array
+            if name in self.wanted and name not in feeds:
+                yield name, array
+
+
+def passes(
     model: Model,
-    wanted: Sequence[str],
+    tensors: Sequence[str],
     samples: Samples,
     threads: int,
     scratch: Path,
     states: Mapping[str, str],
-) -> Iterator[Iterator[tuple[str, Array]]]:
-    """For every sample the wanted tensors, one at a time; each sample's have to be taken."""
+) -> Iterator[Watch]:
+    """Open graphs that together show all of `tensors`, as many of them as memory asks for.
+
+    Args:
+        model: The FP32 model.
+        tensors: What to look at; each is seen in one of the passes.
+        samples: Those that will run.
+        threads: In all.
+        scratch: Where the graphs are written for a moment.
+        states: Output to input names, for which samples run in turn.
+    """
     inputs = {s.name for s in model.inputs}
-    hidden = [n for n in wanted if n not in inputs]
+    groups = _groups(model, [n for n in tensors if n not in inputs], samples, scratch)
+    workers = 1 if states else _side_by_side(groups, threads)
     path = scratch / "watched.onnx"
-    expose(light(model, scratch), hidden, path)
-    session = _open(path, threads, packed=not too_large(model.size_bytes))
-    fetched = list(dict.fromkeys([*hidden, *states])) or [model.outputs[0].name]
-    carried: Feeds = {}
-
-    def values(feeds: Feeds) -> Iterator[tuple[str, Array]]:
-        yield from ((n, feeds[n]) for n in wanted if n in feeds)
-        for name, array in _run(session, fetched, feeds):
-            if name in states:
-                carried[states[name]] = array
-            if name in hidden:
-                yield name, array
-
-    for sample in samples:
-        yield values({**sample.feeds, **carried})
+    for number, group in enumerate(groups):
+        expose(light(model, scratch), group, path)
+        # A worker computes as well; the other threads help all of them.
+        packed = not too_large(model.size_bytes)
+        session = _open(path, threads - workers + 1, packed=packed)
+        # What is fed is looked at once.
+        wanted = (*group, *(n for n in tensors if n in inputs and number == 0))
+        fetched = tuple(dict.fromkeys([*group, *states])) or (model.outputs[0].name,)
+        watched = Watch(session, wanted, fetched, states, workers, number, len(groups))
+        yield watched
+        # Before the next one takes as much memory, whoever still holds this.
+        del session, watched.session
 
 
 def _run(
@@ -98,10 +167,10 @@ def _open(path: Path, threads: int, *, packed: bool) -> "ort.InferenceSession":
             file.unlink()
 
 
-def tensor_groups(
+def _groups(
     model: Model, names: Sequence[str], samples: Samples, scratch: Path
-) -> list[list[str]]:
-    """Names in groups that fit in memory, by their sizes on the largest of some samples."""
+) -> list[dict[str, int]]:
+    """Names in groups that fit in memory, with their bytes on the largest of some samples."""
     some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
     path = scratch / "sizes.onnx"
@@ -111,17 +180,20 @@ def tensor_groups(
     return _pack({n: sizes.get(n, 0) for n in names})
 
 
-def _pack(sizes: Mapping[str, int]) -> list[list[str]]:
+def _pack(sizes: Mapping[str, int]) -> list[dict[str, int]]:
     """Groups of names of at most GROUP_BYTES together, or one name alone."""
-    groups: list[list[str]] = [[]]
-    held = 0
+    groups: list[dict[str, int]] = [{}]
     for name, size in sizes.items():
-        if groups[-1] and held + size > GROUP_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += size
+        if groups[-1] and sum(groups[-1].values()) + size > GROUP_BYTES:
+            groups.append({})
+        groups[-1][name] = size
     return groups
+
+
+def _side_by_side(groups: Iterable[Mapping[str, int]], threads: int) -> int:
+    """Samples that may run at once: what is watched of them takes the memory of one group."""
+    held = sum(size for group in groups for size in group.values())
+    return max(1, min(threads, GROUP_BYTES // max(held, 1)))
 
 
 def light(model: Model, scratch: Path) -> Path:

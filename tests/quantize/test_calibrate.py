@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import InputError
-from bench.models import read_model
+from bench.models import Array, Feeds, read_model
 from quantize import watching as module
 from quantize.calibrate import Calibration, calibrate
 from tests import tiny
@@ -61,13 +63,14 @@ def run(
     feeds: list[dict[str, np.ndarray]],
     states: Mapping[str, str] | None = None,
     seen: list[tuple[int, int]] | None = None,
+    threads: int = 1,
 ) -> Calibration:
     model = read_model(path)
     return calibrate(
         model,
         tensors,
         samples_of(feeds, model.inputs),
-        threads=1,
+        threads=threads,
         scratch=path.parent,
         states=states or {},
         progress=None if seen is None else lambda *p: seen.append(p),
@@ -123,16 +126,66 @@ def test_the_size_of_groups_changes_nothing(
 def test_groups_are_packed_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_BYTES", 100)
     assert module._pack({"a": 60, "b": 40, "c": 1, "d": 500, "e": 99, "f": 2, "g": 98}) == [
-        ["a", "b"],
-        ["c"],
-        ["d"],
-        ["e"],
-        ["f", "g"],
+        {"a": 60, "b": 40},
+        {"c": 1},
+        {"d": 500},
+        {"e": 99},
+        {"f": 2, "g": 98},
     ]
-    assert module._pack({}) == [[]]
+    assert module._pack({}) == [{}]
 
 
-def test_states_are_fed_back(tmp_path: Path) -> None:
+def test_one_graph_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, feeds, held = chain(tmp_path / "m.onnx"), ragged(), list[object]()
+    real = module._open
+
+    def opened(*args: object, **options: object) -> object:
+        assert not any(ref() for ref in held)
+        session = real(*args, **options)
+        held.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(module, "_open", opened)
+    monkeypatch.setattr(module, "GROUP_BYTES", 1)
+    run(path, ["c", "r", "m"], feeds, threads=2)
+    # One to see sizes, then one for each tensor.
+    assert len(held) == 4
+
+
+def test_samples_run_side_by_side_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP_BYTES", 100)
+    assert module._side_by_side([{"a": 10, "b": 15}], threads=8) == 4
+    assert module._side_by_side([{"a": 10, "b": 15}], threads=2) == 2
+    assert module._side_by_side([{"a": 90}, {"b": 60}], threads=8) == 1
+    assert module._side_by_side([{}], threads=3) == 3
+
+
+def test_samples_side_by_side_leave_the_same_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, feeds, wanted = chain(tmp_path / "m.onnx"), ragged(40), ["x", "c", "r", "m", "y"]
+    expected = run(path, wanted, feeds)
+    both, met = threading.Barrier(2), set[int]()
+    values = module.Watch._values
+
+    def together(self: module.Watch, *given: Feeds) -> Iterator[tuple[str, Array]]:
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            # Without a second thread at work, nobody would come.
+            both.wait(timeout=20)
+        return values(self, *given)
+
+    monkeypatch.setattr(module.Watch, "_values", together)
+    seen: list[tuple[int, int]] = []
+    found = run(path, wanted, feeds, seen=seen, threads=2)
+    for name, stats in found.tensors.items():
+        same(stats, expected.tensors[name])
+    assert len(met) == 2
+    assert seen == [(i + 1, 40) for i in range(40)]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_states_are_fed_back(tmp_path: Path, threads: int) -> None:
     path = tiny.save(
         tmp_path / "m.onnx",
         [
@@ -143,7 +196,7 @@ def test_states_are_fed_back(tmp_path: Path) -> None:
         [("next", FLOAT, [1, 2])],
     )
     feeds = [{"x": np.ones((1, 2), np.float32), "h": np.zeros((1, 2), np.float32)}] * 4
-    found = run(path, ["sum", "h"], feeds, {"next": "h"})
+    found = run(path, ["sum", "h"], feeds, {"next": "h"}, threads=threads)
     assert (found.tensors["sum"].low, found.tensors["sum"].high) == (1, 4)
     assert (found.tensors["h"].low, found.tensors["h"].high) == (0, 3)
     unfed = run(path, ["sum"], feeds)

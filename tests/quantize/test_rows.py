@@ -1,6 +1,7 @@
 """Rows that layers read, taken from tensors and from a running model."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,15 +121,25 @@ def test_layers_that_read_alike_share_their_rows(tmp_path: Path) -> None:
 def test_all_layers_get_their_rows_in_one_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, passes = net(tmp_path / "m.onnx"), []
-    real = module.stream
-    monkeypatch.setattr(module, "stream", lambda *a: passes.append(a[1]) or real(*a))
+    path, seen = net(tmp_path / "m.onnx"), []
+    real = module.passes
+    monkeypatch.setattr(module, "passes", lambda *a: (seen.append(w) or w for w in real(*a)))
     taken = store(path)
     taken.capture(windows(path).values())
-    assert len(passes) == 1
+    assert len(seen) == 1
     # The graphs that were run for it are gone, but for the copy that they share their weights with.
     left = [f for f in tmp_path.iterdir() if f != path and not f.name.startswith("light-")]
     assert {f.suffix for f in left} == {".raw"}
+
+
+def test_rows_are_the_same_whatever_runs_side_by_side(tmp_path: Path) -> None:
+    path = net(tmp_path / "m.onnx")
+    found = [replace(store(path, 40), threads=n, scratch=tmp_path / str(n)) for n in (1, 3)]
+    for taken in found:
+        taken.scratch.mkdir()
+        taken.capture(windows(path).values())
+    for window in windows(path).values():
+        np.testing.assert_array_equal(*(taken.rows(window) for taken in found))
 
 
 def test_rows_stay_within_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
