@@ -45,6 +45,7 @@ def rewrite(model: ir.Model) -> list[str]:
             value.type = value.shape = None
     if count := _pool_means(model):
         notes.append(f"GlobalAveragePool takes the place of means over height and width ({count})")
+    _join_gemms(model)
     return notes
 
 
@@ -380,3 +381,27 @@ def _mean_axes(node: ir.Node) -> tuple[int, ...]:
     else:
         return ()
     return tuple(sorted(a % 4 for a in axes))
+
+
+def _join_gemms(model: ir.Model) -> None:
+    """Write MatMul and the Add of its bias as Gemm, where rows make a matrix.
+
+    ONNX Runtime does the same before it looks for Q/DQ pairs (`matmul_add_fusion.cc`), and runs a
+    Gemm in integers only if its bias is quantized too, as that of a Gemm is and of an Add is not.
+    """
+    for node in list(model.graph):
+        value, uses = node.outputs[0], list(node.outputs[0].uses())
+        if node.op_type != "MatMul" or node.domain or len(uses) != 1 or value.is_graph_output():
+            continue
+        add, data, weights = uses[0].node, node.inputs[0], _float_array(node.inputs[1])
+        if add.op_type != "Add" or add.domain or add.graph is not model.graph or weights is None:
+            continue
+        rank = len(data.shape) if data is not None and data.shape is not None else 0
+        bias = _float_array(add.inputs[1 - uses[0].idx])
+        if (rank, weights.ndim) != (2, 2) or bias is None or bias.size != weights.shape[1]:
+            continue
+        gemm = ir.node("Gemm", node.inputs[:2], name=node.name)
+        model.graph.insert_before(add, gemm)
+        set_input(gemm, 2, bias.reshape(-1), model.graph)
+        take_over(add, gemm, model.graph)
+        model.graph.remove(node, safe=True)

@@ -110,7 +110,7 @@ def detector_head(path: Path) -> Path:
     return b.save(path, _IMAGE, b.op("Concat", boxes, scores, axis=1))
 
 
-def transformer(path: Path) -> Path:
+def transformer(path: Path, batch: str | int = "n") -> Path:
     """One block: attention with two heads, layer norms, a GELU."""
     b = Builder()
     width, heads = 32, 2
@@ -136,7 +136,20 @@ def transformer(path: Path) -> Path:
     gelu = b.op("Mul", b.op("Mul", hidden, b.op("Add", erf, b.constant(np.float32(1)))),
                 b.constant(np.float32(0.5)))  # fmt: skip
     x = b.op("Add", x, b.linear(gelu, 64, width))
-    return b.save(path, ("x", _FLOAT, ["n", 8, width]), norm(x))
+    return b.save(path, ("x", _FLOAT, [batch, 8, width]), norm(x))
+
+
+def fixed_transformer(path: Path) -> Path:
+    """The same with every shape known, which lets runtimes fuse more before they see pairs."""
+    return transformer(path, 1)
+
+
+def perceptron(path: Path) -> Path:
+    """Two layers of an MLP, each a MatMul and an Add, as TensorFlow's exporter writes them."""
+    b = Builder()
+    return b.save(
+        path, ("x", _FLOAT, ["n", 32]), b.linear(b.op("Relu", b.linear("x", 32, 64)), 64, 8)
+    )
 
 
 def recurrent(path: Path) -> Path:
@@ -154,9 +167,16 @@ GRAPHS: dict[str, Callable[[Path], Path]] = {
     "squeeze-and-excite": squeeze_excite,
     "detector head": detector_head,
     "transformer": transformer,
+    "fixed transformer": fixed_transformer,
+    "perceptron": perceptron,
     "recurrent": recurrent,
 }
-_SHAPES = {"transformer": (1, 8, 32), "recurrent": (6, 1, 8)}
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "transformer": (1, 8, 32),
+    "fixed transformer": (1, 8, 32),
+    "perceptron": (1, 32),
+    "recurrent": (6, 1, 8),
+}
 
 
 def feeds_for(name: str, count: int = 4) -> list[Feeds]:

@@ -131,6 +131,22 @@ class Editor:
             moved = (value.const_value.numpy() + shift).astype(np.float32)
             add.replace_input_with(i, self.constant(f"{value.name}_{node.name}", moved))
 
+    def keep_add_apart(self, node: ir.Node, channels: int) -> None:
+        """Give the bias that is added to a MatMul two axes, so that ONNX Runtime leaves the Add.
+
+        With one axis, and shapes that are known, it makes Reshape, Gemm and Reshape of the two
+        before it looks for Q/DQ pairs (`matmul_add_fusion.cc`); the Gemm's bias is float, so it
+        runs in float, on weights that are dequantized in every run.
+        """
+        place, data = self.added_constant(node, channels), node.inputs[0]
+        rank = len(data.shape) if data is not None and data.shape is not None else 0
+        if place is not None and rank > 2:
+            add, i, value = place
+            assert value.const_value is not None
+            if len(value.const_value.shape) == 1:
+                bias = value.const_value.numpy().reshape(1, -1)
+                add.replace_input_with(i, self.constant(f"{value.name}_of_{node.name}", bias))
+
     @staticmethod
     def added_constant(node: ir.Node, channels: int) -> tuple[ir.Node, int, ir.Value] | None:
         """The Add that alone reads a MatMul and adds one value per channel; and that constant.

@@ -148,6 +148,7 @@ class _Writer:
         found = self.fitter.fit(anchor, weights, source, room, movable=movable)
         if anchor.op == "MatMul":
             self.editor.shift_following_add(node, found.shift)
+            self.editor.keep_add_apart(node, channels)
         else:
             had_bias = len(node.inputs) > 2 and node.inputs[2] is not None
             if had_bias or found.corrected:

@@ -17,6 +17,8 @@ ONNXRUNTIME = {
     "squeeze-and-excite": (6, 6, 2, 0),
     "detector head": (5, 5, 0, 0),
     "transformer": (6, 8, 0, 0),
+    "fixed transformer": (6, 8, 0, 0),
+    "perceptron": (2, 2, 0, 0),
     "recurrent": (2, 2, 0, 0),
 }
 OPENVINO = {
@@ -25,6 +27,8 @@ OPENVINO = {
     "squeeze-and-excite": (6, 6, 0, 0),
     "detector head": (5, 5, 0, 0),
     "transformer": (6, 6, 0, 0),
+    "fixed transformer": (6, 6, 0, 0),
+    "perceptron": (2, 2, 0, 0),
     # No INT8 kernel for LSTM.
     "recurrent": (1, 2, 0, 0),
 }

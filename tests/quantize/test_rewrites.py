@@ -473,3 +473,29 @@ def test_a_norm_that_others_see_stays(tmp_path: Path) -> None:
     # The activation is read as well, so the convolution cannot take the factor.
     found = check(tmp_path, late_norm(), {**constants, **NORM}, outputs=("n", "r"))
     assert found.ops["BatchNormalization"] == 1
+
+
+@pytest.mark.parametrize("inputs", [["p", "b"], ["b", "p"]])
+def test_rows_times_weights_plus_a_bias_are_one_gemm(tmp_path: Path, inputs: list[str]) -> None:
+    nodes = [node("MatMul", ["x", "w"], "p"), node("Add", inputs, "y")]
+    constants = {"w": small(5, 3), "b": f32([1, 2, 3])}
+    assert check(tmp_path, nodes, constants, shape=(4, 5)).ops == {"Gemm": 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "bias", "outputs"),
+    [
+        ((2, 4, 5), f32([1, 2, 3]), ("y",)),
+        ((4, 5), f32([[1, 2, 3]] * 4), ("y",)),
+        ((4, 5), f32(7), ("y",)),
+        ((4, 5), f32([1, 2, 3]), ("y", "p")),
+    ],
+    ids=["three axes", "another bias per row", "one bias for all", "product seen"],
+)
+def test_other_products_stay_as_they_are(
+    tmp_path: Path, shape: tuple[int, ...], bias: Any, outputs: tuple[str, ...]
+) -> None:
+    nodes = [node("MatMul", ["x", "w"], "p"), node("Add", ["p", "b"], "y")]
+    constants = {"w": small(5, 3), "b": bias}
+    found = check(tmp_path, nodes, constants, shape=shape, outputs=outputs)
+    assert found.ops == {"MatMul": 1, "Add": 1}
