@@ -23,7 +23,7 @@ class Anchor:
         end: Name of the Relu's or Clip's output where one follows alone, else `output`.
         out_axis: Axis of the weights that counts output channels.
         weight_count: Elements of its weights.
-        depthwise: Whether each output channel reads one input channel.
+        depthwise: Whether it is a convolution of one input and one output channel per group.
         nested: Whether it lies inside an If, Loop or Scan, where no statistics reach.
     """
 
@@ -92,8 +92,9 @@ def _linear_anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
     if node.op_type == "Conv":
         if nested:
             return "inside a subgraph, where no statistics reach"
-        shape = tensor.shape.numpy()
-        return Anchor(name, "Conv", data.name, output, end, 0, count, depthwise=int(shape[1]) == 1)
+        channels, per_group = (int(d) for d in tensor.shape.numpy()[:2])
+        deep = per_group == 1 and 1 < channels == integer_of(node, "group", 1)
+        return Anchor(name, "Conv", data.name, output, end, 0, count, depthwise=deep)
     if rank != 2:
         return f"weights of rank {rank}"
     if node.op_type == "Gemm":

@@ -3,7 +3,11 @@
 AVX2 and AVX-512 without VNNI add the products of two neighbours, u8 x s8, into 16 bits that
 *saturate* (`vpmaddubsw`); VNNI, AVX-VNNI and AMX add four products into 32 bits and are exact
 (`vpdpbusd`, `tdpbusd`; Intel SDM vol. 2). The same INT8 file therefore gives different answers on
-the two, unless no pair of neighbours can leave the 16 bits. That is what `portable` makes sure of.
+the two, unless no pair of neighbours can leave the 16 bits. That is what `portable` makes sure of,
+whatever the activations are. Depthwise convolutions (one input and one output channel per group)
+need none of it: their kernels have no neighbours to add, and multiply in 32 bits on every CPU. So
+`make verify-vnni` finds for ONNX Runtime, and `tests/quantize/test_saturation.py` for OpenVINO held
+to AVX2.
 """
 
 import math

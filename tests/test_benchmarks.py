@@ -26,13 +26,14 @@ def test_a_case_is_compared_from_graph_to_table(
     folder.mkdir(parents=True)
     graphs.constant_nodes(folder)
     out = tmp_path / "out"
-    asked = ["--models", str(folder.parent), "--rivals", "native,static", "--out", str(out)]
+    rivals = "native,native vnni,static"
+    asked = ["--models", str(folder.parent), "--rivals", rivals, "--out", str(out)]
     assert quantizers.main([*asked, "--quick"]) == 0
     shown = capsys.readouterr().out
     assert shown == (out / "quantizers.md").read_text("utf-8")
     record = json.loads((out / "quantizers.json").read_text("utf-8"))
     rows = {r["rival"]: r for r in record["rows"]}
-    assert list(rows) == ["native", "static"]
+    assert list(rows) == ["native", "native vnni", "static"]
     native = rows["native"]
     assert native["failed"] == ""
     assert native["score"]["loads"] == ["onnxruntime", "openvino"]
@@ -41,6 +42,10 @@ def test_a_case_is_compared_from_graph_to_table(
     assert set(native["speedup"]) == {"onnxruntime", "openvino"}
     assert record["machine"]["cpu"]
     assert record["cases"]["old"]["samples"] > 0
+    narrowing = record["cases"]["old"]["narrowing"]
+    assert narrowing["native"] == {"channels": 0, "outputs": 0, "wrong": 0}
+    assert narrowing["native vnni"]["channels"] > 0
+    assert "native loses" in shown
     # The files that were compared are large, and gone.
     assert not list(out.rglob("*.onnx"))
 
@@ -61,21 +66,26 @@ def test_a_quantizer_that_fails_is_a_row_that_says_why(
     assert quantizers._behind(about, [good]) == []
 
 
-def test_what_narrow_weights_cost_is_said_beyond_a_fifth_of_a_point() -> None:
-    about = {"percent": True, "metric": "top1", "fp32": 0.9, "samples": 10_000}
+def test_what_narrow_weights_cost_is_said() -> None:
+    saturating = {"channels": 50, "outputs": 1000, "wrong": 250}
+    safe = {"channels": 0, "outputs": 0, "wrong": 0}
+    rows = [quantizers.Row("a", "native", {"narrowed": 30, "channels": 1200})]
 
-    def said(portable: float, vnni: float) -> list[str]:
-        rows = [
-            quantizers.Row("a", "native", score={"drop": portable}),
-            quantizers.Row("a", "native vnni", score={"drop": vnni}),
-        ]
-        assert quantizers._behind(about, rows) == []
-        return quantizers._narrowed(about, rows)
+    def said(lost: float, low: float) -> str:
+        found = {"lost": lost, "low": low, "high": 0.005, "native": safe}
+        about = {"percent": True, "fp32": 0.9, "narrowing": found | {"native vnni": saturating}}
+        (line,) = quantizers._narrowed(about, rows)
+        return line
 
-    assert said(0.004, 0.001) == ["- **native loses 0.003 to native vnni.**"]
-    assert said(0.002, 0.001) == []
-    # Luck of the other is no loss.
-    assert said(0.001, -0.03) == []
+    assert said(0.003, 0.001) == (
+        "- **native loses 0.3 pt to native vnni (95 %: 0.1 to 0.5)**. 30 of 1,200 channels use "
+        "less than 8 bits. Channels that can saturate without VNNI: 0 of native's, 50 of native "
+        "vnni's; there 25.0% of the outputs looked at do, 0 of native's."
+    )
+    # Within a fifth of a point, or within what chance does.
+    assert "**" not in said(0.0019, 0.001)
+    assert "**" not in said(0.003, -0.001)
+    assert quantizers._narrowed({"percent": True, "fp32": 0.9}, rows) == []
 
 
 def test_searches_are_shown_side_by_side() -> None:

@@ -1,8 +1,7 @@
 """What CPUs without VNNI would make of a product: which channels can leave 16 bits, and how far.
 
 There, neighbouring products of u8 activations and s8 weights are added in 16 bits that saturate
-(see `quantize.targets`). Depthwise kernels multiply in 32 bits: so MLAS's public source says, and
-`make verify-vnni` sees no difference on its emulated AVX2. Also from that source: ONNX Runtime's
+(see `quantize.targets`, also for depthwise convolutions). From MLAS's public source: ONNX Runtime's
 u8 x u8 kernels widen to 16 bits first; s8 activations between Q/DQ pairs become u8 in ONNX Runtime,
 and in QLinear operators they run plain C++ code. That OpenVINO halves s8 weights for them is
 oneDNN's documented habit and was not tried.

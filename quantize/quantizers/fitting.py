@@ -161,6 +161,8 @@ class Fitter:
         store, recipe = self.store, self.recipe
         window = self.windows.get(anchor.name)
         correct = recipe.correct_bias and movable
+        # Depthwise kernels multiply in 32 bits on every CPU: see `quantize.targets`.
+        narrow = self.narrow and not anchor.depthwise
 
         def make() -> Fit:
             first = channels_first(weights, anchor.out_axis)
@@ -168,14 +170,14 @@ class Fitter:
                 first,
                 store.rows(window) if store is not None and window is not None else None,
                 source,
-                partial(self._rounded, anchor.name, first, room),
+                partial(self._rounded, anchor.name, first, room, narrow=narrow),
                 correct=correct,
                 rounding=recipe.rounding,
             )
 
         if store is None:
             return make()
-        return store.once((anchor.name, source, self.narrow, correct, recipe.rounding), make)
+        return store.once((anchor.name, source, narrow, correct, recipe.rounding), make)
 
     def _rounded(
         self,
@@ -183,8 +185,9 @@ class Fitter:
         weights: NDArray[np.float32],
         room: NDArray[np.float32] | None,
         rounder: Rounder | None,
+        *,
+        narrow: bool,
     ) -> Codes:
-        narrow = self.narrow
         if rounder is None and self.store is not None:
             # Ranges change neither: candidates that differ in them alone share one array.
             found = self.store.once(

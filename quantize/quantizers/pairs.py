@@ -87,11 +87,12 @@ def layers_of(
             reason = kept if recipe.modes.get(anchor.name) == "static" else None
             layers.append(QuantizedLayer(anchor.name, anchor.op, "float", 0, 0, reason))
             continue
-        if TARGETS[recipe.target].narrow:
+        narrow = TARGETS[recipe.target].narrow and not anchor.depthwise
+        if narrow:
             _halve(pair, anchor.out_axis)
         codes = np.moveaxis(held(pair.inputs[0]), anchor.out_axis, 0)
         safe = np.abs(codes.astype(np.int16)).reshape(len(codes), -1).max(axis=1) <= _SAFE_CODE
-        narrowed = int(safe.sum()) if TARGETS[recipe.target].narrow else 0
+        narrowed = int(safe.sum()) if narrow else 0
         layers.append(QuantizedLayer(anchor.name, anchor.op, "static", narrowed, len(codes), None))
     return tuple(layers)
 

@@ -5,16 +5,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from bench.errors import VnnifyError
 from bench.machine import available_threads, canary
 from bench.models import Model, read_model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.evaluate import Evaluation, Execution, evaluate
+from quantize.inspection.observing import observe
+from quantize.inspection.products import lifted, products
+from quantize.inspection.saturation import risk_of
 from quantize.outputs import OutputStore
+from quantize.pairing import pair
 from quantize.trials import noise_shares, to_db
 from tests.benchmarks.cases import Case, Data, read_case
 
 _PROBES = 8
+# Whose difference is what weights that cannot saturate cost.
+_NARROW, _WIDE = "native", "native vnni"
+# Of each end of an interval, so that both hold with 95 %.
+_CONFIDENCE = 0.975
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +54,40 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     """The child process: FP32 once, then every file.
 
     Returns:
-        `fp32`: its score; `metric`, `percent`; `scores`: by rival, a `Score` as a dict.
+        `fp32`: its score; `metric`, `percent`; `scores`: by rival, a `Score` as a dict;
+        `narrowing`: what `native` loses to `native vnni`, where both are there, and what saturates.
     """
     case = Case(**{**job["case"], "path": Path(job["case"]["path"])})
     scratch = Path(job["folder"])
     data = read_case(case, scratch, job["calibrate_on"], job["evaluate_on"])
     with OutputStore(folder=scratch) as kept:
         fp32 = evaluate(data.model, data.evaluation, data.metric, _how(case), keep=kept)
-        scores = {}
+        scores, judged = {}, {}
         for rival, path in job["files"].items():
             model = as_model(Path(path), data.model)
-            scores[rival] = asdict(_score(model, case, data, fp32, kept))
+            score, judged[rival] = _score(model, case, data, fp32, kept)
+            scores[rival] = asdict(score)
     percent = fp32.bounded or fp32.binary
     facts = {"fp32": fp32.value, "metric": fp32.metric.rpartition(":")[2], "percent": percent}
-    return {**facts, "samples": len(data.evaluation), "scores": scores}
+    facts |= {"samples": len(data.evaluation), "scores": scores}
+    narrow, wide = judged.get(_NARROW), judged.get(_WIDE)
+    if narrow is not None and wide is not None:
+        found = pair(wide, narrow, _CONFIDENCE, None)
+        facts["narrowing"] = {"lost": found.drop, "low": found.low, "high": found.high} | {
+            name: _saturating(Path(job["files"][name]), data, scratch) for name in (_NARROW, _WIDE)
+        }
+    return facts
+
+
+def _saturating(path: Path, data: Data, scratch: Path) -> dict[str, int]:
+    """Channels that can saturate without VNNI, and outputs that do on some evaluation samples."""
+    graph = lifted(ir.load(path))
+    risks = {p.name: r.channels for p in products(graph) if (r := risk_of(p)) is not None}
+    chosen = [p for p in products(graph) if risks.get(p.name)]
+    feeds = [data.evaluation[i].feeds for i in range(_count(data))]
+    seen = observe(graph, chosen, feeds, threads=available_threads(), scratch=scratch).values()
+    outputs = {"outputs": sum(s.looked_at for s in seen), "wrong": sum(s.wrong for s in seen)}
+    return {"channels": sum(risks.values()), **outputs}
 
 
 def as_model(path: Path, fp32: Model) -> Model:
@@ -77,7 +107,10 @@ def _how(case: Case, runtime: str = "onnxruntime", *, exact: bool = False) -> Ex
     return Execution(RUNTIMES[runtime], settings, case.states)
 
 
-def _score(model: Model, case: Case, data: Data, fp32: Evaluation, kept: OutputStore) -> Score:
+def _score(
+    model: Model, case: Case, data: Data, fp32: Evaluation, kept: OutputStore
+) -> tuple[Score, Evaluation | None]:
+    """Its score, and the evaluation behind it; None where no runtime runs the file."""
     score, probes = Score(), [data.evaluation[i].feeds for i in range(_count(data))]
     found: dict[str, Any] = {}
     for runtime in ("onnxruntime", "openvino"):
@@ -90,7 +123,7 @@ def _score(model: Model, case: Case, data: Data, fp32: Evaluation, kept: OutputS
         except VnnifyError as e:
             score = replace(score, why=score.why or f"{runtime}: {e}"[:300])
     if not found:
-        return score
+        return score, None
     runtime = next(iter(found))
     wanted = [kept.of(i, data.evaluation.digests[i]) for i in range(len(probes))]
     if case.states:
@@ -108,7 +141,7 @@ def _score(model: Model, case: Case, data: Data, fp32: Evaluation, kept: OutputS
     judged = value(exactly=exact)
     native = judged if canary(runtime) == "exact" else value(exactly=False)
     sign = 1 if fp32.higher_is_better else -1
-    return Score(
+    score = Score(
         loads=tuple(found),
         exact=judged.value,
         native=native.value,
@@ -117,6 +150,7 @@ def _score(model: Model, case: Case, data: Data, fp32: Evaluation, kept: OutputS
         judged_in=runtime,
         why=score.why,
     )
+    return score, judged
 
 
 def _count(data: Data) -> int:

@@ -134,6 +134,9 @@ def _by_engine(
     if trial is None:
         raise RuntimeError("no candidate runs")
     costs = {"calibrate_s": calibrated - start, "quantize_s": perf_counter() - calibrated}
+    layers = trial.quantized.layers
+    costs["narrowed"] = sum(x.narrowed for x in layers)
+    costs["channels"] = sum(x.channels for x in layers)
     return trial.quantized.model.path, costs
 
 

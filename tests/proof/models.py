@@ -40,8 +40,8 @@ def near_127(rng: np.random.Generator, outputs: int, *shape: int) -> np.ndarray[
     return (near_the_top(rng, outputs, *shape) * sign).astype(np.float32)
 
 
-def adversarial(folder: Path) -> Iterator[Case]:
-    """One small model per kind of layer, each with sums of pairs that leave 16 bits."""
+def adversarial(folder: Path, target: str = "vnni") -> Iterator[Case]:
+    """One small model per kind of layer, each with sums of pairs that leave 16 bits for VNNI."""
     rng = np.random.default_rng(0)
     image, rows = ["n", 16, 10, 10], ["n", 64]
 
@@ -51,9 +51,11 @@ def adversarial(folder: Path) -> Iterator[Case]:
         tiny.save(path, [node], [("x", _FLOAT, shape)], [("y", _FLOAT, None)], constants)
         size = [how.get("batch", 2) if isinstance(d, str) else d for d in shape]
         feeds = [{"x": near_the_top(rng, *size)} for _ in range(4)]
-        # The range begins at zero, so that the values above lie near the top of the codes.
-        zero: list[Feeds] = [{"x": np.zeros(size, np.float32)}]
-        return Case(name, make(path, feeds + zero, mode=mode).path, tuple(feeds))
+        # The range begins at zero or just below, so that the values above lie near the top of the
+        # codes.
+        low: list[Feeds] = [{"x": np.full(size, how.get("low", 0), np.float32)}]
+        made = make(path, feeds + low, mode=mode, target=target)
+        return Case(name, made.path, tuple(feeds))
 
     conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", transB=1)
@@ -71,6 +73,23 @@ def adversarial(folder: Path) -> Iterator[Case]:
         image,
         constants={"w": near_127(rng, 16, 1, 3, 3)},
         mode="static",
+    )
+    wide = {"kernel_shape": [5, 5], "strides": [2, 2], "dilations": [1, 2], "pads": [2, 4, 2, 4]}
+    yield case(
+        "depthwise-5x5",
+        helper.make_node("Conv", ["x", "w"], ["y"], "depthwise", group=20, **wide),
+        ["n", 20, 10, 10],
+        constants={"w": near_127(rng, 20, 1, 5, 5)},
+        mode="static",
+        low=-0.03,
+    )
+    yield case(
+        "depthwise-1d",
+        helper.make_node("Conv", ["x", "w"], ["y"], "depthwise", group=7, kernel_shape=[7]),
+        ["n", 7, 20],
+        constants={"w": near_127(rng, 7, 1, 7)},
+        mode="static",
+        low=-0.03,
     )
     yield case(
         "gemm",

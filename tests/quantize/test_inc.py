@@ -222,7 +222,8 @@ def test_a_layer_in_float_has_its_weights_and_its_input_back(cnn: Parts) -> None
 def test_a_portable_model_cannot_saturate(cnn: Parts) -> None:
     assert any(can_saturate(c.reshape(len(c), -1)).any() for c in codes(made(cnn)))
     found = made(cnn, "portable")
-    assert not any(can_saturate(c.reshape(len(c), -1)).any() for c in codes(found))
+    # Depthwise kernels cannot: the second layer's weights, [8, 1, 3, 3], keep 8 bits.
+    assert [i for i, c in enumerate(codes(found)) if can_saturate(c).any()] == [1]
     assert noise_db(cnn, found, [image(40)]) > 12
 
 

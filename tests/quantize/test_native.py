@@ -174,6 +174,21 @@ def test_portable_weights_never_saturate_and_are_counted(tmp_path: Path) -> None
     assert signal_to_noise_db(made, samples) > 25
 
 
+@pytest.mark.parametrize(
+    ("shape", "group", "narrowed"),
+    [((16, 1, 3, 3), 16, False), ((16, 1, 3, 3), 8, True), ((16, 1, 3, 3), 1, True)],
+)
+def test_portable_depthwise_weights_keep_8_bits(
+    tmp_path: Path, shape: tuple[int, ...], group: int, *, narrowed: bool
+) -> None:
+    made = make(
+        conv(tmp_path / "m.onnx", shape, group=group), feeds(1, group, 8, 8), target="portable"
+    )
+    codes = made.file.held(made.file.nodes("Conv")[0].input[1]).codes
+    assert can_saturate(codes).any() != narrowed
+    assert bool(made.quantized.layers[0].narrowed) == narrowed
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_portable_products_never_saturate(tmp_path: Path, mode: Any) -> None:
     def worst(target: str) -> bool:
