@@ -9,7 +9,7 @@ from bench.runtimes import RUNTIMES, Settings
 from quantize.data import infer_inputs, read_samples
 from quantize.images import Preprocessing
 from quantize.prepare import prepare
-from quantize.sources import ModelSpec, check_parity, convert, describe_inputs
+from quantize.sources import ModelSpec, check_parity, convert, describe_inputs, refuse_random
 
 _PARITY_SAMPLES = 4
 
@@ -47,6 +47,7 @@ def convert_file(
     )
     settings = Settings(threads=available_threads(), packed=False)
     reference = RUNTIMES["onnxruntime"].open(source.path, settings)
+    refuse_random(reference.run, feeds[0], spec.text)
     check_parity(reference.run, prepared.model.path, feeds)
     return {
         "files": sorted(f.name for f in clean.iterdir()),

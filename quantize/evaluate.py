@@ -26,6 +26,7 @@ from quantize.metric import Metric
 from quantize.metrics import run_labels
 from quantize.outputs import OutputStore, first_nonfinite
 from quantize.scores import Labels
+from quantize.sources.parity import repeats
 
 # The score of a non-finite sample where the metric has no worst one; JSON knows no infinity.
 _WORST = float(np.finfo(np.float32).max)
@@ -183,8 +184,7 @@ def is_deterministic(model: Model, sample: Sample, execution: Execution) -> bool
     A model with random operators (dropout left in training mode) cannot be paired with another.
     """
     with _opened(model, execution) as session:
-        first, second = session.run(sample.feeds), session.run(sample.feeds)
-    return all(_same(first[name], second[name]) for name in first)
+        return repeats(session.run, sample.feeds)
 
 
 @dataclass(slots=True)
@@ -327,11 +327,3 @@ def _refuse_unknown_states(model: Model, states: Mapping[str, str]) -> None:
                     f"state {giver!r} -> {taker!r}: {model.path} has no {kind} {name!r}; it has "
                     f"{', '.join(sorted(known))}."
                 )
-
-
-def _same(first: np.ndarray[tuple[int, ...], np.dtype[np.generic]], second: object) -> bool:
-    a, b = np.asarray(first), np.asarray(second)
-    if a.shape != b.shape or a.dtype.kind not in "fc":
-        return np.array_equal(a, b)
-    scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
-    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * float(scale), equal_nan=True))

@@ -137,11 +137,11 @@ class _Placing:
         node = self.nodes[anchor.name]
         if not self._has_range(anchor.data):
             return "its input holds non-finite values or was never seen"
-        end = self._end(node)
-        if anchor.op == "Conv" and not self._has_range(end):
-            return "its output holds non-finite values or was never seen"
+        # First, since nobody watches the output of such a one.
         if anchor.op == "Conv" and _feeds_magnifier(node):
             return "a signal front end: its output goes into Log, Pow or Sqrt"
+        if anchor.op == "Conv" and not self._has_range(self._end(node)):
+            return "its output holds non-finite values or was never seen"
         return None
 
     def _has_range(self, name: str) -> bool:

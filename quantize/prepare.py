@@ -99,6 +99,7 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     model = passes.InlinePass()(load_graph(source, notes, shown)).model
     _refuse_quantized(model, shown)
     _refuse_damaged(model, shown)
+    _leave_training(model, notes)
     _widen_half(model, notes)
     model = tidy(model)
     # Here already, since folding renames weights and spreads what is in them.
@@ -120,6 +121,32 @@ def _refuse_quantized(model: ir.Model, shown: str) -> None:
             f"model; to judge "
             "this one use `vnnify gate FP32 INT8`."
         )
+
+
+def _leave_training(model: ir.Model, notes: list[str]) -> None:
+    """Switch dropout off, as every runtime does, and tell of batch norms that go on learning."""
+    dropouts = norms = 0
+    for node in (n for n in model.graph.all_nodes() if n.domain in ("", "ai.onnx")):
+        if node.op_type == "Dropout" and _is_training(node):
+            node.resize_inputs(2)
+            dropouts += 1
+        # In any opset, a norm that learns says so by returning what it has learned.
+        norms += node.op_type == "BatchNormalization" and len(node.outputs) > 1
+    if dropouts:
+        notes.append(f"{dropouts} Dropout nodes were exported in training mode; switched off")
+    if norms:
+        notes.append(
+            f"{norms} batch norms were exported in training mode: they normalize with each "
+            "batch's own statistics, not with what was learned. Unless that is meant, export the "
+            "model in evaluation mode (`module.eval()`)"
+        )
+
+
+def _is_training(dropout: ir.Node) -> bool:
+    """Whether a Dropout may be told to drop something; from opset 12 on an input says so."""
+    mode = dropout.inputs[2] if len(dropout.inputs) > 2 else None
+    known = ir.convenience.get_const_tensor(mode) if mode is not None else None
+    return mode is not None and (known is None or bool(known.numpy()))
 
 
 def _converts_ports(node: ir.Node) -> bool:
@@ -251,6 +278,9 @@ def _widen_half(model: ir.Model, notes: list[str]) -> None:
     for value in graph.outputs:
         if value.dtype in _HALF:
             value.meta["half"], value.dtype = value.dtype, ir.DataType.FLOAT
+    for value in (v for sub in graph.subgraphs() for v in sub.inputs):
+        if value.dtype in _HALF:
+            value.dtype = ir.DataType.FLOAT
     for sub in (graph, *graph.subgraphs()):
         for value in sub.initializers.values():
             if value.const_value is not None and value.const_value.dtype in _HALF:

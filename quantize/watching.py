@@ -135,6 +135,10 @@ def _run(
     import onnxruntime as ort
 
     try:
+        if any(v.dtype.kind in "OU" for v in feeds.values()):
+            # An OrtValue holds no text.
+            yield from zip(fetched, session.run(list(fetched), feeds), strict=True)
+            return
         fed = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in feeds.items()}
         found = session.run_with_ort_values(list(fetched), fed)
     except open_errors() as e:

@@ -9,7 +9,7 @@ from bench.models import Model, TensorSpec
 from quantize.data import Samples
 from quantize.plugins import nearest
 from quantize.sources import onnx, torch
-from quantize.sources.parity import Parity, check_parity
+from quantize.sources.parity import Parity, check_parity, refuse_random
 from quantize.sources.seam import ModelSpec
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_parity",
     "convert",
     "describe_inputs",
+    "refuse_random",
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import InputError, UsageError
+from bench.errors import InputError, UnsupportedError, UsageError
 from bench.machine import available_threads
 from bench.models import Array, Feeds
 from bench.runtimes.onnxruntime import OnnxRuntime
@@ -85,6 +85,39 @@ def check_parity(
         session.close()
     _refuse_unequal(model, tallies, len(feeds))
     return Parity({n: t.largest or float(t.unequal) for n, t in tallies.items()}, len(feeds))
+
+
+def refuse_random(run: Callable[[Feeds], Feeds], feeds: Feeds, shown: str) -> None:
+    """Refuse a model that draws random numbers; looked for before it is compared with another.
+
+    Args:
+        run: From inputs to outputs by name.
+        feeds: One sample.
+        shown: What the user calls the model.
+
+    Raises:
+        UnsupportedError: Two runs on the sample differ.
+    """
+    if not repeats(run, feeds):
+        raise UnsupportedError(
+            f"{shown}: two runs on one sample give different outputs, so INT8 cannot be compared "
+            "with FP32. Export it in evaluation mode (dropout and noise off), or with its noise "
+            "as an input."
+        )
+
+
+def repeats(run: Callable[[Feeds], Feeds], feeds: Feeds) -> bool:
+    """Whether two runs on one sample return the same, up to the last bits of a float sum."""
+    first, second = run(feeds), run(feeds)
+    return all(_same(first[name], second[name]) for name in first)
+
+
+def _same(first: Array, second: Array) -> bool:
+    a, b = np.asarray(first), np.asarray(second)
+    if a.shape != b.shape or a.dtype.kind not in "fc":
+        return np.array_equal(a, b)
+    scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * float(scale), equal_nan=True))
 
 
 _ADVICE = (

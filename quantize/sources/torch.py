@@ -18,7 +18,7 @@ from bench.models import Array, Feeds, Model, TensorSpec, read_model
 from bench.programs import leaves, output_names
 from quantize.data import Samples
 from quantize.plugins import blame, is_function_text
-from quantize.sources.parity import check_parity
+from quantize.sources.parity import check_parity, refuse_random
 from quantize.sources.seam import ModelSpec
 from quantize.sources.torch_export import example_of, export, export_program, fix_batch, flat
 from quantize.sources.torch_program import (
@@ -55,11 +55,13 @@ def convert(spec: ModelSpec, samples: Samples | None, out: Path) -> Model:
         UsageError: Its inputs are unknown.
         InputError: A `.pt2` file could run code and is not trusted, weights do not fit, the module
             fails on a sample, or the export computes something else.
-        UnsupportedError: torch cannot export it, or it is quantized already.
+        UnsupportedError: torch cannot export it, it draws random numbers, or it is quantized
+            already.
     """
     program = _open(spec, samples)
     feeds = _samples_for(program, samples)
     run = _reference(program, spec)
+    refuse_random(run, feeds[0], spec.text)
     outputs = [run(f) for f in feeds]
     inputs = program.inputs if spec.dynamic_batch else fix_batch(program.inputs, feeds[0])
     export(replace(program, inputs=inputs), feeds, outputs, out)

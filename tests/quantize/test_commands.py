@@ -515,11 +515,13 @@ def test_calibration_samples_may_not_judge(run: Cli, shelf: Path) -> None:
     assert facts.evaluation_count == 400
 
 
-def test_a_model_that_rolls_dice_is_refused(run: Cli) -> None:
+@pytest.mark.parametrize("dice", ["RandomNormalLike", "Bernoulli"])
+def test_a_model_that_rolls_dice_is_refused(run: Cli, dice: str) -> None:
     w = np.eye(4, dtype=np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["p"]),
-        helper.make_node("RandomNormalLike", ["p"], ["noise"]),
+        helper.make_node("Sigmoid", ["p"], ["s"]),
+        helper.make_node(dice, ["s"], ["noise"]),
         helper.make_node("Add", ["p", "noise"], ["y"]),
     ]
     port = ("x", TensorProto.FLOAT, ["n", 4]), ("y", TensorProto.FLOAT, ["n", 4])

@@ -84,14 +84,23 @@ def nothing_joined(path: Path) -> Path:
     return saved(path, layers(nodes), {"none": np.zeros((1, 0), np.float32)})
 
 
-def loop(path: Path) -> Path:
+def loop(path: Path, kind: int = F) -> Path:
     inside = [N("MatMul", ["s", "u"], ["m"]), N("Tanh", ["m"], ["t"]), N("Identity", ["c"], ["d"])]
-    ports = [[("i", I64, []), ("c", TensorProto.BOOL, []), ("s", F, None)]]
-    ports.append([("d", TensorProto.BOOL, []), ("t", F, None)])
+    ports = [[("i", I64, []), ("c", TensorProto.BOOL, []), ("s", kind, None)]]
+    ports.append([("d", TensorProto.BOOL, []), ("t", kind, None)])
     infos = [[helper.make_tensor_value_info(*p) for p in some] for some in ports]
     body = helper.make_graph(inside, "body", *infos)
-    constants = {"u": weights(16, 16, seed=2), "times": np.int64(3), "go": np.bool_(1)}
-    return saved(path, layers([N("Loop", ["times", "go", "a"], ["r"], body=body)]), constants)
+    u = weights(16, 16, seed=2).astype(helper.tensor_dtype_to_np_dtype(kind))
+    constants = {"u": u, "times": np.int64(3), "go": np.bool_(1)}
+    if kind == F:
+        return saved(path, layers([N("Loop", ["times", "go", "a"], ["r"], body=body)]), constants)
+    nodes = [N("Cast", ["a"], ["h"], to=kind), N("Loop", ["times", "go", "h"], ["l"], body=body)]
+    return saved(path, layers([*nodes, N("Cast", ["l"], ["r"], to=F)]), constants)
+
+
+def half_loop(path: Path) -> Path:
+    """State that goes round in half precision."""
+    return loop(path, TensorProto.FLOAT16)
 
 
 def one_name_for_all(path: Path) -> Path:
@@ -209,6 +218,7 @@ def function_of_another_opset(path: Path) -> Path:
         (optional, 2),
         (nothing_joined, 2),
         (loop, 2),
+        (half_loop, 2),
         (one_name_for_all, 2),
         (autocast, 2),
         (not_in_order, 2),
@@ -226,11 +236,11 @@ def test_it_becomes_int8_and_computes_the_same(
 ) -> None:
     source = build(tmp_path / "m.onnx")
     made = make(source, rows())
-    assert made.quantized.coverage.startswith(f"{count + (build is loop)} of ")
+    assert made.quantized.coverage.startswith(f"{count + (build in (loop, half_loop))} of ")
     wanted = [run(made.fp32, sample) for sample in rows(4)]
     if build is not one_name_for_all:  # which ONNX Runtime refuses as it is
         for sample, found in zip(rows(4), wanted, strict=True):
-            limit = 2e-3 if build is autocast else 1e-5
+            limit = 2e-3 if build in (autocast, half_loop) else 1e-5
             np.testing.assert_allclose(found["y"], run(source, sample)["y"], atol=limit)
     assert to_db(noise_shares(wanted, [run(made.path, s) for s in rows(4)])) > 25
     assert capfd.readouterr().err == ""
@@ -293,3 +303,50 @@ def test_a_sequence_keeps_its_type(tmp_path: Path) -> None:
     graph = ir.load(made.path).graph
     (maker,) = (n for n in graph if n.op_type == "SequenceConstruct")
     assert not isinstance(maker.outputs[0].type, ir.TensorType)
+
+
+def test_text_may_come_in(tmp_path: Path) -> None:
+    keys = {"domain": "ai.onnx.ml", "keys_strings": ["low", "hö"], "values_floats": [0.2, 0.9]}
+    nodes = [N("LabelEncoder", ["x"], ["f"], **keys), N("MatMul", ["f", "w"], ["y"])]
+    ports: list[Any] = [("x", TensorProto.STRING, ["n", 16]), ("y", F, ["n", 16])]
+    source = tiny.save(tmp_path / "m.onnx", nodes, ports[:1], ports[1:], {"w": W["w"]})
+    model = onnx.load(source)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    onnx.save(model, source)
+    random = np.random.default_rng(0)
+    feeds = [{"x": random.choice(np.array(["low", "hö"], dtype=object), (1, 16))} for _ in range(8)]
+    made = make(source, feeds)
+    assert made.calibration.tensors["f"].high == np.float32(0.9)
+    wanted, found = ([run(p, f) for f in feeds] for p in (made.fp32, made.path))
+    assert to_db(noise_shares(wanted, found)) > 25
+
+
+def switched(path: Path, mode: str) -> Path:
+    """Dropout that a constant or an input tells whether to drop half of everything."""
+    constant = {} if mode == "input" else {"t": np.bool_(mode == "on")}
+    nodes = layers([N("Dropout", ["a", "half", "t"], ["r"])])
+    ports = X if constant else [*X, ("t", TensorProto.BOOL, [])]
+    constants = W | {"half": np.float32(0.5)} | constant
+    return tiny.save(path, nodes, ports, [("y", F, None)], constants)
+
+
+@pytest.mark.parametrize("mode", ["on", "input", "off"])
+def test_dropout_in_training_mode_is_switched_off_and_told(mode: str, tmp_path: Path) -> None:
+    found = prepare(read_model(switched(tmp_path / "m.onnx", mode)), tmp_path / "out.onnx")
+    assert "Dropout" not in [n.op_type for n in ir.load(found.model.path).graph]
+    told = any("1 Dropout nodes were exported in training" in n for n in found.notes)
+    assert told == (mode != "off")
+
+
+def test_batch_norms_in_training_mode_stay_as_they_are_and_are_told(tmp_path: Path) -> None:
+    names = ("scale", "shift", "mean", "variance")
+    learned = ["new_mean", "new_variance"]
+    norm = N("BatchNormalization", ["a", *names], ["r", *learned], training_mode=1)
+    constants = {n: np.full(16, i + 1, np.float32) for i, n in enumerate(names)}
+    source = saved(tmp_path / "m.onnx", layers([norm]), constants)
+    found = prepare(read_model(source), tmp_path / "out.onnx")
+    assert any("1 batch norms were exported in training" in n for n in found.notes)
+    sample = {"x": np.concatenate([s["x"] for s in rows(4)])}
+    np.testing.assert_allclose(
+        run(found.model.path, sample)["y"], run(source, sample)["y"], atol=1e-4
+    )

@@ -86,6 +86,10 @@ class Branching(nn.Module):
     def forward(self, x):
         return x + 1 if float(x.sum()) > 0 else x - 1
 
+class Dice(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
 class Half(nn.Module):
     def __init__(self):
         super().__init__()
@@ -266,6 +270,7 @@ def test_code_that_depends_on_values_cannot_be_exported(nets: Path, tmp_path: Pa
         ("transformer", ("ids:i64[N,S]",), UsageError, "forward takes ids, mask"),
         ("cnn", ("image:string[N]",), UnsupportedError, "cannot be fed string"),
         ("Half", ("x:f32[N]",), UnsupportedError, "weight 'w' is complex"),
+        ("Dice", ("x:f32[N,64]",), UnsupportedError, "two runs on one sample give different"),
         ("no_module", ("x:f32[N]",), InputError, r"made a int, expected a torch.nn.Module"),
         ("cmn", ("x:f32[N]",), UsageError, "Did you mean 'cnn'"),
     ],
