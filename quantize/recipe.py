@@ -22,6 +22,8 @@ from quantize.targets import TARGETS
 
 SCHEMA = 1
 Engine: TypeAlias = Literal["native", "nncf", "inc"]
+# Engines whose weights are rounded as the recipe says.
+ROUNDED = frozenset({"native", "inc"})
 Rounding: TypeAlias = Literal["nearest", "learned"]
 _KEYS = {
     "schema": int,
@@ -113,9 +115,9 @@ class Recipe:
         """`static 37, dynamic 2, float 4; mse ranges; portable`."""
         kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]
         counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
-        if self.engine != "native":
-            return f"{counts}; by {self.engine}; {self.target}"
         learned = "; learned rounding" if self.rounding == "learned" else ""
+        if self.engine != "native":
+            return f"{counts}; by {self.engine}{learned}; {self.target}"
         even = f"; {len(self.strengths)} tensors evened out" if self.strengths else ""
         made = f"{self.ranges} ranges{learned}"
         return f"{counts}; {made}; {self.target}; for {self.fused_for}{even}"

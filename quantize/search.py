@@ -21,7 +21,7 @@ from quantize.anchors import Mode
 from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged, plans
 from quantize.findings import COSTLY
 from quantize.ranking import Group, fusion_groups, paying, single_noise
-from quantize.recipe import Recipe
+from quantize.recipe import ROUNDED, Recipe
 from quantize.trials import Trial, Workbench, attempt_or_none, explained, time_quickly, to_db
 from quantize.variants import best_variant, refined, smoothed
 
@@ -305,7 +305,8 @@ class _Search:
     def _finer(self, base: Trial) -> Trial:
         """The same layers in INT8 with ranges and rounding learned, where they are not yet."""
         recipe, sha256 = base.quantized.recipe, base.quantized.model.sha256
-        if recipe.engine != "native" or recipe.rounding == "learned" or recipe.ranges_by_tensor:
+        learned = recipe.rounding == "learned" or recipe.ranges_by_tensor
+        if recipe.engine not in ROUNDED or learned:
             return base
         self.say(f"{base.name}: learning how its weights are rounded")
         # It was judged, and may stay the best.

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from quantize.anchors import Mode
 from quantize.quantizers.choosing import least_error_ranges
-from quantize.recipe import Recipe
+from quantize.recipe import ROUNDED, Recipe
 from quantize.trials import Start, Trial, Workbench, attempt, attempt_or_none
 
 logger = logging.getLogger(__name__)
@@ -40,22 +40,32 @@ def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
     Returns:
         None where nothing can be quantized this way.
     """
-    if bench.engines == (plan.engine,) != ("native",):
-        # There is nothing else to offer, so what it says is the answer.
-        return attempt(bench, plan, name)
     if plan.engine != "native":
-        return attempt_or_none(bench, plan, name)
+        return _of_other(bench, plan, name)
     methods = RANGE_CHOICES if plan.is_static else RANGE_CHOICES[:1]
     best: Trial | None = None
     for ranges in methods:
         best = _improved(bench, best, replace(plan, ranges=ranges, correct_bias=True), name)
     for start in (s for s in bench.starts if not s.muls):
         best = _evened(bench, best, start, replace(plan, correct_bias=True), name)
-    if best is None or bench.late:
-        return best
-    if bench.rounding != "learned" and best.noise_db >= _QUIET_DB:
-        return best
-    return refined(bench, best, plan.modes)
+    return best if best is None or _is_enough(bench, best) else refined(bench, best, plan.modes)
+
+
+def _of_other(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
+    """The candidate of another engine, which chooses ranges by itself."""
+    if bench.engines == (plan.engine,):
+        # There is nothing else to offer, so what it says is the answer.
+        trial: Trial | None = attempt(bench, plan, name)
+    else:
+        trial = attempt_or_none(bench, plan, name)
+    if trial is None or plan.engine not in ROUNDED or _is_enough(bench, trial):
+        return trial
+    return refined(bench, trial, plan.modes)
+
+
+def _is_enough(bench: Workbench, trial: Trial) -> bool:
+    """Whether a candidate stays as it is, unless accuracy turns out too low."""
+    return bench.late or (bench.rounding != "learned" and trial.noise_db >= _QUIET_DB)
 
 
 def _evened(
@@ -81,10 +91,10 @@ def refined(bench: Workbench, trial: Trial, modes: dict[str, Mode]) -> Trial:
 
     Args:
         bench: What all candidates share.
-        trial: A candidate of the native engine.
+        trial: A candidate of an engine whose weights the recipe rounds.
         modes: That were asked for; the trial's own lack what turned out unusable.
     """
-    if trial.quantized.recipe.is_static:
+    if trial.quantized.recipe.engine == "native" and trial.quantized.recipe.is_static:
         trial = _by_tensor(bench, trial, modes)
     return _learned(bench, trial, modes) if bench.rounding != "nearest" else trial
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from quantize.anchors import Anchor, end_of, integer_of
 from quantize.histograms import TensorStatistics
 from quantize.quantizers.editing import Editor
-from quantize.quantizers.pairs import held, is_constant, weight_pair
+from quantize.quantizers.pairs import data_pair, held, is_constant, weight_pair
 from quantize.quantizers.reading import bias_of
 from quantize.quantizers.weights import INT32_MAX, quantize_bias
 from quantize.ranges import minmax_range
@@ -23,8 +23,6 @@ from quantize.ranges import minmax_range
 # Which ONNX Runtime runs in integers where every side has a pair.
 _GLUE = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# Past which ONNX Runtime moves a DequantizeLinear by itself.
-_MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 
 def complete(
@@ -44,7 +42,7 @@ def complete(
         if anchor is None:
             if node.op_type in _GLUE and _reads_integers(node):
                 _close(editor, node, None)
-        elif weight_pair(node) is not None and _pair_of(node.inputs[0]) is not None:
+        elif weight_pair(node) is not None and data_pair(node.inputs[0]) is not None:
             if anchor.op == "Conv":
                 _close(editor, node, seen.get(anchor.end))
             elif anchor.op == "Gemm":
@@ -82,20 +80,12 @@ def _stays_float(node: ir.Node) -> bool:
 
 def _reads_integers(node: ir.Node) -> bool:
     """Whether all that a node reads comes through pairs."""
-    return all(_pair_of(v) is not None for v in node.inputs if v is not None)
-
-
-def _pair_of(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that a tensor comes from, seen through what only moves its values."""
-    maker = value.producer() if value is not None else None
-    while maker is not None and maker.op_type in _MOVES and maker.inputs[0] is not None:
-        maker = maker.inputs[0].producer()
-    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+    return all(data_pair(v) is not None for v in node.inputs if v is not None)
 
 
 def _integer_bias(editor: Editor, node: ir.Node, anchor: Anchor) -> None:
     """Write the bias of a Gemm in the units that its integer kernel adds up in."""
-    data, weights = _pair_of(node.inputs[0]), weight_pair(node)
+    data, weights = data_pair(node.inputs[0]), weight_pair(node)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     factors = {n: node.attributes[n].as_float() for n in ("alpha", "beta") if n in node.attributes}
     if data is None or weights is None or bias is None or not is_constant(bias):

@@ -4,9 +4,10 @@
     ─torch.onnx─▶ ONNX ─▶ weights as codes, layers named as FP32's, constants apart, safe weights
 
 It works by PT2E with Inductor's quantizer for x86 (`neural_compressor.torch`), on the module that
-the FP32 file was exported from, so it needs a PyTorch source. Its defaults are kept: unsigned
-asymmetric activations, signed symmetric weights per channel, ranges by a moving average. A layer
-that stays in float gets its weights back, and reads what stood before its input was rounded.
+the FP32 file was exported from, so it needs a PyTorch source. Its defaults are kept but for the
+ranges: unsigned asymmetric activations, signed symmetric weights per channel, pairs where Inductor
+wants them. Weights are then rounded and biases corrected as the recipe says. A layer that stays in
+float gets its weights back, and reads what stood before its input was rounded.
 """
 
 import logging
@@ -39,6 +40,7 @@ from quantize.quantizers.completing import complete
 from quantize.quantizers.feeding import Replay
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.pairs import held, is_constant, layers_of, own_constants, unsign
+from quantize.quantizers.refitting import refit
 from quantize.recipe import Recipe
 from quantize.rewrites import rewrite
 from quantize.sources import torch as torch_source
@@ -61,7 +63,7 @@ def write(
         source: The prepared FP32 model.
         anchors: Of its graph; those whose mode is not "static" stay in float.
         calibration: Knows the samples, and the module that the model was exported from.
-        recipe: Modes and target. Ranges are Neural Compressor's own.
+        recipe: Modes, target, rounding, bias correction. Ranges are all that was seen.
 
     Returns:
         The INT8 graph and one entry per anchor, in graph order.
@@ -85,6 +87,7 @@ def write(
     model = tidy(model)
     own_constants(model)
     unsign(model)
+    refit(model, source, anchors, calibration, recipe)
     layers = layers_of(model, anchors, recipe, _KEPT)
     complete(model, anchors, calibration.tensors)
     if all(x.mode == "float" for x in layers):
@@ -192,9 +195,33 @@ def _observed(
             f"strictly: {heard.warning or 'no reason given'}. Use --engine native."
         )
     prepared = package.prepare(graph, package.get_default_static_config())
+    _see_extremes(prepared)
     for tensors in batches:
         prepared(*tensors)
     return package.convert(prepared)
+
+
+def _see_extremes(prepared: Any) -> None:
+    """Let observers keep the least and the largest value.
+
+    Neural Compressor's keep a moving average of each sample's, to which a sample adds a hundredth:
+    ranges are nearly those of the first sample, and what lies beyond is cut off.
+    """
+    from torchao.quantization.pt2e.observer import MinMaxObserver, MovingAverageMinMaxObserver
+
+    made: dict[int, Any] = {}
+    for name, was in list(prepared.named_modules(remove_duplicate=False)):
+        if type(was) is MovingAverageMinMaxObserver:
+            # One observer under several names stands for tensors that share a range.
+            if id(was) not in made:
+                made[id(was)] = MinMaxObserver(
+                    dtype=was.dtype,
+                    qscheme=was.qscheme,
+                    quant_min=was.quant_min,
+                    quant_max=was.quant_max,
+                    eps=was.eps,
+                )
+            setattr(prepared, name, made[id(was)])
 
 
 class _Heard(logging.Handler):

@@ -12,6 +12,8 @@ from quantize.targets import TARGETS, can_saturate
 
 # Two neighbours of at most 64 cannot leave 16 bits: 255 * (64 + 64) = 32,640.
 _SAFE_CODE = 64
+# Past which ONNX Runtime moves a DequantizeLinear by itself.
+_MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 
 def own_constants(model: ir.Model) -> None:
@@ -107,6 +109,14 @@ def weight_pair(node: ir.Node) -> ir.Node | None:
     if pair is None or pair.op_type != "DequantizeLinear" or not is_constant(pair.inputs[0]):
         return None
     return pair
+
+
+def data_pair(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that a tensor comes from, seen through what only moves its values."""
+    maker = value.producer() if value is not None else None
+    while maker is not None and maker.op_type in _MOVES and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
 
 
 def _halve(pair: ir.Node, axis: int) -> None:

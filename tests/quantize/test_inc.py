@@ -201,6 +201,16 @@ def test_weights_are_those_of_the_layer_and_activations_unsigned(cnn: Parts) -> 
 
 
 @needs_inc
+def test_ranges_hold_all_that_the_samples_showed(tmp_path: Path) -> None:
+    feeds = [{"x": np.full((1, 4), high, np.float32)} for high in (1.0, -3.0, 7.0)]
+    found = made(parts(tmp_path, "stubborn", feeds, "x:f32[N,4]"))
+    first = next(n for n in ir.load(found.model.path).graph if n.op_type == "QuantizeLinear")
+    scale, point = (v.const_value.numpy() for v in first.inputs[1:])  # type: ignore[union-attr]
+    assert scale == pytest.approx(10 / 255)
+    assert point == round(3 / scale)
+
+
+@needs_inc
 def test_a_layer_in_float_has_its_weights_and_its_input_back(cnn: Parts) -> None:
     depthwise = cnn[1][1].name
     found = made(cnn, "vnni", (depthwise,))

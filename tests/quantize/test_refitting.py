@@ -1,0 +1,115 @@
+"""What another package rounded, rounded anew; its files are played by the native engine's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from bench.models import Feeds, Model, read_model
+from quantize.quantizers.pairs import held, weight_pair
+from quantize.quantizers.refitting import refit
+from quantize.recipe import Recipe
+from tests import tiny
+from tests.int8 import Made, make, run
+
+RANDOM = np.random.default_rng(0)
+WEIGHTS = RANDOM.standard_normal((6, 16), np.float32)
+# Inputs that go together, far from zero: what learned rounding and a shift of the bias live on.
+MIXED = RANDOM.standard_normal((3, 16))
+
+
+def rows(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    random = np.random.default_rng(seed)
+    return (random.standard_normal((40, 3)) @ MIXED + 6).astype(np.float32)
+
+
+def feeds_of(op: str, seed: int) -> Feeds:
+    return {"x": rows(seed).T.reshape(1, 16, 8, 5) if op == "Conv" else rows(seed)}
+
+
+@pytest.fixture(scope="module", params=["Conv", "Gemm", "MatMul"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    op = request.param
+    shape: list[int | str] = ["n", 16, "h", "w"] if op == "Conv" else ["n", 16]
+    weights = {"Conv": WEIGHTS[:, :, None, None], "Gemm": WEIGHTS}.get(op, WEIGHTS.T)
+    attributes = {"transB": 1} if op == "Gemm" else {}
+    nodes = [helper.make_node(op, ["x", "w"], ["p"], "layer", **attributes)]
+    constants = {"w": np.ascontiguousarray(weights)}
+    if op == "MatMul":
+        nodes.append(helper.make_node("Add", ["p", "b"], ["y"], "add"))
+        constants["b"] = np.zeros(6, np.float32)
+    out = nodes[-1].output[0]
+    path = tiny.save(
+        tmp_path_factory.mktemp(op) / "model.onnx",
+        nodes,
+        [("x", TensorProto.FLOAT, shape)],
+        [(out, TensorProto.FLOAT, None)],
+        constants,
+    )
+    return make(path, [feeds_of(op, i) for i in range(8)], mode="static", correct_bias=False)
+
+
+def refitted(given: Made, fp32: Model | None = None, **how: Any) -> tuple[Path, ir.Node]:
+    """The file and the pair of its weights."""
+    model = ir.load(given.path)
+    recipe = replace(given.quantized.recipe, **how)
+    refit(model, fp32 or read_model(given.fp32), given.anchors, given.calibration, recipe)
+    out = given.path.with_name("refitted.onnx")
+    ir.save(model, out)
+    layer = next(n for n in ir.load(out).graph if n.name == "layer")
+    pair = weight_pair(layer)
+    assert pair is not None
+    return out, pair
+
+
+def noise(given: Made, path: Path) -> float:
+    op = given.anchors[0].op
+    feeds = [feeds_of(op, i) for i in range(50, 54)]
+    pairs = [(run(given.fp32, f), run(path, f)) for f in feeds]
+    return sum(float(np.square(a[n] - b[n]).sum()) for a, b in pairs for n in a)
+
+
+def codes(given: Made) -> np.ndarray[Any, Any]:
+    pair = weight_pair(next(n for n in ir.load(given.path).graph if n.name == "layer"))
+    assert pair is not None
+    return held(pair.inputs[0])
+
+
+def test_a_bias_takes_up_the_mean_error(made: Made) -> None:
+    path, pair = refitted(made, correct_bias=True)
+    np.testing.assert_array_equal(held(pair.inputs[0]), codes(made))
+    assert noise(made, path) < 0.9 * noise(made, made.path)
+
+
+def test_rounding_is_learned(made: Made) -> None:
+    path, pair = refitted(made, correct_bias=True, rounding="learned")
+    assert (held(pair.inputs[0]) != codes(made)).any()
+    assert noise(made, path) < 0.9 * noise(made, made.path)
+
+
+def test_weights_of_another_layer_are_left_alone(made: Made) -> None:
+    fp32 = ir.load(made.fp32)
+    for value in fp32.graph.initializers.values():
+        if value.const_value is not None and value.const_value.size == WEIGHTS.size:
+            value.const_value = ir.Tensor(value.const_value.numpy() * 1.1, name=value.name)
+    ir.save(fp32, made.fp32.with_name("other.onnx"))
+    other = read_model(made.fp32.with_name("other.onnx"))
+    path, pair = refitted(made, other, correct_bias=True, rounding="learned")
+    np.testing.assert_array_equal(held(pair.inputs[0]), codes(made))
+    assert noise(made, path) == noise(made, made.path)
+
+
+def test_a_recipe_that_asks_for_neither_changes_nothing(made: Made) -> None:
+    path, _ = refitted(made)
+    assert noise(made, path) == pytest.approx(noise(made, made.path))
+
+
+def test_the_name_of_a_recipe_says_that_rounding_was_learned() -> None:
+    recipe = Recipe(
+        "vnni", "minmax", correct_bias=True, modes={"a": "static"}, engine="inc", rounding="learned"
+    )
+    assert recipe.name == "static 1; by inc; learned rounding; vnni"
