@@ -28,13 +28,15 @@ def rows(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def feeds_of(op: str, seed: int) -> Feeds:
-    return {"x": rows(seed).T.reshape(1, 16, 8, 5) if op == "Conv" else rows(seed)}
+    x = rows(seed)
+    # With three axes, so that MatMul and Add do not become a Gemm.
+    return {"x": {"Conv": x.T.reshape(1, 16, 8, 5), "MatMul": x[None]}.get(op, x)}
 
 
 @pytest.fixture(scope="module", params=["Conv", "Gemm", "MatMul"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     op = request.param
-    shape: list[int | str] = ["n", 16, "h", "w"] if op == "Conv" else ["n", 16]
+    shape: list[int | str] = {"Conv": ["n", 16, "h", "w"], "Gemm": ["n", 16]}.get(op, [1, "n", 16])
     weights = {"Conv": WEIGHTS[:, :, None, None], "Gemm": WEIGHTS}.get(op, WEIGHTS.T)
     attributes = {"transB": 1} if op == "Gemm" else {}
     nodes = [helper.make_node(op, ["x", "w"], ["p"], "layer", **attributes)]
