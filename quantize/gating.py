@@ -20,7 +20,7 @@ from quantize.checks import (
     speed_check,
 )
 from quantize.coverage import coverage_of
-from quantize.data import Samples, read_samples, refuse_overlap
+from quantize.data import Samples, refuse_overlap
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, is_deterministic
 from quantize.gate import judge
 from quantize.gate_report import GateReport, Judgement
@@ -29,7 +29,7 @@ from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.slices import divide, look_into, slice_limit
-from quantize.starting import chosen_metric
+from quantize.starting import chosen_metric, read_source
 from quantize.tolerance import Tolerance, parse_tolerance
 
 _ROUNDS = 6
@@ -64,9 +64,9 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
     _refuse_unfit_runtimes(job, (fp32, int8))
     inputs = _common_inputs(fp32, int8)
     progress.begin("read")
-    samples = _samples(job, inputs, job.data.source, scratch)
+    samples = read_source(job.data, job.data.source, inputs, scratch)
     if job.data.calibration is not None:
-        refuse_overlap(_samples(job, inputs, job.data.calibration, scratch), samples)
+        refuse_overlap(read_source(job.data, job.data.calibration, inputs, scratch), samples)
     metric = chosen_metric(job.limits, samples)
     threads = granted_threads(job.threads)
     gate = _Gate(job, fp32, int8, samples, metric, tolerance, threads, progress)
@@ -143,18 +143,6 @@ def _exit_code(checks: Sequence[Check], limits: Limits) -> ExitCode:
     if "inconclusive" in outcomes and limits.inconclusive == "fail":
         return ExitCode.INCONCLUSIVE
     return ExitCode.OK
-
-
-def _samples(job: GateJob, inputs: Sequence[TensorSpec], source: str, scratch: Path) -> Samples:
-    data = job.data
-    return read_samples(
-        source,
-        inputs,
-        scratch=scratch,
-        preprocessing=data.preprocessing,
-        states={i: o for o, i in data.states.items()},
-        limit=data.limit,
-    )
 
 
 def _judged(gate: _Gate, runtime: str, scratch: Path) -> Judgement:

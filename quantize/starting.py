@@ -3,6 +3,7 @@
 job ─▶ read ─▶ convert ─▶ prepare ─▶ divide ─▶ metric
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,20 @@ def read(job: Job, scratch: Path) -> tuple[Samples, Samples | None]:
     """The samples of `--data`, and those of `--calibration` where it is given."""
     spec, data = job.model, job.data
     inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data.source)
-    everything = _samples(data, data.source, inputs, scratch)
+    everything = read_source(data, data.source, inputs, scratch)
     if not data.calibration:
         return everything, None
-    return everything, _samples(data, data.calibration, inputs, scratch)
+    return everything, read_source(data, data.calibration, inputs, scratch)
 
 
-def _samples(data: DataSpec, source: str, inputs: tuple[TensorSpec, ...], scratch: Path) -> Samples:
+def read_source(
+    data: DataSpec, source: str, inputs: Sequence[TensorSpec], scratch: Path
+) -> Samples:
+    """Samples of one source: the data, or what calibrates.
+
+    Raises:
+        InputError: It cannot be read, or does not fit the inputs.
+    """
     return read_samples(
         source,
         inputs,

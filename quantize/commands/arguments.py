@@ -25,22 +25,6 @@ DATA = (
     "An .npz (one array per input, first axis = samples, optional `labels`), a folder of .npy or "
     ".npz samples, a folder of images by class, or file.py:function yielding (feeds, label)."
 )
-METRIC = (
-    "top1, f1, mse, cosine (to FP32's outputs), map, miou, wer, … (docs/quantize.md: The metric), "
-    "or file.py:function, called as "
-    "function(outputs, labels). Chosen by the labels where it is left out."
-)
-SLICES = "CSV file: a column `sample` (number or file name), and columns that divide the samples."
-UNIT = "Column of --slices that names what is independent: person, document, video."
-SLICE_DROP = "As --max-drop, for every class and every slice."
-FLIPS = "Write the samples that changed, as CSV."
-MAX_SIZE = "As in 10MB: refuse a larger INT8 model."
-COMPRESSION = "As in 3x: refuse unless INT8 is so much smaller."
-BASELINE = "Refuse what is worse than this vnnify.lock.json."
-UPDATE = "Write --baseline, if the model passes."
-GITHUB = "Annotations and job summary for GitHub Actions."
-DECODE = "file.py:function: turns the outputs of one run into what the metric takes."
-DROP = "1pt: percentage points of a 0..1 metric; 1%: of FP32's value; 0.1abs: its own unit."
 
 
 class Configured(TyperCommand):

@@ -11,19 +11,7 @@ from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.store import atomic_write, dump, load, place_file
 from quantize.commands.arguments import (
-    BASELINE,
-    COMPRESSION,
     DATA,
-    DECODE,
-    DROP,
-    FLIPS,
-    GITHUB,
-    MAX_SIZE,
-    METRIC,
-    SLICE_DROP,
-    SLICES,
-    UNIT,
-    UPDATE,
     end,
     preprocessing,
     refuse_inputs,
@@ -32,6 +20,25 @@ from quantize.commands.arguments import (
     typed,
 )
 from quantize.commands.arguments import update_baseline as write_baseline
+from quantize.commands.limits import (
+    DROP,
+    Baseline,
+    Compression,
+    Confidence,
+    Decode,
+    Flips,
+    Github,
+    Inconclusive,
+    MaxSize,
+    Metric,
+    Output,
+    SliceDrop,
+    Slices,
+    Unit,
+    Update,
+    bounds_of,
+    limits_of,
+)
 
 
 def gate(
@@ -39,17 +46,15 @@ def gate(
     int8: Annotated[Path, typer.Argument(metavar="INT8", help="The candidate, ONNX.")],
     data: Annotated[str, typer.Option(help=DATA)],
     max_drop: Annotated[str, typer.Option(help=DROP)],
-    metric: Annotated[str | None, typer.Option(help=METRIC)] = None,
-    output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
-    decode: Annotated[str | None, typer.Option(help=DECODE)] = None,
-    confidence: Annotated[float, typer.Option(help="One-sided, of the verdict.")] = 0.95,
-    inconclusive: Annotated[
-        str, typer.Option(help="fail, warn or pass: what too few samples count as.")
-    ] = "fail",
-    slices: Annotated[Path | None, typer.Option(help=SLICES)] = None,
-    max_slice_drop: Annotated[str | None, typer.Option(help=SLICE_DROP)] = None,
-    unit: Annotated[str | None, typer.Option(help=UNIT)] = None,
-    flips: Annotated[Path | None, typer.Option(help=FLIPS)] = None,
+    metric: Metric = None,
+    output: Output = None,
+    decode: Decode = None,
+    confidence: Confidence = 0.95,
+    inconclusive: Inconclusive = "fail",
+    slices: Slices = None,
+    max_slice_drop: SliceDrop = None,
+    unit: Unit = None,
+    flips: Flips = None,
     calibration: Annotated[
         str | None, typer.Option(help="What INT8 was calibrated with: must be other samples.")
     ] = None,
@@ -59,10 +64,10 @@ def gate(
     time: Annotated[
         bool, typer.Option("--time", help="Time both models, also without --min-speedup.")
     ] = False,
-    max_size: Annotated[str | None, typer.Option(help=MAX_SIZE)] = None,
-    min_compression: Annotated[str | None, typer.Option(help=COMPRESSION)] = None,
-    baseline: Annotated[Path | None, typer.Option(help=BASELINE)] = None,
-    update_baseline: Annotated[bool, typer.Option("--update-baseline", help=UPDATE)] = False,
+    max_size: MaxSize = None,
+    min_compression: Compression = None,
+    baseline: Baseline = None,
+    update_baseline: Update = False,
     state: Annotated[list[str] | None, typer.Option(help="OUTPUT:INPUT")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read at most so many samples.")] = None,
     runtime: Annotated[
@@ -77,24 +82,16 @@ def gate(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
-    github: Annotated[bool, typer.Option("--github", help=GITHUB)] = False,
+    github: Github = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
     """Judge any INT8 model against its FP32 one. Exits 0, 3 (refused) or 4 (inconclusive)."""
+    asked = dict(locals())
     from bench.render import render
     from quantize.gate_report import GateReport, gate_document
     from quantize.gating import lock_of
-    from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file
-    from quantize.options import (
-        between,
-        checked_metric,
-        checked_runtimes,
-        checked_tolerance,
-        one_of,
-        parse_factor,
-        parse_size,
-        parse_states,
-    )
+    from quantize.job import DataSpec, GateJob, flips_file
+    from quantize.options import checked_runtimes, parse_states
 
     written = [out, junit, markdown, html, flips]
     refuse_inputs(written, [fp32, int8, data, calibration, slices, baseline])
@@ -110,22 +107,8 @@ def gate(
             preprocessing=preprocessing(),
             states=parse_states(state or []),
         ),
-        limits=Limits(
-            metric=checked_metric(metric),
-            output=output,
-            decode=decode,
-            max_drop=checked_tolerance(max_drop),
-            confidence=between("--confidence", confidence, 0.5, 1),
-            inconclusive=one_of("--inconclusive", inconclusive, ("fail", "warn", "pass")),
-            slices=slices,
-            unit=unit,
-            max_slice_drop=checked_tolerance(max_slice_drop),
-        ),
-        bounds=GateBounds(
-            min_speedup=parse_factor("--min-speedup", min_speedup),
-            max_bytes=parse_size("--max-size", max_size),
-            min_compression=parse_factor("--min-compression", min_compression),
-        ),
+        limits=limits_of(asked),
+        bounds=bounds_of(asked),
         runtimes=checked_runtimes(runtime) or ("onnxruntime",),
         native=native,
         threads=threads,

@@ -16,20 +16,8 @@ from bench.isolate import run_isolated, started_ns
 from bench.publishing import publish, staging_for, write_manifest
 from bench.store import dump, load, place_file
 from quantize.commands.arguments import (
-    BASELINE,
-    COMPRESSION,
     DATA,
-    DECODE,
-    DROP,
-    FLIPS,
-    GITHUB,
-    MAX_SIZE,
-    METRIC,
     MODEL,
-    SLICE_DROP,
-    SLICES,
-    UNIT,
-    UPDATE,
     end,
     model_spec,
     preprocessing,
@@ -39,6 +27,26 @@ from quantize.commands.arguments import (
     typed,
 )
 from quantize.commands.arguments import update_baseline as write_baseline
+from quantize.commands.limits import (
+    DROP,
+    Baseline,
+    Compression,
+    Confidence,
+    Decode,
+    Flips,
+    Github,
+    Inconclusive,
+    MaxSize,
+    Metric,
+    Output,
+    SliceDrop,
+    Slices,
+    Unit,
+    Update,
+    bounds_of,
+    limits_of,
+    path_of,
+)
 
 if TYPE_CHECKING:
     from quantize.job import DataSpec, Effort, Job, Limits
@@ -67,28 +75,26 @@ def quantize(
         list[str] | None,
         typer.Option(help="OUTPUT:INPUT: feed an output back as the next sample's input."),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help=METRIC)] = None,
-    output: Annotated[str | None, typer.Option(help="The output that the metric scores.")] = None,
-    decode: Annotated[str | None, typer.Option(help=DECODE)] = None,
+    metric: Metric = None,
+    output: Output = None,
+    decode: Decode = None,
     max_drop: Annotated[
         str | None, typer.Option(help=f"{DROP} Default: 1pt, or 1% where the metric has no 0..1.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="One-sided, of the verdict.")] = 0.95,
-    inconclusive: Annotated[
-        str, typer.Option(help="fail, warn or pass: what too few samples count as.")
-    ] = "fail",
-    slices: Annotated[Path | None, typer.Option(help=SLICES)] = None,
-    max_slice_drop: Annotated[str | None, typer.Option(help=SLICE_DROP)] = None,
-    unit: Annotated[str | None, typer.Option(help=UNIT)] = None,
-    flips: Annotated[Path | None, typer.Option(help=FLIPS)] = None,
+    confidence: Confidence = 0.95,
+    inconclusive: Inconclusive = "fail",
+    slices: Slices = None,
+    max_slice_drop: SliceDrop = None,
+    unit: Unit = None,
+    flips: Flips = None,
     min_speedup: Annotated[
         str | None,
         typer.Option(help="As in 1.2x: refuse unless surely that much faster than FP32."),
     ] = None,
-    max_size: Annotated[str | None, typer.Option(help=MAX_SIZE)] = None,
-    min_compression: Annotated[str | None, typer.Option(help=COMPRESSION)] = None,
-    baseline: Annotated[Path | None, typer.Option(help=BASELINE)] = None,
-    update_baseline: Annotated[bool, typer.Option("--update-baseline", help=UPDATE)] = False,
+    max_size: MaxSize = None,
+    min_compression: Compression = None,
+    baseline: Baseline = None,
+    update_baseline: Update = False,
     target: Annotated[
         str,
         typer.Option(help="auto, portable (right on every x86 CPU), vnni, amx or avx2."),
@@ -128,7 +134,7 @@ def quantize(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an interrupted run had found.")
     ] = False,
-    github: Annotated[bool, typer.Option("--github", help=GITHUB)] = False,
+    github: Github = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
@@ -206,23 +212,18 @@ def asked_job(asked: dict[str, Any], command: str) -> "Job":
     Raises:
         UsageError: An option makes no sense.
     """
-    from quantize.job import GateBounds, Job
-    from quantize.options import parse_factor, parse_size
+    from quantize.job import Job
 
     return Job(
         model=model_spec(
-            asked["model"], _path(asked["weights"]), asked["inputs"], trust=asked["trust_model"]
+            asked["model"], path_of(asked["weights"]), asked["inputs"], trust=asked["trust_model"]
         ),
         data=_data(asked),
         limits=_limits(asked),
         effort=_effort(asked),
         command=command,
-        bounds=GateBounds(
-            min_speedup=parse_factor("--min-speedup", asked["min_speedup"]),
-            max_bytes=parse_size("--max-size", asked["max_size"]),
-            min_compression=parse_factor("--min-compression", asked["min_compression"]),
-        ),
-        lock=None if asked["update_baseline"] else _path(asked["baseline"]),
+        bounds=bounds_of(asked),
+        lock=None if asked["update_baseline"] else path_of(asked["baseline"]),
         flips=asked["flips"] is not None,
     )
 
@@ -243,22 +244,11 @@ def _data(asked: dict[str, Any]) -> "DataSpec":
 
 
 def _limits(asked: dict[str, Any]) -> "Limits":
-    from quantize.job import Limits
-    from quantize.options import between, checked_metric, checked_tolerance, one_of
+    from quantize.options import one_of
 
-    objectives = ("latency", "throughput", "size")
-    return Limits(
-        metric=checked_metric(asked["metric"]),
-        output=asked["output"],
-        decode=asked["decode"],
-        max_drop=checked_tolerance(asked["max_drop"]),
-        confidence=between("--confidence", asked["confidence"], 0.5, 1),
-        inconclusive=one_of("--inconclusive", asked["inconclusive"], ("fail", "warn", "pass")),
-        objective=one_of("--objective", asked["objective"], objectives),
-        slices=_path(asked["slices"]),
-        unit=asked["unit"],
-        max_slice_drop=checked_tolerance(asked["max_slice_drop"]),
-    )
+    known = ("latency", "throughput", "size")
+    objective = one_of("--objective", asked["objective"], known)
+    return replace(limits_of(asked), objective=objective)
 
 
 def _effort(asked: dict[str, Any]) -> "Effort":
@@ -279,17 +269,13 @@ def _effort(asked: dict[str, Any]) -> "Effort":
         threads=asked["threads"],
         rounds=asked["rounds"],
         seconds=between("--seconds", asked["seconds"], 0, 3600),
-        recipe=_path(asked["recipe"]),
+        recipe=path_of(asked["recipe"]),
         budget_s=parse_budget(asked["budget"]),
         prove=cache_folder() if asked["prove"] else None,
-        predict_for=_path(asked["predict_for"]),
+        predict_for=path_of(asked["predict_for"]),
         engines=names(asked["engine"]),
         rounding=checked_rounding(asked["rounding"]),
     )
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 @contextmanager
