@@ -73,6 +73,8 @@ def _anchor(node: ir.Node, *, nested: bool) -> Anchor | str | None:
             return "recurrent: no runtime has an INT8 kernel for it"
         case "ConvTranspose":
             return "transposed convolution: ONNX Runtime has no INT8 kernel for it"
+        case "Einsum" if any(v is not None and v.is_initializer() for v in node.inputs):
+            return "Einsum that is no single product with constant weights"
         case _:
             return None
 

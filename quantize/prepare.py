@@ -21,6 +21,7 @@ from bench.errors import InputError, UnsupportedError
 from bench.models import Model, read_model
 from bench.runtimes.onnxruntime import first_line, open_errors, session_options
 from bench.runtimes.seam import Settings
+from quantize.einsums import write_out_einsums
 from quantize.graphs import constants_of, release, save, too_large, weight_bytes
 from quantize.protos import load_graph
 from quantize.rewrites import rewrite
@@ -84,6 +85,8 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
         ) from e
     model = _fold(raw, model, notes, shown)
     notes += rewrite(model)
+    if count := write_out_einsums(model):
+        notes.append(f"{count} Einsums with constant weights written as MatMul")
     model = tidy(model)
     refuse_nonfinite(model, shown)
     save(model, out, share=True)

@@ -44,6 +44,7 @@ GRAPH_MODULES = (
     "quantize/equalize.py",
     "quantize/rows.py",
     "quantize/watching.py",
+    "quantize/einsums.py",
     "quantize/findings.py",
     "quantize/finishing.py",
     "quantize/inspecting.py",
