@@ -33,6 +33,8 @@ from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, beside_fp32, conclude, served_speed
 from quantize.slices import Looked
+from quantize.speeds import Speeds, speeds_of
+from quantize.speeds import to_toml as speeds_toml
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
@@ -58,6 +60,7 @@ class Results:
         proofs: On emulated CPUs, if they were asked for.
         forecast: Latencies predicted for another machine, if that was asked for.
         drift: Of a replayed recipe.
+        speeds: What of a replayed recipe holds here, and was not timed again.
         first_pass_s: From the start of the command to the first model that passed.
         looked: How each class and slice fares, and what changed.
         slice_limit: What they are held against; None where nothing was asked.
@@ -79,6 +82,7 @@ class Results:
     slice_limit: float | None = None
     lock: Lock | None = None
     drift: tuple[Drift, ...] = ()
+    speeds: Speeds | None = None
     first_pass_s: float | None = None
     forecast: Forecast | None = None
 
@@ -109,6 +113,8 @@ def finish(
     )
     quantized = _place_model(made, staging if conclusion.ships else staging / "refused")
     text = _recipe(best, results.bench, results.data.calibration_sha256)
+    speeds = results.speeds or speeds_of(results.timing, best.runtime, results.bench)
+    text += f"\n{speeds_toml(speeds)}" if speeds is not None else ""
     (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
     _, left = find_anchors(ir.load(fp32.path))
     inside = _look_inside(job, results, quantized, left, staging / "scratch")
@@ -144,6 +150,7 @@ def finish(
         notes=tuple(dict.fromkeys(notes)),
         proofs=results.proofs,
         drift=results.drift,
+        remembered=results.speeds,
         forecast=results.forecast,
         findings=find_causes(results.bench, made),
         fp32_ms=results.found.fp32_ms,
@@ -197,16 +204,19 @@ def _look_inside(
     job: Job, results: Results, model: Model, left: dict[str, str], scratch: Path
 ) -> Inspection:
     """Which kernels run in the INT8 model, and what would saturate on a few held-out samples."""
-    bench = results.bench
+    bench, best = results.bench, results.best
+    # A short replay asks whether INT8 is in INT8 kernels where it is served, and no more.
+    short = job.effort.recipe is not None and not job.effort.full
+    runtimes = (best.runtime,) if short else bench.runtimes
     means = Means(
-        runtimes=tuple(r for r in bench.runtimes if r in TELLING),
+        runtimes=tuple(r for r in runtimes if r in TELLING),
         threads=bench.threads,
         scratch=scratch,
         samples=bench.probes[:_PROBES],
-        timing=bench.probes[0] if bench.probes else None,
-        fp32=bench.start(results.best.trial.quantized.recipe).model.path,
+        timing=bench.probes[0] if bench.probes and not short else None,
+        fp32=None if short else bench.start(best.trial.quantized.recipe).model.path,
     )
-    layers = results.best.trial.quantized.layers
+    layers = best.trial.quantized.layers
     told = {x.name: x.reason for x in layers if x.reason is not None}
     return inspect_model(model, means, command=job.command, told=left | told)
 

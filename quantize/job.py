@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 from quantize.images import Preprocessing
 from quantize.sources.seam import ModelSpec
 
+# Of the final benchmark, where nothing else is asked.
+ROUNDS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
@@ -78,6 +81,7 @@ class Effort:
         rounds: Processes per variant in the benchmark.
         seconds: Sampling per process.
         recipe: A recipe to replay instead of a search.
+        full: Whether a replay, too, times everything as a search does, and looks into the model.
         budget_s: After this long the search starts nothing new and keeps the best it has.
         engines: Names in `QUANTIZERS`; of several, the search takes the best model.
         rounding: Of weights: one of `quantize.options.ROUNDINGS`.
@@ -88,9 +92,10 @@ class Effort:
     target: str = "auto"
     runtimes: tuple[str, ...] = ()
     threads: int = 0
-    rounds: int = 5
+    rounds: int = ROUNDS
     seconds: float = 0.3
     recipe: Path | None = None
+    full: bool = False
     budget_s: float = 600.0
     engines: tuple[str, ...] = ("native",)
     rounding: str = "auto"

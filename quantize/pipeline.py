@@ -52,7 +52,15 @@ from quantize.proof.debian import require_packages
 from quantize.proof.proving import prove_model
 from quantize.quantizers import find_engines
 from quantize.recipe import engine_of, fingerprints
-from quantize.replaying import Replay, drift_of, fitted, recipe_text, run_recipe, serving_fp32
+from quantize.replaying import (
+    Replay,
+    drift_of,
+    fitted,
+    recipe_text,
+    run_recipe,
+    serving_fp32,
+    what_to_time,
+)
 from quantize.report import Data, Report
 from quantize.rows import RowStore
 from quantize.search import search
@@ -60,6 +68,7 @@ from quantize.sequential import Looks
 from quantize.slices import Division, look_into, slice_limit
 from quantize.slices import divide as divided
 from quantize.smoothing import even_out, even_out_as
+from quantize.speeds import Speeds
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
@@ -128,6 +137,7 @@ class _Run:
         self.can_pass = False
         self.replay: Replay | None = None
         self.drift: tuple[Drift, ...] = ()
+        self.speeds: Speeds | None = None
         self.division = Division()
         self.lock = read_lock(job.lock) if job.lock is not None else None
         self.notes: list[str] = []
@@ -201,16 +211,9 @@ class _Run:
             with self.stage("verify"):
                 served, elsewhere = self.verify(found, judging)
             with self.stage("benchmark"):
-                assert found.best is not None
-                timing = time_models(
-                    bench,
-                    found.best.trial.quantized.model,
-                    self.runtimes_to_time(bench, found),
-                    self.effort(),
-                    self.question(),
-                    self.progress.step,
-                )
+                timing = self.benchmark(bench, found)
             predicted = self.predict(bench, timing)
+            assert found.best is not None
             proofs = self.prove(found.best, evaluation)
         best = fastest(served, timing.latencies)
         others = tuple(j.evaluation for j in served if j is not best)
@@ -247,6 +250,7 @@ class _Run:
             forecast=predicted,
             proofs=proofs,
             drift=self.drift,
+            speeds=self.speeds,
             first_pass_s=self.first_pass_s,
         )
         return finish(self.job, self.staging, results, self.stages, self.notes)
@@ -401,7 +405,7 @@ class _Run:
             if (note := drift_note(self.drift)) is not None:
                 self.notes.append(note)
                 self.progress.say(note)
-            found = run_recipe(self.replay, bench, judging)
+            found = run_recipe(self.replay, bench, partial(judging, whole=True))
             assert found.best is not None
             self.aim(bench).keep(found.best)
             return found
@@ -445,19 +449,28 @@ class _Run:
         hurried = replace(effort, rounds=min(effort.rounds, _HURRIED_ROUNDS))
         return hurried if self.interrupt.asked else effort
 
-    def question(self) -> Question:
-        """What the benchmark has to tell; a replay tells no more than that INT8 is faster."""
-        asked = (self.job.bounds.min_speedup, 1.0 if self.job.limits.need_speed else None)
-        limits = tuple(limit for limit in asked if limit is not None)
-        return Question(limits, brief=self.replay is not None or self.interrupt.asked)
-
-    def runtimes_to_time(self, bench: Workbench, found: Found) -> tuple[list[str], list[str]]:
-        """Those of FP32, the fastest of the quick look first, and those of INT8."""
+    def benchmark(self, bench: Workbench, found: Found) -> Timing:
+        """FP32 beside the chosen model; what a recipe tells and holds here is not timed again."""
         assert found.best is not None
-        if found.fp32_ms:
-            fp32_ms, int8_ms = found.fp32_ms, found.best.trial.latency_ms
-            return sorted(fp32_ms, key=fp32_ms.__getitem__), list(int8_ms)
-        return serving_fp32(bench), [found.best.runtime]
+        served, fp32_ms = found.best.runtime, found.fp32_ms
+        short = self.replay is not None and not self.job.effort.full
+        # Of a search, the fastest of its quick look first.
+        int8 = list(found.best.trial.latency_ms) or [served]
+        if self.replay is not None and short:
+            # A baseline compares within one runtime.
+            beside = [served] if self.lock is not None else []
+            self.speeds, fp32, note = what_to_time(self.replay, bench, beside)
+            self.notes.append(note)
+        else:
+            fp32 = sorted(fp32_ms, key=fp32_ms.__getitem__) or serving_fp32(bench)
+        asked = (self.job.bounds.min_speedup, 1.0 if self.job.limits.need_speed else None)
+        question = Question(
+            tuple(limit for limit in asked if limit is not None),
+            brief=short or self.interrupt.asked,
+            quick=self.speeds is not None,
+        )
+        quantized, step = found.best.trial.quantized, self.progress.step
+        return time_models(bench, quantized.model, (fp32, int8), self.effort(), question, step)
 
     def _is_throughput(self) -> bool:
         return self.job.limits.objective == "throughput"

@@ -1,12 +1,15 @@
 """A recipe in place of a search: one candidate, one evaluation, and how far its ranges moved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UnsupportedError, UsageError
 from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
+from quantize.job import ROUNDS
 from quantize.recipe import Recipe, from_toml, served_by
+from quantize.speeds import Speeds, contenders, difference, place_of, read_speeds
 from quantize.trials import MOST_DB, Workbench, attempt, may_serve, serves
 
 
@@ -20,6 +23,7 @@ class Replay:
         seen: The ranges it was found with, by fingerprint.
         marks: Fingerprint by anchor name.
         served_by: The runtime that served the model it comes from.
+        speeds: What the benchmark of that model found; None in older recipes.
     """
 
     path: Path
@@ -27,6 +31,7 @@ class Replay:
     seen: Seen
     marks: dict[str, str]
     served_by: str
+    speeds: Speeds | None = None
 
 
 def recipe_text(path: Path) -> str:
@@ -51,7 +56,8 @@ def fitted(path: Path, marks: dict[str, str]) -> Replay:
     """
     text = recipe_text(path)
     recipe = from_toml(text, marks, str(path))
-    return Replay(path, recipe, read_seen(text, str(path)), marks, served_by(text, recipe))
+    seen, speeds = read_seen(text, str(path)), read_speeds(text, str(path))
+    return Replay(path, recipe, seen, marks, served_by(text, recipe), speeds)
 
 
 def drift_of(replay: Replay, bench: Workbench) -> tuple[Drift, ...]:
@@ -71,6 +77,45 @@ def serving_fp32(bench: Workbench) -> list[str]:
             f"none of {', '.join(bench.runtimes)} takes the FP32 model. Allow another --runtime."
         )
     return found
+
+
+def what_to_time(
+    replay: Replay, bench: Workbench, beside: Sequence[str] = ()
+) -> tuple[Speeds | None, list[str], str]:
+    """The runtimes to time FP32 in: all, unless the recipe tells which may be the fastest here.
+
+    Args:
+        replay: The recipe.
+        bench: Where FP32 would be timed.
+        beside: Runtimes to time it in besides, if they take it.
+
+    Returns:
+        What of the recipe holds here, None where nothing does; runtimes, the fastest first; a line
+        for the reader.
+
+    Raises:
+        UnsupportedError: None takes FP32.
+    """
+    known, anew = replay.speeds, "so FP32 was timed in every runtime"
+    if known is None:
+        return None, serving_fp32(bench), f"the recipe tells no speeds, {anew}"
+    if (other := difference(known.place, place_of(bench))) is not None:
+        return None, serving_fp32(bench), f"the recipe's speeds were found {other}, {anew}"
+    if not (fastest := contenders(known, bench.runtimes)):
+        return None, serving_fp32(bench), f"the recipe tells no speed of FP32 here, {anew}"
+    timed = list(dict.fromkeys([*fastest, *(r for r in beside if r in known.fp32)]))
+    slower = {r: x for r, x in known.fp32.items() if r in bench.runtimes and r not in timed}
+    ranking = "".join(
+        f"; in {r} it reached {ratio:.2f} times its speed ({low:.2f} to {high:.2f})"
+        for r, (ratio, low, high) in slower.items()
+    )
+    ratio, low, high = known.int8
+    note = (
+        f"from the recipe: FP32 is the fastest in {' or '.join(fastest)}{ranking}; INT8 was "
+        f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f}). Timed here: FP32 in "
+        f"{' and '.join(timed)}, and INT8. With --rounds {ROUNDS} everything is"
+    )
+    return known, timed, note
 
 
 def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:

@@ -21,6 +21,7 @@ from quantize.proof.comparing import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.slices import Flip, SliceVerdict
+from quantize.speeds import Speeds
 
 # Ends of an interval of a speed-up farther apart than this factor tell of a noisy machine.
 _WIDE = 1.25
@@ -133,6 +134,7 @@ class Report:
         notes: What a user may want to know.
         proofs: On emulated CPUs; none where none was asked for.
         drift: Of a replayed recipe: ranges then and now, the farthest apart first.
+        remembered: Of a replayed recipe: speeds that hold here, and were not timed again.
         findings: What makes single layers hard for 8 bits, and what was done.
         slices: How each class fares, the worst first.
         flips: Samples that INT8 scores otherwise, what lost most first; at most a
@@ -174,6 +176,7 @@ class Report:
     notes: tuple[str, ...]
     proofs: tuple[Proof, ...] = ()
     drift: tuple[Drift, ...] = ()
+    remembered: Speeds | None = None
     findings: tuple[Finding, ...] = ()
     slices: tuple[SliceVerdict, ...] = ()
     flips: tuple[Flip, ...] = ()

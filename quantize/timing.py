@@ -3,6 +3,9 @@
     3 rounds ─▶ certain and narrow, or certain and brief? ─▶ as many as asked ─▶ certain?
     ─▶ twice as many
 
+Where a recipe tells which FP32 is the fastest, the first look is without FP32 beside itself: what
+that shows, how noisy the machine is, matters only where the look leaves the side open.
+
 What is looked at more than once may end at a lucky moment. So each look has an error of its own,
 and they add up to that of one interval: by Bonferroni's inequality the true ratio is inside at
 every look in `CONFIDENCE` of all runs, whatever ends them.
@@ -13,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from bench.compare import CONFIDENCE, Comparison, compare
 from bench.latency import Latency, Variant, measure, with_control
-from bench.models import Model
+from bench.models import Feeds, Model
 from bench.percentiles import P90_SAMPLES
 from quantize.job import Effort
 from quantize.trials import Workbench
@@ -24,6 +27,10 @@ _FEWEST = 3
 _ERRORS = (0.02, 0.02, 0.01)
 # Ends of an interval this far apart are narrow.
 _NARROW = 1.1
+# Sampling in one process where only the side is asked; its counters say nothing below it.
+_QUICK_S = 0.1
+# Inputs that are timed, in rotation.
+_FEEDS = 4
 # More samples in one process tell little more: processes differ by more than their medians err.
 _ENOUGH = 2 * P90_SAMPLES
 
@@ -35,10 +42,13 @@ class Question:
     Attributes:
         limits: Speed-ups that INT8 is held against; their side has to be certain.
         brief: Whether that is all, and no narrow interval is waited for.
+        quick: Whether processes are short, and FP32 runs beside itself only after the first look;
+            for a replay whose recipe tells which FP32 is the fastest.
     """
 
     limits: tuple[float, ...]
     brief: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +59,17 @@ class Timing:
         latencies: The fastest FP32 of the quick look first.
         comparisons: Everything against the fastest FP32 first, then INT8 against FP32 in each other
             runtime.
-        control: FP32 against itself.
+        control: FP32 against itself; None where the first quick look told enough.
     """
 
     latencies: tuple[Latency, ...]
     comparisons: tuple[Comparison, ...]
-    control: Comparison
+    control: Comparison | None
+
+
+def timed_feeds(bench: Workbench) -> tuple[Feeds, ...]:
+    """What models are timed on."""
+    return bench.probes[:_FEEDS]
 
 
 def time_models(
@@ -80,24 +95,21 @@ def time_models(
         for kind, model, names in (("FP32", bench.fp32, runtimes[0]), ("INT8", int8, runtimes[1]))
         for runtime in names
     ]
+    seconds = min(effort.seconds, _QUICK_S) if question.quick else effort.seconds
     found: tuple[Latency, ...] = ()
     for look, (rounds, error) in enumerate(_looks(effort.rounds)):
         done = len(found[0].rounds) if found else 0
         more = measure(
-            with_control(variants),
-            bench.probes[:4],
+            variants if question.quick and not found else with_control(variants),
+            timed_feeds(bench),
             rounds=rounds - done,
-            seconds_per_round=effort.seconds,
+            seconds_per_round=seconds,
             enough=_ENOUGH,
             seed=look,
             progress=lambda done, total, _name: step(done, total),
         )
-        found = (
-            tuple(replace(a, rounds=a.rounds + b.rounds) for a, b in zip(found, more, strict=True))
-            if found
-            else more
-        )
-        timing = _compared(found, int8, error)
+        found = _joined(found, more)
+        timing = _compared(found[: len(variants)], found[len(variants) :], int8, error)
         brief = question.brief or rounds >= effort.rounds
         if _is_certain(timing, question.limits) and (brief or _is_narrow(timing)):
             break
@@ -114,9 +126,19 @@ def _looks(rounds: int) -> list[tuple[int, float]]:
     return list(zip([_FEWEST, *last], errors, strict=True))
 
 
-def _compared(found: Sequence[Latency], int8: Model, error: float) -> Timing:
-    *timed, control = found
-    noise = compare(timed[0], control, error=error)
+def _joined(before: tuple[Latency, ...], more: tuple[Latency, ...]) -> tuple[Latency, ...]:
+    """Rounds of both looks; the control may have come with the second."""
+    both = (replace(a, rounds=a.rounds + b.rounds) for a, b in zip(before, more, strict=False))
+    return (*both, *more[len(before) :])
+
+
+def _compared(
+    timed: Sequence[Latency], controls: Sequence[Latency], int8: Model, error: float
+) -> Timing:
+    noise = None
+    for control in controls:
+        beside = replace(timed[0], rounds=timed[0].rounds[-len(control.rounds) :])
+        noise = compare(beside, control, error=error)
     pairs = _pairs(timed, int8)
     compared = tuple(compare(a, b, control=noise, error=error) for a, b in pairs)
     return Timing(tuple(timed), compared, noise)

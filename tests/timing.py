@@ -42,7 +42,7 @@ class Stopwatch:
         self, variants: Sequence[Variant], feeds: Sequence[Feeds], *, rounds: int, seconds: float
     ) -> dict[str, float]:
         """Stands in for `bench.glance.glance`."""
-        found = self(variants, feeds, rounds=rounds, seconds_per_round=seconds)
+        found = self._told(variants, feeds, self.speedup, rounds=2)
         return {x.variant.name: x.median_ms for x in found}
 
     def __call__(
@@ -56,16 +56,19 @@ class Stopwatch:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> tuple[Latency, ...]:
-        self.before()
-        entrants = list(variants)
-        control = entrants[-1].name.endswith("(control)")
-        self.measured.append([v.name for v in entrants])
         if progress is not None:
-            progress(0, len(entrants), entrants[0].name)
-        speedup = self.later if control and self.later is not None else self.speedup
+            progress(0, len(variants), variants[0].name)
+        speedup = self.speedup if self.later is None else self.later
+        return self._told(variants, feeds, speedup, rounds=rounds)
+
+    def _told(
+        self, variants: Sequence[Variant], feeds: Sequence[Feeds], speedup: float, *, rounds: int
+    ) -> tuple[Latency, ...]:
+        self.before()
+        self.measured.append([v.name for v in variants])
         digest = feeds_digest(list(feeds))
         return tuple(
-            latency(v, ms, rounds=rounds if control else 2, spread=self.spread, feeds=digest)
-            for v in entrants
+            latency(v, ms, rounds=rounds, spread=self.spread, feeds=digest)
+            for v in variants
             for ms in [1.0 if v.name.lower().startswith("fp32") else 1 / speedup]
         )

@@ -120,7 +120,12 @@ def quantize(
     budget: Annotated[
         str, typer.Option(help="As in 90s, 10m, 2h: then the search keeps the best it has.")
     ] = "10m",
-    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes per timed variant.")] = 5,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Fresh processes per timed variant (5). Makes a replay time everything."
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Sampling time of one such process.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     prove: Annotated[
@@ -252,7 +257,7 @@ def _limits(asked: dict[str, Any]) -> "Limits":
 
 
 def _effort(asked: dict[str, Any]) -> "Effort":
-    from quantize.job import Effort
+    from quantize.job import ROUNDS, Effort
     from quantize.options import (
         between,
         checked_rounding,
@@ -267,9 +272,11 @@ def _effort(asked: dict[str, Any]) -> "Effort":
         target=checked_target(asked["target"]),
         runtimes=checked_runtimes(asked["runtime"]),
         threads=asked["threads"],
-        rounds=asked["rounds"],
+        rounds=asked["rounds"] or ROUNDS,
         seconds=between("--seconds", asked["seconds"], 0, 3600),
         recipe=path_of(asked["recipe"]),
+        # A baseline is what later runs are held against.
+        full=asked["rounds"] is not None or asked["update_baseline"],
         budget_s=parse_budget(asked["budget"]),
         prove=cache_folder() if asked["prove"] else None,
         predict_for=path_of(asked["predict_for"]),

@@ -1,6 +1,7 @@
 """One job, stage by stage, where the command line cannot reach: runtimes, arithmetic, states."""
 
 import itertools
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from bench import forecast as forecasts
-from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
+from bench.errors import ExitCode, InputError, UnfitError, UnsupportedError, UsageError
 from bench.forecast import Survey
 from bench.machine import describe
 from bench.render import render
@@ -26,7 +27,7 @@ from bench.yardsticks import Bout, Yardsticks
 from quantize import finishing, judging, pipeline, ranking, replaying, starting, timing, trials
 from quantize.candidates import Judged
 from quantize.data import Samples
-from quantize.document import document
+from quantize.document import document, summary
 from quantize.gate import Outcome, Verdict
 from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
 from quantize.journal import Journal
@@ -37,6 +38,7 @@ from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
 from quantize.report import Report, TrialRow
 from quantize.sources.seam import ModelSpec
+from quantize.speeds import read_speeds, to_toml
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 from quantize.tolerance import Tolerance
@@ -577,6 +579,126 @@ def test_a_replay_serves_in_the_runtime_of_its_recipe(
     assert report.served_by == runtime
     timed = [x.variant.name for x in report.latencies]
     assert timed == ["FP32 onnxruntime", "FP32 openvino", f"INT8 {runtime}"]
+
+
+def replayed(job: Job, recipe: Path, out: Path, **effort: Any) -> Report:
+    """A replay in a folder of its own."""
+    out.mkdir()
+    return run(replace(job, effort=replace(job.effort, recipe=recipe, **effort)), out, Silent())
+
+
+def timed(report: Report) -> list[str]:
+    return [x.variant.name for x in report.latencies]
+
+
+@pytest.fixture
+def ranked(job: Job, staging: Path) -> Path:
+    """A recipe for both runtimes in which FP32 is surely slower in OpenVINO."""
+    pytest.importorskip("openvino")
+    both = replace(job.effort, runtimes=("onnxruntime", "openvino"))
+    run(replace(job, effort=both), staging, Silent())
+    recipe = staging / "recipe.toml"
+    text = recipe.read_text(encoding="utf-8")
+    found = read_speeds(text, str(recipe))
+    assert found is not None
+    slower = {"onnxruntime": (1.0, 1.0, 1.0), "openvino": (0.5, 0.4, 0.6)}
+    edited = to_toml(replace(found, fp32=slower, int8=(3.0, 2.5, 3.5)))
+    text = text.replace(to_toml(found), edited).replace('by" = "openvino"', 'by" = "onnxruntime"')
+    recipe.write_text(text, encoding="utf-8")
+    assert edited in text
+    return recipe
+
+
+def test_a_replay_times_int8_beside_the_fastest_fp32_of_its_recipe_alone(
+    job: Job, ranked: Path, tmp_path: Path
+) -> None:
+    report = replayed(job, ranked, tmp_path / "again", runtimes=("onnxruntime", "openvino"))
+    assert timed(report) == ["FP32 onnxruntime", "INT8 onnxruntime"]
+    assert report.control is None
+    assert report.remembered is not None
+    (note,) = (n for n in report.notes if n.startswith("from the recipe: "))
+    assert "FP32 is the fastest in onnxruntime; in openvino it reached 0.50 times its" in note
+    assert (
+        "INT8 was 3.00 times as fast (2.50 to 3.50). Timed here: FP32 in onnxruntime, and" in note
+    )
+    for form in ("text", "html", "markdown", "junit"):
+        assert "Timed here" in render(document(report), form) or form == "junit"
+    assert "as the recipe has it" in render(summary(report, "out"), "text")
+    assert report.inspection is not None
+    assert [k.runtime for k in report.inspection.kernels] == ["onnxruntime"]
+    # The next replay knows as much.
+    again = (tmp_path / "again" / "recipe.toml").read_text(encoding="utf-8")
+    assert read_speeds(again, "") == read_speeds(ranked.read_text(encoding="utf-8"), "")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        (r'"isa_class" = "\w+"', '"isa_class" = "nine"', "found on nine, and this CPU is "),
+        (r'"threads" = 1', '"threads" = 7', "found with 7 threads, and now it is 1"),
+        (r'"openvino" = "[^"]+"', '"openvino" = "1"', "found with openvino 1, and now it is "),
+        (r"(?s)\[made.speed\].*", "", "the recipe tells no speeds, so FP32 was timed in every"),
+    ],
+)
+def test_in_another_place_or_by_an_older_recipe_everything_is_timed_anew(
+    job: Job, ranked: Path, tmp_path: Path, before: str, now: str, says: str
+) -> None:
+    text, count = re.subn(before, now, ranked.read_text(encoding="utf-8"))
+    assert count == 1
+    ranked.write_text(text, encoding="utf-8")
+    report = replayed(job, ranked, tmp_path / "again", runtimes=("onnxruntime", "openvino"))
+    assert timed(report) == ["FP32 onnxruntime", "FP32 openvino", "INT8 onnxruntime"]
+    assert report.control is not None
+    assert report.remembered is None
+    assert any(says in n for n in report.notes)
+    # What was found here is what the next replay goes by.
+    made = read_speeds((tmp_path / "again" / "recipe.toml").read_text(encoding="utf-8"), "")
+    assert made is not None
+    assert made.place.threads == 1
+    assert made.fp32["openvino"][0] == 1.0
+
+
+def test_a_replay_in_full_times_everything_and_looks_into_the_model(
+    job: Job, ranked: Path, tmp_path: Path
+) -> None:
+    both = ("onnxruntime", "openvino")
+    report = replayed(job, ranked, tmp_path / "again", runtimes=both, full=True)
+    assert timed(report) == ["FP32 onnxruntime", "FP32 openvino", "INT8 onnxruntime"]
+    assert report.control is not None
+    assert report.inspection is not None
+    assert report.inspection.noise
+    assert [k.runtime for k in report.inspection.kernels] == list(both)
+
+
+def test_a_baseline_needs_fp32_where_int8_is_served(job: Job, ranked: Path, tmp_path: Path) -> None:
+    both = ("onnxruntime", "openvino")
+    text = ranked.read_text(encoding="utf-8").replace('by" = "onnxruntime"', 'by" = "openvino"')
+    ranked.write_text(text, encoding="utf-8")
+    first = replayed(job, ranked, tmp_path / "first", runtimes=both)
+    assert timed(first) == ["FP32 onnxruntime", "INT8 openvino"]
+    write_lock(tmp_path / "lock.json", finishing.lock_of_report(first, tmp_path / "first"))
+    held = replace(job, lock=tmp_path / "lock.json")
+    report = replayed(held, ranked, tmp_path / "again", runtimes=both)
+    assert timed(report) == ["FP32 onnxruntime", "FP32 openvino", "INT8 openvino"]
+
+
+def test_a_retrained_model_that_is_slower_is_refused_by_a_short_replay_too(
+    job: Job, ranked: Path, tmp_path: Path, stopwatch: Stopwatch
+) -> None:
+    classifier.network(tmp_path / "retrained.onnx", seed=5)
+    retrained = replace(job, model=ModelSpec(str(tmp_path / "retrained.onnx")))
+    stopwatch.speedup = 0.97
+    both = ("onnxruntime", "openvino")
+    report = replayed(retrained, ranked, tmp_path / "again", runtimes=both)
+    assert timed(report) == ["FP32 onnxruntime", "INT8 onnxruntime"]
+    assert report.conclusion.exit_code == ExitCode.REFUSED
+    assert report.conclusion.too_slow
+    assert (tmp_path / "again" / "refused" / "model.onnx").is_file()
+    # --min-speedup is asked of it as of any model.
+    stopwatch.speedup = 1.4
+    strict = replace(retrained, bounds=GateBounds(min_speedup=1.5))
+    report = replayed(strict, ranked, tmp_path / "strict", runtimes=both)
+    assert report.conclusion.exit_code == ExitCode.REFUSED
 
 
 # --- objectives ---

@@ -39,7 +39,7 @@ def timed(
 
     def measure(variants: Sequence[Variant], _: object, **options: Any) -> tuple[Latency, ...]:
         if asked is not None:
-            asked.append(options)
+            asked.append({**options, "variants": variants})
         options["progress"](0, 1, "")
         found = []
         for v in variants:
@@ -98,6 +98,36 @@ def test_what_could_be_on_either_side_gets_twice_as_many(*, brief: bool) -> None
     assert rounds_of(timed(waves(0.05), question, speedup=0.8)) == (3 if brief else 5)
 
 
+def quick(limit: float = 1.0) -> Question:
+    """That of a replay whose recipe tells which FP32 is the fastest."""
+    return Question((limit,), brief=True, quick=True)
+
+
+def test_where_the_fastest_fp32_is_known_short_rounds_tell_the_side() -> None:
+    asked: list[dict[str, Any]] = []
+    found = timed(waves(0.05), quick(), asked=asked)
+    assert [(a["rounds"], a["seconds_per_round"], len(a["variants"])) for a in asked] == [
+        (3, 0.1, 2)
+    ]
+    assert found.control is None
+    assert [x.variant.name for x in found.latencies] == ["FP32 onnxruntime", "INT8 onnxruntime"]
+    # A slower one is found out just so.
+    found = timed(waves(0.05), quick(), speedup=0.8)
+    assert rounds_of(found) == 3
+    assert found.comparisons[0].high is not None
+    assert found.comparisons[0].high < 1
+
+
+def test_fp32_runs_beside_itself_once_the_side_is_open() -> None:
+    asked: list[dict[str, Any]] = []
+    found = timed(waves(0.05), quick(), speedup=1.001, asked=asked)
+    assert rounds_of(found) == 10
+    assert [(a["rounds"], len(a["variants"])) for a in asked] == [(3, 2), (2, 3), (5, 3)]
+    assert found.control is not None
+    assert found.control.candidate == "FP32 onnxruntime (control)"
+    assert len(found.latencies) == 2
+
+
 def test_every_limit_counts() -> None:
     assert rounds_of(timed(waves(0.05), Question((1.0, 2.01)))) == 10
     assert rounds_of(timed(waves(0.05), Question(()), speedup=1.0)) == 5
@@ -118,19 +148,17 @@ def test_errors_of_all_looks_add_up_to_that_of_one_interval(rounds: int) -> None
     assert rounds in counts
 
 
-@pytest.mark.parametrize("brief", [False, True])
+@pytest.mark.parametrize("question", [FASTER, Question((1.0,), brief=True), quick()])
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.3])
 @pytest.mark.parametrize("speedup", [1.0, 1.03])
 def test_intervals_hold_the_true_ratio_whatever_ended_them(
-    *, speedup: float, noise: float, brief: bool
+    *, speedup: float, noise: float, question: Question
 ) -> None:
     """Where stopping is most tempting (a true ratio at the limit) as where it does not matter."""
     rng = np.random.default_rng(7)
     trials, misses = 250, 0
     for _ in range(trials):
-        found = timed(
-            lambda n: rng.normal(0, noise, n).tolist(), Question((1.0,), brief), speedup=speedup
-        )
+        found = timed(lambda n: rng.normal(0, noise, n).tolist(), question, speedup=speedup)
         (speed,) = found.comparisons
         assert speed.low is not None
         assert speed.high is not None

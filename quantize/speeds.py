@@ -1,0 +1,174 @@
+"""Speeds: what the benchmark of a recipe's model found, and whether it holds here.
+
+Which runtime is the fastest for FP32 depends on the graph, the size of the inputs, the machine and
+the versions, and not on the weights. So a recipe keeps it, and a replay in a place like that one
+times the runtimes that may be the fastest, and no others. What it says of INT8's own speed is for
+the reader: that is measured again, always.
+"""
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from bench.compare import Comparison
+from bench.errors import UsageError
+from bench.machine import describe
+from bench.runtimes import find_runtime
+from quantize.timing import Timing, timed_feeds
+from quantize.trials import Workbench
+
+# FP32 in a runtime that surely stays below this share of the fastest one's speed is not timed
+# again. Less than 1: two CPUs of one class, or two trainings, may differ by some per cent.
+_SURELY = 0.9
+# Inputs this many times larger or smaller are other work.
+_ALIKE = 2.0
+_EXPECTED = {"isa_class": str, "threads": int, "values": int, "versions": dict, "fp32": dict}
+
+Ratio: TypeAlias = tuple[float, float, float]
+"""How many times as fast, and the ends of its interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What decides, besides the graph, which runtime is the fastest.
+
+    Attributes:
+        isa_class: Of the CPU.
+        threads: Inside one inference.
+        values: Numbers that one inference is given, mean over those that are timed.
+        versions: By runtime that may serve.
+    """
+
+    isa_class: str
+    threads: int
+    values: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What a benchmark found.
+
+    Attributes:
+        place: Where.
+        fp32: FP32 by runtime, against the fastest FP32. One that `place` has and this lacks
+            refused the model.
+        int8: INT8 where it is served, against the same.
+    """
+
+    place: Place
+    fp32: dict[str, Ratio]
+    int8: Ratio
+
+
+def place_of(bench: Workbench) -> Place:
+    """Where a benchmark runs."""
+    counts = [sum(a.size for a in feeds.values()) for feeds in timed_feeds(bench)]
+    return Place(
+        isa_class=describe().isa_class,
+        threads=bench.threads,
+        values=round(sum(counts) / len(counts)),
+        versions={r: find_runtime(r).version() for r in bench.runtimes},
+    )
+
+
+def speeds_of(timing: Timing, served_by: str, bench: Workbench) -> Speeds | None:
+    """What a recipe keeps of a benchmark of all runtimes; None where it had no intervals."""
+    fastest = timing.comparisons[0].baseline
+    own = [c for c in timing.comparisons if c.baseline == fastest]
+    ratios = {c.candidate: found for c in own if (found := _ratio(c)) is not None}
+    int8 = ratios.get(f"INT8 {served_by}")
+    if int8 is None or len(ratios) < len(own):
+        return None
+    fp32 = {fastest: (1.0, 1.0, 1.0), **{n: r for n, r in ratios.items() if n.startswith("FP32")}}
+    return Speeds(place_of(bench), {n.removeprefix("FP32 "): r for n, r in fp32.items()}, int8)
+
+
+def _ratio(found: Comparison) -> Ratio | None:
+    if found.low is None or found.high is None:
+        return None
+    return found.ratio, found.low, found.high
+
+
+def to_toml(speeds: Speeds) -> str:
+    """The table that a recipe holds, `[made.speed]`."""
+    place = speeds.place
+    versions = ", ".join(f'"{r}" = "{v}"' for r, v in place.versions.items())
+    fp32 = ", ".join(f'"{r}" = {_numbers(x)}' for r, x in speeds.fp32.items())
+    lines = (
+        "# How fast FP32 was in each runtime, and INT8, against the fastest FP32; and where.",
+        "[made.speed]",
+        f'"isa_class" = "{place.isa_class}"',
+        f'"threads" = {place.threads}',
+        f'"values" = {place.values}',
+        f'"versions" = {{ {versions} }}',
+        f'"fp32" = {{ {fp32} }}',
+        f'"int8" = {_numbers(speeds.int8)}',
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(ratio: Ratio) -> str:
+    return f"[{', '.join(repr(float(f'{r:.6g}')) for r in ratio)}]"
+
+
+def read_speeds(text: str, where: str) -> Speeds | None:
+    """What a recipe says of speed; None where it says nothing, as older ones do.
+
+    Args:
+        text: The recipe.
+        where: The file's name, for errors.
+
+    Raises:
+        UsageError: It is not what `to_toml` writes.
+    """
+    table = tomllib.loads(text).get("made", {}).get("speed")
+    if table is None:
+        return None
+    try:
+        place = Place(**{k: _typed(table, k) for k in _EXPECTED if k != "fp32"})
+        fp32 = {r: _checked(x) for r, x in _typed(table, "fp32").items()}
+        return Speeds(place, fp32, _checked(table["int8"]))
+    except (TypeError, ValueError, KeyError) as e:
+        raise UsageError(
+            f"{where}: [made.speed] is damaged: {e}. Take the table out to replay the rest of the "
+            "recipe; every runtime is timed then."
+        ) from e
+
+
+def _typed(table: Any, key: str) -> Any:
+    if type(table[key]) is not _EXPECTED[key]:
+        raise TypeError(f"{key} is {table[key]!r}")
+    return table[key]
+
+
+def _checked(found: Any) -> Ratio:
+    ratio, low, high = (float(x) for x in found)
+    if not 0 < low <= ratio <= high < math.inf:
+        raise ValueError(f"{found} is no ratio within its interval")
+    return ratio, low, high
+
+
+def difference(then: Place, now: Place) -> str | None:
+    """Why speeds of one place say nothing of another, to follow "…"; None where they do."""
+    if then.isa_class != now.isa_class:
+        return f"on {then.isa_class}, and this CPU is {now.isa_class}"
+    if then.threads != now.threads:
+        return f"with {then.threads} threads, and now it is {now.threads}"
+    for runtime, version in now.versions.items():
+        if (before := then.versions.get(runtime)) is None:
+            return f"without {runtime}"
+        if before != version:
+            return f"with {runtime} {before}, and now it is {version}"
+    if not then.values <= _ALIKE * now.values <= _ALIKE**2 * then.values:
+        return f"on inputs of {then.values:,} values, and now they have {now.values:,}"
+    return None
+
+
+def contenders(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:
+    """Of `runtimes`, those in which FP32 may be the fastest; the one that was comes first."""
+    known = {r: speeds.fp32[r] for r in runtimes if r in speeds.fp32}
+    order = sorted(known, key=lambda r: -known[r][0])
+    return [r for r in order if known[r][2] >= _SURELY * known[order[0]][1]]
