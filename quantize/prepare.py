@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from bench.errors import InputError, UnsupportedError
+from bench.errors import InputError, UnsupportedError, VnnifyError
 from bench.models import Model, read_model
-from bench.runtimes.onnxruntime import first_line, open_errors, session_options
+from bench.runtimes.onnxruntime import first_line, open_errors, refusal, session_options
 from bench.runtimes.seam import Settings
 from quantize.einsums import write_out_einsums
 from quantize.graphs import constants_of, release, save, too_large, weight_bytes
@@ -70,6 +70,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
         InputError: A weight is NaN or infinite, or the runtime refuses the graph.
         UnsupportedError: It is quantized already, its opset cannot be raised, or it uses unknown
             operators.
+        UnfitError: It handles text by the rules of a locale that is not installed.
     """
     notes: list[str] = []
     shown = name or str(source.path)
@@ -259,14 +260,14 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
     return after
 
 
-def _refused(error: Exception, shown: str) -> InputError | UnsupportedError:
+def _refused(error: Exception, shown: str) -> VnnifyError:
     text = first_line(error)
     if "not a registered function/op" in text or "No Op registered" in text:
         return UnsupportedError(
             f"{shown}: uses an operator that onnxruntime does not know: {text}. Custom operators "
             "cannot be quantized; export the model without them."
         )
-    return InputError(f"{shown}: onnxruntime refuses the model: {text}")
+    return refusal(shown, error)
 
 
 def _widen_half(model: ir.Model, notes: list[str]) -> None:

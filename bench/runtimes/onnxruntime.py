@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _PREAMBLE = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?"
 )
+_LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -51,7 +52,7 @@ class OnnxRuntime:
                 providers=[(provider, _provider_options(settings))],
             )
         except open_errors() as e:
-            raise InputError(f"{path}: onnxruntime refuses the model: {first_line(e)}") from e
+            raise refusal(path, e) from e
         # Asked for CUDA alone and without it, onnxruntime hands back a CPU session and a warning.
         if session.get_providers()[0] != provider:
             raise UnfitError(
@@ -190,6 +191,23 @@ def _package() -> Any:
             "the runtime `onnxruntime` needs the package onnxruntime: pip install onnxruntime"
         ) from e
     return onnxruntime
+
+
+def refusal(shown: object, error: Exception) -> InputError | UnfitError:
+    """What to raise where onnxruntime does not open a model.
+
+    Args:
+        shown: The model, as the user called it.
+        error: What onnxruntime raised.
+    """
+    text = first_line(error)
+    if found := _LOCALE.search(text):
+        return UnfitError(
+            f"{shown}: its StringNormalizer wants the locale {found[1]}, which this machine lacks. "
+            "Install it (on Debian: the package locales, then dpkg-reconfigure locales), there "
+            "and where the model is served, or export it with the locale C."
+        )
+    return InputError(f"{shown}: onnxruntime refuses the model: {text}")
 
 
 def first_line(error: Exception) -> str:

@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.errors import ExitCode, InputError, UnsupportedError
+from bench.errors import ExitCode, InputError, UnfitError, UnsupportedError
 from bench.models import Feeds, read_model
+from bench.runtimes.onnxruntime import OnnxRuntime
+from bench.runtimes.seam import Settings
 from quantize import graphs
 from quantize.prepare import Prepared, prepare
 from tests import tiny
@@ -447,6 +449,18 @@ def test_an_unknown_operator_is_unsupported(tmp_path: Path, domain: str) -> None
     with pytest.raises(UnsupportedError, match="Frobnicate") as caught:
         prepared(source)
     assert caught.value.exit_code == ExitCode.UNSUPPORTED
+
+
+def test_a_locale_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    wanted = {"locale": "xx_XX.UTF-8", "case_change_action": "LOWER"}
+    node = helper.make_node("StringNormalizer", ["x"], ["y"], **wanted)
+    ports = [(n, TensorProto.STRING, [2]) for n in "xy"]
+    source = tiny.save(tmp_path / "m.onnx", [node], ports[:1], ports[1:])
+    message = r"m\.onnx: its StringNormalizer .* xx_XX\.UTF-8"
+    with pytest.raises(UnfitError, match=message):
+        prepared(source)
+    with pytest.raises(UnfitError, match=message):
+        OnnxRuntime().open(source, Settings(threads=1))
 
 
 def test_a_graph_that_the_runtime_refuses_is_an_input_error(tmp_path: Path) -> None:
