@@ -223,7 +223,7 @@ def guard(
 
 def say(line: str) -> None:
     """One line for people, on stderr."""
-    from bench.render.escape import clean
+    from bench.escape import clean
 
     typer.echo(clean(line), err=True)
 
@@ -282,7 +282,7 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
 @contextlib.contextmanager
 def progress_shown(what: str) -> "Iterator[Progress]":
     """A progress bar with an estimate on a terminal's stderr, a line per step anywhere else."""
-    from bench.render.escape import clean
+    from bench.escape import clean
 
     if not sys.stderr.isatty():
         yield lambda done, total, name: say(f"{what} {done + 1}/{total}: {name}")

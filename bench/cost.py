@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, UsageError
-from bench.render.escape import number
+from bench.escape import number
 
 _KEYS = {"name", "price_per_hour", "currency", "date", "device"}
 _FRESH_DAYS = 90

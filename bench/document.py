@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from bench.banner import banner, interval_text
 from bench.compare import STEAL_SHARE
 from bench.cost_document import cost_blocks, rate
+from bench.escape import number
 from bench.forecast_document import forecast_section
 from bench.latency import Latency, Variant
 from bench.load import Load, decisive
@@ -28,7 +29,6 @@ from bench.render import (
     Section,
     Table,
 )
-from bench.render.escape import number
 from bench.report import BenchReport
 from bench.work import bound_by, shortest_ms
 

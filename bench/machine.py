@@ -133,12 +133,15 @@ class Machine:
         return "avx2" if "avx2" in self.flags else "other"
 
 
-def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> Machine:
+def describe(
+    *, environ: Mapping[str, str] = os.environ, root: Path = _ROOT, canaries: bool = True
+) -> Machine:
     """Look at this machine; takes a fraction of a second, most of it importing the runtimes.
 
     Args:
         environ: Where to look for variables.
         root: Where `/proc` and `/sys` are mounted; another one in tests.
+        canaries: Whether to try them, which imports the runtimes.
     """
     blocks = _cpuinfo(root)
     first = blocks[0] if blocks else {}
@@ -168,7 +171,7 @@ def describe(*, environ: Mapping[str, str] = os.environ, root: Path = _ROOT) -> 
         canaries={
             name: _verdict(name)
             for name, runtime in RUNTIMES.items()
-            if ".onnx" in runtime.suffixes and _is_installed(name, packages)
+            if canaries and ".onnx" in runtime.suffixes and _is_installed(name, packages)
         },
         gpus=gpus,
         no_gpu_reason=no_gpu_reason(gpus),

@@ -146,23 +146,72 @@ def evaluate(
             the message numbers it.
         UsageError: A state or an output does not exist.
     """
+    with scoring(model, samples, metric, execution, reference=reference, keep=keep) as scores:
+        scores.run_to(len(samples), watch)
+        return scores.evaluation()
+
+
+@contextlib.contextmanager
+def scoring(
+    model: Model,
+    samples: Samples,
+    metric: Metric,
+    execution: Execution,
+    *,
+    reference: OutputStore | None = None,
+    keep: OutputStore | None = None,
+) -> Iterator["Scoring"]:
+    """An evaluation that goes only as far as it is told; arguments and errors as of `evaluate`."""
     _refuse_unknown_states(model, execution.states)
     if len(samples) == 0:
         raise InputError(f"{samples.source}: holds no samples to evaluate on.")
     started_ns = time.perf_counter_ns()
     tally = _Tally(metric, reference, keep, Gathering(metric.name))
-    with (
-        _opened(model, execution) as session,
-        contextlib.closing(
-            run_all(session, samples, execution.states, execution.settings.threads)
-        ) as chunks,
-    ):
-        for run in itertools.chain.from_iterable(chunks):
-            tally.add(run)
-            if watch is not None and watch(tally.scores, run.index + 1, len(samples)):
-                break
-    seconds = (time.perf_counter_ns() - started_ns) / 1e9
-    return _evaluation(model, samples, tally, execution, seconds)
+    with _opened(model, execution) as session:
+        opened_ns = time.perf_counter_ns() - started_ns
+        yield Scoring(model, samples, execution, session, tally, opened_ns)
+
+
+@dataclass(slots=True)
+class Scoring:
+    """A model that has been scored on some of the samples; `scoring` makes it.
+
+    Attributes:
+        model: What is scored.
+        samples: All of them.
+        execution: How it runs.
+        session: The open model.
+        tally: Scores so far.
+        took_ns: What opening and running took.
+        done: Samples run.
+    """
+
+    model: Model
+    samples: Samples
+    execution: Execution
+    session: Session
+    tally: "_Tally"
+    took_ns: int
+    done: int = 0
+
+    def run_to(self, stop: int, watch: Watch | None = None) -> None:
+        """Run the samples in front of `stop` that have not run, or until `watch` returns True."""
+        started_ns, total = time.perf_counter_ns(), len(self.samples)
+        states, workers = self.execution.states, self.execution.settings.threads
+        which = range(self.done, stop)
+        chunks = run_all(self.session, self.samples, states, workers, which)
+        with contextlib.closing(chunks):
+            for run in itertools.chain.from_iterable(chunks):
+                self.tally.add(run)
+                self.done = run.index + 1
+                if watch is not None and watch(self.tally.scores, self.done, total):
+                    break
+        self.took_ns += time.perf_counter_ns() - started_ns
+
+    def evaluation(self) -> Evaluation:
+        """Of the samples that have run; of a metric that gathers rows, ask once."""
+        seconds = self.took_ns / 1e9
+        return _evaluation(self.model, self.samples, self.tally, self.execution, seconds)
 
 
 def at(evaluation: Evaluation, picks: NDArray[np.intp]) -> Evaluation:

@@ -3,7 +3,6 @@
 Results of the stages ─▶ conclude ─▶ `model.onnx` or `refused/model.onnx`, `recipe.toml` ─▶ Report
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,22 +14,19 @@ from bench.isolate import Stage
 from bench.kernels import TELLING
 from bench.latency import Latency
 from bench.machine import describe
-from bench.models import Model, read_model
+from bench.models import Model
 from bench.render import Check
-from bench.store import dump
 from quantize.anchors import find_anchors
 from quantize.candidates import Found, Judged
 from quantize.checks import size_checks, slices_check, speed_check
-from quantize.drift import Drift, seen_ranges
+from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import find_causes
-from quantize.graphs import save
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
+from quantize.keeping import place_model, recipe_of
 from quantize.lock import Lock, lock_checks, lock_of
 from quantize.proof.comparing import Proof
-from quantize.quantizers import QuantizedModel
-from quantize.recipe import fingerprints, to_toml
 from quantize.report import Data, Report, TrialRow, beside_fp32, conclude, served_speed
 from quantize.slices import Looked
 from quantize.speeds import Speeds, speeds_of
@@ -62,6 +58,7 @@ class Results:
         drift: Of a replayed recipe.
         speeds: What of a replayed recipe holds here, and was not timed again.
         first_pass_s: From the start of the command to the first model that passed.
+        first_pass_samples: On how many samples it did.
         looked: How each class and slice fares, and what changed.
         slice_limit: What they are held against; None where nothing was asked.
         lock: The committed baseline to compare with.
@@ -84,6 +81,7 @@ class Results:
     drift: tuple[Drift, ...] = ()
     speeds: Speeds | None = None
     first_pass_s: float | None = None
+    first_pass_samples: int | None = None
     forecast: Forecast | None = None
 
 
@@ -111,8 +109,8 @@ def finish(
         proofs=results.proofs,
         further=further,
     )
-    quantized = _place_model(made, staging if conclusion.ships else staging / "refused")
-    text = _recipe(best, results.bench, results.data.calibration_sha256)
+    quantized = place_model(made, staging if conclusion.ships else staging / "refused")
+    text = recipe_of(made, best.runtime, results.bench, results.data.calibration_sha256)
     speeds = results.speeds or speeds_of(results.timing, best.runtime, results.bench)
     text += f"\n{speeds_toml(speeds)}" if speeds is not None else ""
     (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
@@ -155,6 +153,7 @@ def finish(
         findings=find_causes(results.bench, made),
         fp32_ms=results.found.fp32_ms,
         first_pass_s=results.first_pass_s,
+        first_pass_samples=results.first_pass_samples,
         inspection=replace(inside, model=models[1]),
     )
 
@@ -227,55 +226,6 @@ def fastest(served: tuple[Judged, ...], latencies: tuple[Latency, ...]) -> Judge
     level = min(j.rank[0] for j in served)
     level_best = [j for j in served if j.rank[0] == level]
     return min(level_best, key=lambda j: ms.get(f"INT8 {j.runtime}", float("inf")))
-
-
-def keep_best(best: Judged, bench: Workbench, folder: Path) -> None:
-    """Leave the best candidate so far in `folder/best`, complete whenever somebody looks.
-
-    Args:
-        best: With its verdict.
-        bench: Where it was made.
-        folder: Of the journal.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    place = folder / f"best-{best.trial.quantized.model.sha256[:16]}"
-    place.mkdir(exist_ok=True)
-    _place_model(best.trial.quantized, place)
-    text = _recipe(best, bench, best.trial.quantized.samples_sha256)
-    (place / "recipe.toml").write_text(text, encoding="utf-8")
-    (place / "verdict.json").write_bytes(dump(best.verdict))
-    link = folder / f".best-{place.name}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(place.name)
-    link.replace(folder / "best")
-    for old in folder.glob("best-*"):
-        if old != place:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _recipe(best: Judged, bench: Workbench, calibration_sha256: str) -> str:
-    facts = {"fp32_sha256": bench.fp32.sha256, "calibration_sha256": calibration_sha256}
-    facts["served_by"] = best.runtime
-    marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
-    seen = seen_ranges(bench.calibration, bench.anchors)
-    return to_toml(best.trial.quantized.recipe, marks, facts, seen)
-
-
-def _place_model(quantized: QuantizedModel, folder: Path) -> Model:
-    folder.mkdir(exist_ok=True)
-    source, target = quantized.model.path, folder / "model.onnx"
-    target.unlink(missing_ok=True)
-    if source.with_name(f"{source.name}.data").exists():
-        # The model names the file of its weights, so it is written again under its own.
-        save(ir.load(source), target)
-    else:
-        try:
-            target.hardlink_to(source)
-        except OSError:  # Not every filesystem has links.
-            shutil.copyfile(source, target)
-    return read_model(target)
 
 
 def _relative(model: Model, folder: Path) -> Model:

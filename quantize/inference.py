@@ -50,41 +50,45 @@ class _Chunk:
 Chunks: TypeAlias = Generator[list[Run], None, None]
 
 
-def run_all(session: Session, samples: Samples, states: Mapping[str, str], workers: int) -> Chunks:
-    """Run every sample, in order; close the generator to stop early.
+def run_all(
+    session: Session, samples: Samples, states: Mapping[str, str], workers: int, which: range
+) -> Chunks:
+    """Run samples in order; close the generator to stop early.
 
     Args:
         session: Open model.
         samples: To run.
         states: Output -> input that is fed back; the samples are then run one after the other.
         workers: Samples to run at once where there are no states.
+        which: Of the samples, with a step of 1; where there are states, from the first one on.
 
     Raises:
         InputError: A sample cannot be read or run.
     """
     if states:
-        return _chained(session, samples, states)
-    return _parallel(session, samples, workers)
+        return _chained(session, samples, states, which)
+    return _parallel(session, samples, workers, which)
 
 
-def _chained(session: Session, samples: Samples, states: Mapping[str, str]) -> Chunks:
+def _chained(session: Session, samples: Samples, states: Mapping[str, str], which: range) -> Chunks:
     carried: Feeds = {}
-    for index, sample in enumerate(samples):
+    for index in which:
+        sample = samples[index]
         run = _run(session, index, sample, {**sample.feeds, **carried})
         carried = {taker: run.outputs[giver] for giver, taker in states.items()}
         yield [run]
 
 
-def _parallel(session: Session, samples: Samples, workers: int) -> Chunks:
+def _parallel(session: Session, samples: Samples, workers: int, which: range) -> Chunks:
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[_Chunk]] = deque()
-    start, size = 0, 1
+    start, size = which.start, 1
     try:
-        while start < len(samples) or waiting:
+        while start < which.stop or waiting:
             # Bounded, since each chunk in flight holds its inputs and outputs.
-            while start < len(samples) and len(waiting) < 2 * workers:
+            while start < which.stop and len(waiting) < 2 * workers:
                 # Small at the end, so that no worker has to wait for another.
-                stop = start + max(1, min(size, (len(samples) - start) // (2 * workers)))
+                stop = start + max(1, min(size, (which.stop - start) // (2 * workers)))
                 waiting.append(pool.submit(_run_chunk, session, samples, range(start, stop)))
                 start = stop
             done = waiting.popleft().result()

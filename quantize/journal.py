@@ -92,7 +92,8 @@ class Journal:
 
 def context_of(options: Mapping[str, Any]) -> str:
     """A digest of what any result may depend on: versions, this program, the CPU, and `options`."""
-    machine = describe()
+    # What the canaries show follows from the rest, and they would import every runtime.
+    machine = describe(canaries=False)
     source = hashlib.sha256()
     root = Path(__file__).resolve().parent.parent
     for file in sorted(f for p in ("bench", "quantize") for f in (root / p).rglob("*.py")):
@@ -101,7 +102,7 @@ def context_of(options: Mapping[str, Any]) -> str:
         source.hexdigest(),
         machine.cpu,
         machine.flags,
-        machine.canaries,
+        machine.variables,
         machine.packages,
         machine.python,
         options,
@@ -248,6 +249,12 @@ def recall_evaluation(
         found,
         evidence=Evidence(rows, metric.corpus, metric.name, metric.spoil, additive=metric.additive),
     )
+
+
+def knows_scores(journal: Journal, key: Mapping[str, Any]) -> bool:
+    """Whether FP32's scores were kept under this key; see `remember_scores`."""
+    file = journal.file("outputs", key, ".zip")
+    return file is not None and file.is_file()
 
 
 def remember_scores(

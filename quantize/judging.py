@@ -68,8 +68,18 @@ class Judging:
             whole: Run it on every sample, even if it is lost before.
         """
         found = self.evaluate(quantized, runtime, looks=None if whole else self.looks)
-        if found is None:
-            return None
+        return None if found is None else self.told(found)
+
+    def adopt(
+        self, quantized: QuantizedModel, runtime: str, found: Evaluation
+    ) -> tuple[Evaluation, Verdict]:
+        """The same of scores that were found beside FP32's; a run that goes on finds them, too."""
+        execution = execution_of(quantized, runtime, self.threads, self.states)
+        self._keep(found, self._key(quantized, execution), self.looks)
+        return self.told(found)
+
+    def told(self, found: Evaluation) -> tuple[Evaluation, Verdict]:
+        """A candidate's scores with the verdict; from here on there is something to publish."""
         self.interrupt.arm()
         if found.count < self.baseline.count:
             return found, self._lost(found)
@@ -104,13 +114,8 @@ class Judging:
         looks: Looks | None = None,
     ) -> Evaluation | None:
         """Scores on the target's arithmetic or, if `native`, this CPU's; None if interrupted."""
-        narrow = TARGETS[quantized.recipe.target].narrow
-        if canary(runtime) != "exact" and runtime != "onnxruntime" and not narrow and not native:
-            # Only ONNX Runtime can compute exactly on a CPU that saturates.
-            runtime = "onnxruntime"
-        exact = not native and (canary(runtime) == "exact" or runtime == "onnxruntime")
-        settings = Settings(threads=self.threads, exact=exact)
-        key = self._key(quantized, runtime, exact=exact)
+        execution = execution_of(quantized, runtime, self.threads, self.states, native=native)
+        key = self._key(quantized, execution)
         for known in (key, {**key, "looks": _facts(looks)}):
             kept = recall_evaluation(self.journal, self.metric, "evaluation", known)
             if kept is not None:
@@ -119,22 +124,25 @@ class Judging:
             quantized.model,
             self.samples,
             self.metric,
-            Execution(find_runtime(runtime), settings, self.states),
+            execution,
             reference=self.reference,
             watch=partial(self._watch, looks),
         )
         if self.interrupt.asked:
             return None
-        if found.count < self.baseline.count:
-            key["looks"] = _facts(looks)
-        keep_evaluation(self.journal, found, "evaluation", key)
+        self._keep(found, key, looks)
         return found
 
-    def _key(self, quantized: QuantizedModel, runtime: str, *, exact: bool) -> dict[str, Any]:
+    def _keep(self, found: Evaluation, key: dict[str, Any], looks: Looks | None) -> None:
+        if found.count < self.baseline.count:
+            key = {**key, "looks": _facts(looks)}
+        keep_evaluation(self.journal, found, "evaluation", key)
+
+    def _key(self, quantized: QuantizedModel, execution: Execution) -> dict[str, Any]:
         return {
             "model": quantized.model.sha256,
-            "runtime": runtime,
-            "exact": exact,
+            "runtime": execution.runtime.name,
+            "exact": execution.settings.exact,
             "fp32": self.baseline.model_sha256,
             "samples": self.baseline.samples_sha256,
             "metric": (self.metric.name, self.metric.output, self.metric_sha256),
@@ -144,6 +152,31 @@ class Judging:
     def _watch(self, looks: Looks | None, scores: Sequence[float], done: int, total: int) -> bool:
         lost = looks is not None and looks.is_lost(scores, done, total)
         return self.watch(scores, done, total) or self.interrupt.asked or lost
+
+
+def execution_of(
+    quantized: QuantizedModel,
+    runtime: str,
+    threads: int,
+    states: Mapping[str, str],
+    *,
+    native: bool = False,
+) -> Execution:
+    """How a candidate is run to be judged for a runtime.
+
+    Args:
+        quantized: The candidate.
+        runtime: Where it would be served.
+        threads: That may be used.
+        states: Output to input names that carry state.
+        native: With this CPU's own arithmetic, not the target's.
+    """
+    narrow = TARGETS[quantized.recipe.target].narrow
+    if canary(runtime) != "exact" and runtime != "onnxruntime" and not narrow and not native:
+        # Only ONNX Runtime can compute exactly on a CPU that saturates.
+        runtime = "onnxruntime"
+    exact = not native and (canary(runtime) == "exact" or runtime == "onnxruntime")
+    return Execution(find_runtime(runtime), Settings(threads=threads, exact=exact), states)
 
 
 def _facts(looks: Looks | None) -> tuple[float, float, bool] | None:

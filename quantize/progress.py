@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TextIO
 
-from bench.render.escape import clean
+from bench.escape import clean
 from quantize.job import Progress
 
 _STAGES = {

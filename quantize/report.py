@@ -147,6 +147,7 @@ class Report:
         first_pass_s: From the start of the command's process to the moment at which the first model
             that passed lay complete on disk; the first within the limit, where the samples are too
             few for any to pass; None where there was none.
+        first_pass_samples: On how many samples it had passed by then; more may have followed.
         forecast: Latencies predicted for another machine, if that was asked for.
     """
 
@@ -185,6 +186,7 @@ class Report:
     slice_limit: float | None = None
     further: tuple[Check, ...] = ()
     first_pass_s: float | None = None
+    first_pass_samples: int | None = None
     forecast: Forecast | None = None
 
 

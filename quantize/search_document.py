@@ -91,9 +91,11 @@ def _cost(report: Report) -> str:
     text = f"{text}, {early} ended early because they were lost" if early else text
     if report.first_pass_s is None:
         return f"{text}."
-    return (
-        f"{text}. The first model within the limit lay on disk after {report.first_pass_s:.1f} s."
-    )
+    first = f"The first model within the limit lay on disk after {report.first_pass_s:.1f} s"
+    samples, total = report.first_pass_samples, report.evaluations[0].count
+    if samples is not None and samples < total:
+        first += f", judged by {samples:,} samples; the other {total - samples:,} came later"
+    return f"{text}. {first}."
 
 
 def _tried(report: Report, metric: str) -> Table:

@@ -1,24 +1,32 @@
-"""Early ends: a candidate that surely misses the limit need not be run on every sample.
+"""Early looks: what is known of a candidate before it has run on every sample.
 
-Two rules, looked at where a sixteenth, an eighth, a quarter and a half of the samples have run:
+Looks come where a sixteenth, an eighth, a quarter and a half of the samples have run, which have to
+come in random order. Bonferroni's inequality keeps the errors of all of them together within what
+is stated, however much they depend on each other.
 
-- The lower bound of the drop so far, at a confidence of 1 - ERROR / 4, is above the limit. By
-  Bonferroni's inequality the four looks together stop a model whose true drop is within the limit
-  in at most ERROR of all cases.
+A loss ends an evaluation. Two rules:
+
+- The lower bound of the drop so far, at a confidence of 1 - ERROR / 4, is above the limit. The four
+  looks together stop a model whose true drop is within the limit in at most ERROR of all cases.
 - Scores of 0 and 1: even if the candidate were right on every sample to come, the verdict on all of
   them would not be a pass. That is arithmetic and errs never.
 
-Only a loss ends an evaluation early: to stop at the first look that would pass would void the
-verdict's error rate. The samples have to come in random order.
+A pass ends nothing, since to stop at the first look that would pass would void the verdict's error
+rate. It is only told early: each look has its share of the error that the verdict may make, so that
+a model whose true drop is the limit is told to pass too early in at most that many cases. The
+verdict on all samples then has its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.errors import InputError
 from quantize.evaluate import Evaluation
-from quantize.intervals import mean_bounds, paired_bounds
+from quantize.gate import Verdict, judge
+from quantize.intervals import mean_bounds, paired_bounds, zero_loss_samples
+from quantize.tolerance import Tolerance
 
 ERROR = 0.01
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -31,7 +39,7 @@ class Looks:
     """When and by what an evaluation may end early.
 
     Attributes:
-        baseline: Of FP32, on all samples.
+        baseline: Of FP32, on all samples, or on as many as the candidate.
         limit: The drop tolerated, in the metric's own unit.
         confidence: Of the verdict, one-sided.
         can_pass: Whether so many samples can show a pass at all; if not, only the first rule holds.
@@ -50,7 +58,7 @@ class Looks:
             done: Samples run.
             total: Samples in all.
         """
-        if done not in {round(total * s) for s in SHARES} or len(scores) < _FEWEST:
+        if done not in looks_at(total) or len(scores) < _FEWEST:
             return False
         sign = 1.0 if self.baseline.higher_is_better else -1.0
         before = np.asarray(self.baseline.scores)
@@ -71,3 +79,65 @@ class Looks:
         best = gains + int((rest == 0).sum())
         _, high = paired_bounds(losses, best, len(self.baseline.scores), self.confidence)
         return self.can_pass and high >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """When a pass may be told before all samples have run.
+
+    Attributes:
+        tolerance: How much worse the candidate may be.
+        confidence: Of the whole claim, one-sided.
+        at: Numbers of samples at which it is looked, which share the error.
+    """
+
+    tolerance: Tolerance
+    confidence: float
+    at: tuple[int, ...]
+
+    @property
+    def limit(self) -> float:
+        """The drop tolerated, in the metric's own unit."""
+        return self.tolerance.value / (100 if self.tolerance.unit == "pt" else 1)
+
+    def pass_of(self, baseline: Evaluation, candidate: Evaluation, done: int) -> Verdict | None:
+        """The verdict on the samples so far, if it is a pass; None too where none is looked for.
+
+        Args:
+            baseline: Of FP32, on the first `done` samples.
+            candidate: Of INT8, on the same.
+            done: Samples run.
+        """
+        if done not in self.at:
+            return None
+        confidence = 1 - (1 - self.confidence) / len(self.at)
+        try:
+            verdict = judge(baseline, candidate, self.tolerance, confidence=confidence)
+        except InputError:
+            return None  # FP32 itself is not sure to be any good yet; all samples will tell.
+        return verdict if verdict.outcome == "pass" else None
+
+
+def foresight(tolerance: Tolerance, confidence: float, total: int) -> Foresight | None:
+    """Looks for a pass where one can be seen: where even right-or-wrong scores could show it.
+
+    Args:
+        tolerance: In points or absolute, so that it is known before FP32's scores are.
+        confidence: Of the claim that the model passes, one-sided.
+        total: Samples in all.
+
+    Returns:
+        None where there is no such look.
+    """
+    found = Foresight(tolerance, confidence, looks_at(total))
+    if not 0 < found.limit < 1:
+        return None
+    # The share of one look in the error is the least where there are four.
+    fewest = zero_loss_samples(found.limit, 1 - (1 - confidence) / len(SHARES))
+    at = tuple(n for n in found.at if n >= max(fewest, _FEWEST))
+    return replace(found, at=at) if at else None
+
+
+def looks_at(total: int) -> tuple[int, ...]:
+    """Numbers of samples after which it is looked, rising."""
+    return tuple(sorted({round(total * share) for share in SHARES}))

@@ -98,6 +98,8 @@ def test_searches_are_shown_side_by_side() -> None:
     text = searches.render([ours, theirs], {"a": about}, options)
     assert "| a | vnnify | +0.2 pt | yes | 3.0 | 1.2 | 9.0 | 4.0 | 2.0 |  | 2.50× |" in text
     assert "- a, nncf accuracy control: it ran over its time" in text
+    ours.cost["first_pass_share"] = 0.25
+    assert "| 3.0 on 25% |" in searches.render([ours, theirs], {"a": about}, options)
 
 
 @pytest.mark.parametrize("name", list(graphs.GRAPHS))

@@ -49,6 +49,7 @@ GRAPH_MODULES = (
     "quantize/finishing.py",
     "quantize/inspecting.py",
     "quantize/inspection/*.py",
+    "quantize/keeping.py",
     "quantize/pipeline.py",
     "quantize/placement.py",
     "quantize/prepare.py",

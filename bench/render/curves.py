@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from bench.escape import clean, number
 from bench.render.document import Curve, Ecdf, Lines, Point, Scatter
-from bench.render.escape import clean, number
 from bench.render.grid import TOP, left_out, legend, looks_of, panel, thin, upright
 from bench.render.scale import Axis, drawable, fit_axis
 from bench.render.shapes import (

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from bench.escape import clean, clean_lines
 from bench.render.document import Check
-from bench.render.escape import clean, clean_lines
 
 MAX_ANNOTATIONS = 10
 """GitHub shows ten errors and ten warnings of a step and drops the rest silently."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
+from bench.escape import clean
 from bench.render.document import Tone
-from bench.render.escape import clean
 from bench.render.scale import Axis, drawable, fit_axis, tick_labels, ticks
 from bench.render.shapes import (
     CYCLE,

@@ -6,6 +6,7 @@ Everything in it is bounded, whatever the input: names, cells, rows, figures, an
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from bench.escape import clean, clean_lines, elide, elide_words, escape_html
 from bench.render.document import (
     Banner,
     Block,
@@ -16,7 +17,6 @@ from bench.render.document import (
     Section,
     Table,
 )
-from bench.render.escape import clean, clean_lines, elide, elide_words, escape_html
 from bench.render.style import style_sheet
 from bench.render.svg import draw
 from bench.render.tabulate import tabulate

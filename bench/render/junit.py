@@ -5,8 +5,8 @@ The numbers stand in the failure text: GitLab and Jenkins show little else.
 
 from xml.etree import ElementTree as ET
 
+from bench.escape import clean, clean_lines
 from bench.render.document import Check, Document
-from bench.render.escape import clean, clean_lines
 
 _SUITE = "vnnify"
 

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from bench.escape import clean, clean_lines, elide_words
 from bench.render.document import Banner, Check, Document, Paragraph, Section, Table
-from bench.render.escape import clean, clean_lines, elide_words
 from bench.render.tabulate import tabulate
 
 MAX_CHARACTERS = 65_000

@@ -4,9 +4,9 @@ Below a level roof a model is held up by arithmetic, below the slanted one by me
 Waterman, Patterson: Roofline, CACM 52(4), 2009).
 """
 
+from bench.escape import clean, number
 from bench.render.curves import MAX_CURVES
 from bench.render.document import Point, Roof, Roofline
-from bench.render.escape import clean, number
 from bench.render.grid import left_out, legend, looks_of, panel, upright
 from bench.render.scale import Axis, drawable, fit_axis
 from bench.render.shapes import SMALL_SIZE, WIDTH, frame, mark, path, stroke, write

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from bench.escape import MINUS, clean, number
 from bench.render.document import Bar, Bars, Forest, ForestRow, Pairs, Tone
-from bench.render.escape import MINUS, clean, number
 from bench.render.grid import TOP, grid, left_out, whisker
 from bench.render.scale import Axis, drawable, fit_axis
 from bench.render.shapes import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeGuard
 
-from bench.render.escape import MINUS, number
+from bench.escape import MINUS, number
 
 # Beyond these, differences and powers overflow; no measurement lives there.
 _HUGE = 1e100

@@ -7,8 +7,8 @@ page.
 
 import unicodedata
 
+from bench.escape import clean, elide, escape_html
 from bench.render.document import Outcome, Tone
-from bench.render.escape import clean, elide, escape_html
 
 WIDTH = 440.0
 """Of every figure's viewBox. Small, so that text stays readable when it is scaled to a phone."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.escape import number
 from bench.render.document import (
     Bars,
     Column,
@@ -17,7 +18,6 @@ from bench.render.document import (
     Series,
     Table,
 )
-from bench.render.escape import number
 from bench.render.scale import drawable
 
 # Samples below which a percentile is a guess: MLPerf's early-stopping counts, one query discarded

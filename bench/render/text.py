@@ -6,8 +6,8 @@ Tables take the whole width. Prose stays within `WIDTH`, where lines are still e
 import textwrap
 from collections.abc import Iterator
 
+from bench.escape import clean, clean_lines, columns, elide
 from bench.render.document import Bars, Block, Check, Column, Document, Paragraph, Table
-from bench.render.escape import clean, clean_lines, columns, elide
 from bench.render.scale import drawable
 from bench.render.tabulate import tabulate
 

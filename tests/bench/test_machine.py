@@ -99,6 +99,11 @@ def test_a_gpu_without_a_runtime_for_it_is_listed_and_explained(somewhere: Path)
         assert "pip install onnxruntime-gpu" in found.no_gpu_reason
 
 
+def test_canaries_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.machine.canary", lambda _: pytest.fail("tried"))
+    assert describe(canaries=False).canaries == {}
+
+
 def test_this_machine_can_be_described() -> None:
     found = describe()
     assert found.threads >= 1

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UsageError
+from bench.escape import clean, clean_lines, columns, elide
 from bench.render import (
     FORMATS,
     Banner,
@@ -30,7 +31,6 @@ from bench.render import (
     github_annotations,
     render,
 )
-from bench.render.escape import clean, clean_lines, columns, elide
 from bench.render.markdown import MAX_CHARACTERS, escape_markdown
 from bench.render.tabulate import tabulate
 from bench.render.text import render_text

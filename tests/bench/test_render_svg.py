@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bench.escape import number
 from bench.render import (
     Bar,
     Bars,
@@ -24,7 +25,6 @@ from bench.render import (
     Series,
 )
 from bench.render.curves import MAX_STEPS
-from bench.render.escape import number
 from bench.render.rows import MAX_ROWS
 from bench.render.scale import Axis, fit_axis, tick_labels, ticks
 from bench.render.shapes import PALETTE, WIDTH, fit_text, text_width

@@ -28,7 +28,7 @@ from bench.render import render
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from bench.store import load
-from quantize import cli, commands, gating, pipeline, slices, timing, trials
+from quantize import cli, commands, gating, slices, timing, trials
 from quantize.gate_report import GateReport, gate_document
 from quantize.proof import debian, proving
 from quantize.proof.guest import Answer, Job, Visit
@@ -291,7 +291,7 @@ def test_a_model_ships_only_if_the_emulated_cpu_agrees(
             values.flat[0] += differ
         return Visit(cpu, Answer(("avx512_vnni",), "1.31.1", outputs, {}), image_cached=True)
 
-    monkeypatch.setattr(pipeline, "require_packages", lambda _: None)
+    monkeypatch.setattr(debian, "require_packages", lambda _: None)
     monkeypatch.setattr(proving, "visit", visit)
     options = ("--prove", "--target", "vnni")
     status, out, _ = run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)

@@ -152,7 +152,7 @@ def test_the_context_changes_with_the_versions(monkeypatch: pytest.MonkeyPatch) 
     assert before == context_of({})
     real = journals.describe()
     monkeypatch.setattr(
-        journals, "describe", lambda: replace(real, packages={**real.packages, "numpy": "0"})
+        journals, "describe", lambda **_: replace(real, packages={**real.packages, "numpy": "0"})
     )
     assert context_of({}) != before
 

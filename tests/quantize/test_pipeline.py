@@ -21,16 +21,26 @@ from bench.errors import ExitCode, InputError, UnfitError, UnsupportedError, Usa
 from bench.forecast import Survey
 from bench.machine import describe
 from bench.render import render
-from bench.runtimes import RUNTIMES
+from bench.runtimes import RUNTIMES, installed_runtimes
 from bench.store import dump, load
 from bench.yardsticks import Bout, Yardsticks
-from quantize import finishing, judging, pipeline, ranking, replaying, starting, timing, trials
+from quantize import (
+    concluding,
+    finishing,
+    ground,
+    judging,
+    pipeline,
+    ranking,
+    replaying,
+    starting,
+    timing,
+    trials,
+)
 from quantize.candidates import Judged
 from quantize.data import Samples
 from quantize.document import document, summary
 from quantize.gate import Outcome, Verdict
 from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
-from quantize.journal import Journal
 from quantize.lock import write_lock
 from quantize.pipeline import run
 from quantize.proof import debian
@@ -41,9 +51,7 @@ from quantize.sources.seam import ModelSpec
 from quantize.speeds import read_speeds, to_toml
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
-from quantize.tolerance import Tolerance
 from tests import classifier, tiny
-from tests.quantize.test_gate import evaluation
 from tests.timing import Stopwatch
 
 
@@ -229,8 +237,8 @@ def test_the_model_that_ships_is_proved_on_judged_samples(
         compared = Compared("model", 32, 96, 0, 0.0, integer=True)
         return (Proof(VNNI_CPU, (), "1", "native", "exact", (compared,), image_cached=True),)
 
-    monkeypatch.setattr(pipeline, "prove_model", prove_model)
-    monkeypatch.setattr(pipeline, "require_packages", lambda _: None)
+    monkeypatch.setattr(concluding, "prove_model", prove_model)
+    monkeypatch.setattr(debian, "require_packages", lambda _: None)
     heard = Silent()
     effort = replace(job.effort, prove=tmp_path, target="vnni")
     report = run(replace(job, effort=effort), staging, heard)
@@ -285,13 +293,13 @@ def forbidden(*_: Any, **__: Any) -> Any:
 
 # Where the run ends, and what the next one has no need to do again.
 POINTS = {
-    "calibrate": (("pipeline", "evaluate"),),
-    "search": (("pipeline", "evaluate"), ("pipeline", "calibrate")),
+    "calibrate": ((ground, "evaluate"),),
+    "search": ((ground, "evaluate"), (pipeline, "calibrate")),
     "benchmark": (
-        ("pipeline", "evaluate"),
-        ("pipeline", "calibrate"),
-        ("judging", "evaluate"),
-        ("trials", "glance"),
+        (ground, "evaluate"),
+        (pipeline, "calibrate"),
+        (judging, "evaluate"),
+        (trials, "glance"),
     ),
 }
 
@@ -317,7 +325,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
         run(job, tmp_path / "killed", Ending(at=point), work=work)
     shutil.rmtree(tmp_path / "killed")
     for module, name in POINTS[point]:
-        monkeypatch.setattr(globals()[module], name, forbidden)
+        monkeypatch.setattr(module, name, forbidden)
     resumed = run(job, tmp_path / "resumed", Silent(), work=work)
     assert resumed.int8.sha256 == whole.int8.sha256
     assert resumed.verdict == whole.verdict
@@ -420,7 +428,7 @@ def test_a_runtime_that_is_missing_is_named_before_the_work(
         run(replace(job, effort=wanted), staging, heard)
     assert heard.stages == []
     # Not asked for by name, it is left out.
-    assert "openvino" not in pipeline._runtimes(())
+    assert "openvino" not in installed_runtimes()
 
 
 def test_the_model_is_judged_in_every_runtime_that_takes_it(job: Job, staging: Path) -> None:
@@ -473,7 +481,7 @@ def test_evened_out_channels_are_replayed(job: Job, staging: Path, tmp_path: Pat
 def test_a_small_budget_leaves_channels_as_they_are(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "even_out", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(concluding, "even_out", lambda *_: pytest.fail("it was tried"))
     report = run(replace(job, effort=replace(job.effort, budget_s=1e-3)), staging, Silent())
     assert any("evened out" in note for note in report.notes)
 
@@ -741,17 +749,6 @@ def test_a_lost_candidate_is_not_run_on_every_sample_until_it_is_reported(
     assert report.conclusion.outcome == "refuse"
 
 
-def test_states_hang_together_and_are_run_to_the_end(job: Job, staging: Path) -> None:
-    tidy = pipeline._Run(job, staging, Silent(), Journal(), Interrupt())
-    stateful = replace(job, data=replace(job.data, states={"a": "b"}))
-    chained = pipeline._Run(stateful, staging, Silent(), Journal(), Interrupt())
-    found = evaluation([1.0] * 500)
-    looks = tidy.looks(found, Tolerance(1, "pt"))
-    assert looks is not None
-    assert looks.limit == 0.01
-    assert chained.looks(found, Tolerance(1, "pt")) is None
-
-
 # --- arithmetic ---
 
 
@@ -759,7 +756,7 @@ def test_states_hang_together_and_are_run_to_the_end(job: Job, staging: Path) ->
 def test_on_a_cpu_that_saturates_both_arithmetics_are_shown(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    for module in (pipeline, judging):
+    for module in (concluding, judging):
         monkeypatch.setattr(module, "canary", lambda _: "saturating")
     report = run(replace(job, effort=replace(job.effort, target=target)), staging, Silent())
     assert [e.arithmetic for e in report.evaluations[1:]] == ["exact", "native"]
@@ -769,7 +766,7 @@ def test_on_a_cpu_that_saturates_both_arithmetics_are_shown(
 def test_a_cpu_that_is_exact_needs_one_evaluation(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (pipeline, judging):
+    for module in (concluding, judging):
         monkeypatch.setattr(module, "canary", lambda _: "exact")
     report = run(job, staging, Silent())
     assert [e.arithmetic for e in report.evaluations[1:]] == ["exact"]
@@ -780,7 +777,7 @@ def test_what_saturates_in_openvino_is_judged_where_it_does_not(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, target: str, where: str
 ) -> None:
     pytest.importorskip("openvino")
-    for module in (pipeline, judging):
+    for module in (concluding, judging):
         monkeypatch.setattr(module, "canary", lambda _: "saturating")
     served = replace(job.effort, runtimes=("openvino",), target=target)
     report = run(replace(job, effort=served), staging, Silent())

@@ -74,6 +74,10 @@ def test_what_the_search_cost_is_said(report: Report) -> None:
     passed = replace(tried(report), first_pass_s=3.14)
     told = " ".join(render(document(passed), "markdown").split())
     assert "they were lost. The first model within the limit lay on disk after 3.1 s." in told
+    total = report.evaluations[0].count
+    early = replace(passed, first_pass_samples=total - 1)
+    told = " ".join(render(document(early), "markdown").split())
+    assert f"after 3.1 s, judged by {total - 1:,} samples; the other 1 came later." in told
 
 
 def test_drift_has_a_table_of_its_own(report: Report) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quantize.evaluate import Evaluation
 from quantize.gate import judge
-from quantize.sequential import ERROR, SHARES, Looks
+from quantize.sequential import ERROR, SHARES, Looks, foresight, looks_at
 from quantize.tolerance import Tolerance
 from tests.quantize.test_gate import evaluation
 
@@ -106,3 +106,67 @@ def test_lower_is_better_turns_the_direction() -> None:
 def test_it_looks_four_times_and_not_at_a_handful() -> None:
     looks = Looks(scored(np.ones(100)), 0.0, 0.95, can_pass=False)
     assert end_of(looks, np.zeros(100)) == 50
+
+
+# --- a pass that is told early ---
+
+WIDE = 0.1  # So wide that all four looks can tell.
+
+
+def told_share(drop: float, *, runs: int, binary: bool) -> tuple[float, float]:
+    """How many of so many candidates with this true drop are told to pass, after which share."""
+    rng = np.random.default_rng(2)
+    seen = foresight(Tolerance(WIDE, "abs"), 0.95, TOTAL)
+    assert seen is not None
+    assert seen.at == looks_at(TOTAL)
+    ends = []
+    for _ in range(runs):
+        if binary:
+            before = (rng.random(TOTAL) < 0.9).astype(float)
+            loss = (0.01 + drop) / 0.9
+            after = np.where(before == 1, rng.random(TOTAL) >= loss, rng.random(TOTAL) < 0.1)
+        else:
+            before = rng.normal(0, 1, TOTAL)
+            after = before - drop - rng.normal(0, 0.2, TOTAL)
+        for done in seen.at:
+            if seen.pass_of(scored(before[:done]), scored(after[:done]), done) is not None:
+                ends.append(done / TOTAL)
+                break
+    return len(ends) / runs, float(np.mean(ends)) if ends else 1.0
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("binary", 600), ("other", 40)])
+def test_a_drop_at_the_limit_is_told_to_pass_no_more_often_than_stated(
+    kind: str, runs: int
+) -> None:
+    share, _ = told_share(WIDE, runs=runs, binary=kind == "binary")
+    # Three standard deviations of a rate of 0.05.
+    assert share <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["binary", "other"])
+def test_a_good_model_is_told_early(kind: str) -> None:
+    share, after = told_share(0.0, runs=20, binary=kind == "binary")
+    assert share == 1.0
+    assert after < 0.2
+
+
+def test_a_pass_is_looked_for_where_it_can_be_seen() -> None:
+    def at(limit: float, total: int) -> tuple[int, ...]:
+        seen = foresight(Tolerance(limit, "pt"), 0.95, total)
+        return () if seen is None else seen.at
+
+    assert looks_at(5000) == (312, 625, 1250, 2500)
+    assert at(1, 5000) == (625, 1250, 2500)
+    assert at(1, 870) == at(0, 10**6) == at(100, 10**6) == ()
+    assert at(90, 10**4)[0] >= 32
+
+
+def test_an_fp32_that_may_be_guessing_has_no_early_pass() -> None:
+    seen = foresight(Tolerance(0.5, "abs"), 0.95, 400)
+    assert seen is not None
+    good = scored(np.ones(100))
+    assert seen.pass_of(good, good, 100) is not None
+    assert seen.pass_of(good, good, 99) is None
+    guesses = replace(scored(np.arange(100) % 2.0), chance=0.5)
+    assert seen.pass_of(guesses, guesses, 100) is None

@@ -1,0 +1,143 @@
+"""What every verdict of one run stands on: FP32's scores on the samples, the limit, the judge."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.models import Model
+from bench.runtimes import RUNTIMES, Settings
+from quantize.data import Samples
+from quantize.evaluate import Evaluation, Execution, evaluate
+from quantize.gate import can_pass, judge
+from quantize.job import Job, Limits, Progress
+from quantize.journal import Journal, knows_scores, metric_digest, remember_scores
+from quantize.judging import Judging
+from quantize.metric import Metric
+from quantize.outputs import OutputStore
+from quantize.sequential import Foresight, Looks, foresight
+from quantize.slices import Division, slice_limit
+from quantize.slices import divide as divided
+from quantize.stopping import Interrupt
+from quantize.tolerance import Tolerance, default_tolerance, parse_tolerance
+
+
+@dataclass(slots=True)
+class Ground:
+    """What the judge of a run is made of; `settle` makes it.
+
+    Attributes:
+        job: What was asked.
+        fp32: To be the baseline.
+        samples: To judge on, in random order where no state is carried.
+        metric: What scores them.
+        reference: Filled with FP32's outputs.
+        threads: That may be used.
+        progress: Told what happens.
+        journal: What a run that was killed found before.
+        interrupt: Armed with the first verdict.
+        division: Classes, slices and units of the samples; known once it is settled.
+        can_pass: Whether so many samples can show a pass; true until that is known.
+    """
+
+    job: Job
+    fp32: Model
+    samples: Samples
+    metric: Metric
+    reference: OutputStore
+    threads: int
+    progress: Progress
+    journal: Journal = field(default_factory=Journal)
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    division: Division = field(default_factory=Division, init=False)
+    can_pass: bool = field(default=True, init=False)
+
+    @property
+    def execution(self) -> Execution:
+        """How FP32 runs."""
+        settings = Settings(threads=self.threads)
+        return Execution(RUNTIMES["onnxruntime"], settings, self.job.data.states)
+
+    def foresight(self) -> Foresight | None:
+        """When a pass may be told early; None: never, or FP32's scores are known already.
+
+        The limit has to be known before FP32's scores are, and samples must not hang together.
+        """
+        limits, asked = self.job.limits, self.job.limits.max_drop
+        whole = self.metric.gathers or self.metric.decibels or limits.unit is not None
+        if whole or self.job.data.states or self.job.effort.recipe is not None:
+            return None
+        if knows_scores(self.journal, self._key()) or (asked is None and not self.metric.bounded):
+            return None
+        tolerance = parse_tolerance(asked) if asked is not None else Tolerance(1.0, "pt")
+        if tolerance.unit not in ("pt", "abs"):
+            return None
+        return foresight(tolerance, limits.confidence, len(self.samples))
+
+    def score(self) -> Evaluation:
+        """FP32 on every sample."""
+        return evaluate(
+            self.fp32,
+            self.samples,
+            self.metric,
+            self.execution,
+            keep=self.reference,
+            watch=self.watch,
+        )
+
+    def settle(self, score: Callable[[], Evaluation]) -> Judging:
+        """What judges candidates against FP32's scores, which `score` makes if none were kept.
+
+        Raises:
+            InputError: FP32 itself is broken.
+            UsageError: A limit does not fit the metric.
+        """
+        limits = self.job.limits
+        baseline = remember_scores(self.journal, self._key(), self.metric, self.reference, score)
+        asked = limits.max_drop
+        tolerance = parse_tolerance(asked) if asked else default_tolerance(baseline)
+        shown = f"{self.metric.name} {baseline.value:.4f} on {len(self.samples):,} samples"
+        self.progress.say(f"FP32: {shown}")
+        judge(baseline, baseline, tolerance, confidence=limits.confidence)
+        slice_limit(limits, baseline)
+        self.division = divided(limits, self.samples, baseline.count)
+        hang_together = bool(self.job.data.states) or self.division.units is not None
+        judging = Judging(
+            samples=self.samples,
+            metric=self.metric,
+            reference=self.reference,
+            baseline=baseline,
+            tolerance=tolerance,
+            confidence=limits.confidence,
+            threads=self.threads,
+            states=self.job.data.states,
+            watch=self.watch,
+            metric_sha256=metric_digest(limits),
+            journal=self.journal,
+            interrupt=self.interrupt,
+            looks=None if hang_together else looks(baseline, tolerance, limits),
+            units=self.division.units,
+        )
+        # Once: a metric of the whole data set is resampled thousands of times for it.
+        self.can_pass = can_pass(baseline, judging.judge(baseline))
+        return judging
+
+    def watch(self, _scores: object, done: int, total: int) -> bool:
+        """Tell how far an evaluation is."""
+        self.progress.step(done, total)
+        return False
+
+    def _key(self) -> dict[str, Any]:
+        return {
+            "fp32": self.fp32.sha256,
+            "samples": self.samples.digest,
+            "metric": (self.metric.name, metric_digest(self.job.limits)),
+            "states": self.job.data.states,
+        }
+
+
+def looks(baseline: Evaluation, tolerance: Tolerance, limits: Limits) -> Looks | None:
+    """When evaluations of samples that do not hang together may end early."""
+    if baseline.corpus_value is not None:
+        return None
+    itself = judge(baseline, baseline, tolerance, confidence=limits.confidence)
+    return Looks(baseline, itself.limit, limits.confidence, can_pass(baseline, itself))

@@ -1,0 +1,109 @@
+"""What verdicts stand on: when samples stand for themselves, and when a pass may be told early."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.models import Model
+from quantize.data import Samples, read_samples
+from quantize.ground import Ground, looks
+from quantize.job import DataSpec, Effort, Job, Limits
+from quantize.journal import Journal
+from quantize.metrics import resolve_metric
+from quantize.outputs import OutputStore
+from quantize.sources.seam import ModelSpec
+from quantize.tolerance import Tolerance
+from tests import classifier
+from tests.quantize.test_gate import evaluation
+from tests.quantize.test_pipeline import Silent
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Samples]:
+    from bench.models import read_model
+
+    folder = tmp_path_factory.mktemp("ground")
+    model = read_model(classifier.network(folder / "net.onnx"))
+    return model, read_samples(
+        str(classifier.samples(folder / "d.npz", 1000)), model.inputs, scratch=folder
+    )
+
+
+def ground(
+    shelf: tuple[Model, Samples],
+    metric: str = "top1",
+    *,
+    data: dict[str, Any] | None = None,
+    effort: dict[str, Any] | None = None,
+    **limits: Any,
+) -> Ground:
+    model, samples = shelf
+    job = Job(
+        model=ModelSpec("m.onnx"),
+        data=DataSpec("d.npz", **data or {}),
+        limits=Limits(metric=metric, **limits),
+        effort=Effort(**effort or {}),
+        command="",
+    )
+    found = resolve_metric(metric, labelled=True, first_label=samples.label(0))
+    return Ground(job, model, samples, found, OutputStore(), 1, Silent(stages=[""]))
+
+
+def test_a_pass_is_looked_for_where_right_or_wrong_scores_could_show_it(
+    shelf: tuple[Model, Samples],
+) -> None:
+    # 436 samples without a loss show 1 pt at a confidence of 1 - 0.05 / 4.
+    seen = ground(shelf).foresight()
+    assert seen is not None
+    assert (seen.at, seen.limit, seen.confidence) == ((500,), 0.01, 0.95)
+    wide = ground(shelf, max_drop="3pt").foresight()
+    assert wide is not None
+    assert wide.at == (250, 500)
+    assert ground(shelf, max_drop="0.03abs").foresight() == replace(
+        wide, tolerance=Tolerance(0.03, "abs")
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_drop": "0.5pt"},  # too few samples
+        {"max_drop": "0pt"},  # no number of samples
+        {"max_drop": "1%"},  # of what FP32 scores on all samples
+        {"metric": "mse"},  # the same by default
+        {"metric": "f1"},  # of all samples
+        {"metric": "sqnr", "max_drop": "30dB"},
+        {"unit": "patient"},  # samples hang together
+        {"data": {"states": {"a": "b"}}},
+        {"effort": {"recipe": Path("recipe.toml")}},  # one evaluation, and no search
+    ],
+)
+def test_else_fp32_is_scored_first(shelf: tuple[Model, Samples], options: dict[str, Any]) -> None:
+    assert ground(shelf, **options).foresight() is None
+
+
+def test_scores_of_fp32_that_are_known_are_not_made_again(
+    shelf: tuple[Model, Samples], tmp_path: Path
+) -> None:
+    first = ground(shelf)
+    first.journal = Journal(tmp_path)
+    judging = first.settle(first.score)
+    second = ground(shelf)
+    second.journal = Journal(tmp_path)
+    assert second.foresight() is None
+    again = second.settle(lambda: pytest.fail("scored twice"))
+    assert again.baseline == judging.baseline
+    (now,), (before,) = again.reference[7].values(), judging.reference[7].values()
+    assert np.array_equal(now, before)
+
+
+def test_samples_that_hang_together_are_run_to_the_end(shelf: tuple[Model, Samples]) -> None:
+    assert ground(shelf).settle(lambda: evaluation([1.0] * 1000)).looks is not None
+    chained = ground(shelf, data={"states": {"a": "b"}})
+    assert chained.settle(lambda: evaluation([1.0] * 1000)).looks is None
+    found = looks(evaluation([1.0] * 500), Tolerance(1, "pt"), Limits())
+    assert found is not None
+    assert (found.limit, found.can_pass) == (0.01, True)

@@ -1,0 +1,203 @@
+"""FP32 and the first model side by side: an early answer, and the same end."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.store import load
+from quantize import evaluate as evaluating
+from quantize import opening, pipeline, timing, trials
+from quantize.evaluate import Scoring
+from quantize.gate import Verdict
+from quantize.ground import Ground
+from quantize.inference import Run
+from quantize.job import DataSpec, Effort, Job, Limits
+from quantize.pipeline import run
+from quantize.report import Report
+from quantize.sources.seam import ModelSpec
+from tests import classifier
+from tests.quantize.test_pipeline import Ending, Silent
+from tests.timing import Stopwatch
+
+TOTAL = 400
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    classifier.network(folder / "net.onnx")
+    classifier.samples(folder / "data.npz", TOTAL + 40)
+    return folder
+
+
+@pytest.fixture
+def job(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    stopwatch = Stopwatch()
+    monkeypatch.setattr(trials, "glance", stopwatch.glance)
+    monkeypatch.setattr(timing, "measure", stopwatch)
+    return Job(
+        model=ModelSpec(str(shelf / "net.onnx")),
+        data=DataSpec(str(shelf / "data.npz"), calibration_count=40),
+        limits=Limits(max_drop="3pt"),
+        effort=Effort(runtimes=("onnxruntime",), threads=1),
+        command="vnnify quantize",
+    )
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Stretches of samples that were scored: the model's file, first and last."""
+    seen: list[tuple[str, int, int]] = []
+    real = Scoring.run_to
+
+    def run_to(self: Scoring, stop: int, *rest: Any) -> None:
+        first = self.done
+        real(self, stop, *rest)
+        seen.append((self.model.path.name.partition("-")[0], first, self.done))
+
+    monkeypatch.setattr(Scoring, "run_to", run_to)
+    return seen
+
+
+def wrong_from(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have INT8 be wrong on all samples from one on."""
+    real = evaluating._Tally.add
+
+    def add(self: Any, run: Run) -> None:
+        if self.reference is not None and run.index >= first:
+            run = replace(run, outputs={n: -a for n, a in run.outputs.items()})
+        real(self, run)
+
+    monkeypatch.setattr(evaluating._Tally, "add", add)
+
+
+def test_a_pass_is_told_from_half_of_the_samples_and_the_rest_follows(
+    job: Job, staging: Path, tmp_path: Path, scored: Sequence[tuple[str, int, int]]
+) -> None:
+    class Looking(Silent):
+        def say(self, text: str) -> None:
+            super().say(text)
+            if text.startswith("first passing model"):
+                best = tmp_path / "work" / "best"
+                assert (best / "model.onnx").is_file()
+                assert load(Verdict, (best / "verdict.json").read_bytes(), best).n == TOTAL // 2
+                before.extend(scored)
+
+    before: list[tuple[str, int, int]] = []
+    heard = Looking()
+    report = run(job, staging, heard, work=tmp_path / "work")
+    at = (0, 25, 50, 100, 200)
+    pairs = [(f, a, b) for a, b in pairwise(at) for f in ("model.fp32.onnx", "trial")]
+    assert before == pairs
+    # Nothing twice, and nothing left out.
+    rest = [("model.fp32.onnx", 200, 400), ("trial", 200, 400)]
+    assert scored[: len(pairs) + 2] == [*pairs, *rest]
+    assert heard.stages[:4] == ["read", "prepare", "calibrate", "first model"]
+    assert ("first model", 800, 800) in heard.steps
+    (line,) = (s for s in heard.said if s.startswith("first "))
+    assert line.endswith(" s (on 200 samples; more follow)")
+    assert (report.first_pass_samples, report.verdict.n) == (200, 400)
+    assert report.first_pass_s is not None
+    assert all(e.count == TOTAL for e in report.evaluations)
+
+
+def timeless(report: Report) -> Any:
+    return (
+        *(report.verdict, report.int8.sha256, report.conclusion.outcome),
+        [replace(e, seconds=0.0) for e in report.evaluations],
+    )
+
+
+def test_the_end_is_the_same_as_without(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run(job, staging, Silent())
+    monkeypatch.setattr(Ground, "foresight", lambda _: None)
+    (tmp_path / "plain").mkdir()
+    plain = run(job, tmp_path / "plain", Silent())
+    assert timeless(found) == timeless(plain)
+    assert (found.first_pass_samples, plain.first_pass_samples) == (200, 400)
+
+
+@pytest.mark.parametrize("at", ["first passing model", "FP32: top1", "even out"])
+def test_a_run_that_was_killed_goes_on_to_the_same_end(
+    job: Job, staging: Path, tmp_path: Path, at: str, scored: list[tuple[str, int, int]]
+) -> None:
+    work = tmp_path / "work"
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+    whole = run(job, tmp_path / "whole", Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "killed", Ending(at=at), work=work)
+    shutil.rmtree(tmp_path / "killed")
+    scored.clear()
+    assert timeless(run(job, staging, Silent(), work=work)) == timeless(whole)
+    fp32 = [s for s in scored if s[0] == "model.fp32.onnx"]
+    # Scores of FP32 are kept as soon as they are complete.
+    assert (fp32 == []) == (at != "first passing model")
+
+
+def test_a_candidate_that_is_lost_ends_and_fp32_goes_on(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, scored: list[tuple[str, int, int]]
+) -> None:
+    wrong_from(0, monkeypatch)
+    heard = Silent()
+    report = run(job, staging, heard)
+    assert scored[:5] == [
+        ("model.fp32.onnx", 0, 25),
+        ("trial", 0, 25),
+        ("model.fp32.onnx", 25, 50),
+        ("trial", 25, 50),
+        ("model.fp32.onnx", 50, 400),
+    ]
+    assert not any(line.startswith("first passing") for line in heard.said)
+    assert report.trials[0].samples == 50
+    assert report.conclusion.outcome == "refuse"
+    assert report.first_pass_s is report.first_pass_samples is None
+
+
+def test_a_pass_that_all_samples_do_not_bear_out_is_taken_back(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong_from(200, monkeypatch)
+    heard = Silent()
+    report = run(job, staging, heard)
+    assert any(line.startswith("first passing model") for line in heard.said)
+    assert "on all 400 samples it does not pass" in heard.said
+    assert report.conclusion.outcome == "refuse"
+    assert report.first_pass_s is report.first_pass_samples is None
+
+
+def test_fp32_is_scored_where_no_first_candidate_comes(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "first_models", lambda *_: ())
+    report = run(job, staging, Silent())
+    assert report.verdict.n == report.first_pass_samples == TOTAL
+
+
+def test_a_second_candidate_is_judged_as_always(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = opening.Opening.__call__, []
+
+    def call(self: opening.Opening, *candidate: Any) -> Any:
+        asked.append(self.judging)
+        real(self, *candidate)
+        return real(self, *candidate)
+
+    monkeypatch.setattr(opening.Opening, "__call__", call)
+    assert run(job, staging, Silent()).verdict.n == TOTAL
+    assert asked == [None]
