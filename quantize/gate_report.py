@@ -120,7 +120,6 @@ def gate_document(report: GateReport) -> Document:
     """The report as a reader sees it."""
     sections = [_accuracy(report), _slices(report)]
     sections += [_speed(report)] if report.latencies else []
-    sections.append(_checks(report))
     return Document(
         title="INT8 against FP32",
         verdict=_banner(report),
@@ -269,9 +268,3 @@ def _speed(report: GateReport) -> Section:
         "processes each, interleaved."
     )
     return Section("Latency", (Table("Latency", columns, tuple(rows), note),))
-
-
-def _checks(report: GateReport) -> Section:
-    rows = tuple((c.name, c.outcome, c.found or "–", c.limit or "–") for c in report.checks)
-    columns = (Column("Check"), Column("Outcome"), Column("Found"), Column("Limit"))
-    return Section("Checks", (Table("Everything that was judged", columns, rows),))

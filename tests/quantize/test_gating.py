@@ -145,6 +145,7 @@ def test_a_refusal_renders_in_every_format(
     text = render(gate_document(report), form)
     assert "above the limit" in text
     assert "<script" not in text
+    assert text.count("Two runs on one sample give") == 1
 
 
 def test_an_unbounded_metric_is_not_shown_in_percent(
