@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 PREDICT = "What `vnnify doctor --json` wrote on another machine: predict the latency there."
 
+# What a command that was terminated would have ended with, had it come to its own end.
+_WITHOUT_ERROR = (
+    ExitCode.OK,
+    ExitCode.REFUSED,
+    ExitCode.INCONCLUSIVE,
+    ExitCode.INTERRUPTED,
+)
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -196,11 +204,19 @@ def guard(
     """Run a command line to its exit status; the main function of every entry point.
 
     An error that vnnify raises on purpose becomes one line on stderr and its own status; anything
-    else is a bug of ours and keeps its traceback. `--debug`, anywhere, shows it for all.
+    else is a bug of ours and keeps its traceback. `--debug`, anywhere, shows it for all. SIGTERM
+    does what Ctrl-C does, and the command ends with a status that says so.
     """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    signal.signal(signal.SIGTERM, _terminate)
+    terminated = False
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     command = typer.main.get_command(app)
     status: int = ExitCode.OK
     try:
@@ -213,8 +229,10 @@ def guard(
         status = ExitCode.INTERRUPTED
     except Exception as e:  # noqa: BLE001 - the last place before the interpreter's own report
         status = _explain(e, debug=debug)
-    if status in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+    if status == ExitCode.INTERRUPTED:
         say("error: interrupted; nothing was published.")
+    if terminated and status in _WITHOUT_ERROR:
+        status = ExitCode.TERMINATED
     if sys.stdout is not None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
@@ -302,10 +320,6 @@ def progress_shown(what: str) -> "Iterator[Progress]":
         yield lambda done, total, name: bar.update(
             task, completed=done, total=total, step=clean(name)
         )
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(ExitCode.TERMINATED)
 
 
 def _refuse_lost_folder() -> None:

@@ -133,8 +133,8 @@ def run_isolated(
         scratch: An existing folder for the job's and the answer's files, which are removed.
         name: What to call the work in messages.
         timeout_s: After this long it is ended; None waits for ever.
-        patient: Hand the first SIGINT to the child, which may come to an end of its own and still
-            answer; the second one ends it.
+        patient: Hand the first SIGINT or SIGTERM to the child, which may come to an end of its own
+            and still answer; the second one ends it.
 
     Raises:
         VnnifyError: Of the class and with the message that the child raised.
@@ -161,7 +161,7 @@ def run_isolated(
         status = _run(order, timeout_s, patient=patient)
         if status is None:
             raise ResourceError(f"{name} ran over its {timeout_s:g} s and was ended.")
-        if patient and status == -signal.SIGINT:
+        if patient and status in (-signal.SIGINT, -signal.SIGTERM):
             raise KeyboardInterrupt  # It came before the child could listen.
         if status < 0:
             raise _crash(name, -status, fault, oom=cgroup.oom_kills() > killed_before)
@@ -195,23 +195,33 @@ def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
 
 @contextlib.contextmanager
 def _first_interrupt_to(child: int) -> Iterator[None]:
-    """Hand the first SIGINT to a child that was not reaped yet; the next is ours again."""
-    before = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or before is signal.SIG_IGN:
+    """Hand the first SIGINT or SIGTERM to a child that was not reaped yet; the next is ours again.
+
+    Whoever listened before hears of the first one too, but does not end the wait by it.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    listeners = {n: heard for n, heard in before.items() if callable(heard)}
 
-    def hand_on(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
+    def ours_again() -> None:
+        for number, heard in listeners.items():
+            signal.signal(number, heard)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        ours_again()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGINT)
+            os.kill(child, number)
+        with contextlib.suppress(KeyboardInterrupt):
+            listeners[signal.Signals(number)](number, frame)
 
-    signal.signal(signal.SIGINT, hand_on)
+    for number in listeners:
+        signal.signal(number, hand_on)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        ours_again()
 
 
 def child(order_file: str) -> None:

@@ -205,7 +205,7 @@ class Latency:
 
 
 class CutShort(KeyboardInterrupt):
-    """Ctrl-C came while variants were timed.
+    """Ctrl-C or SIGTERM came while variants were timed.
 
     Attributes:
         latencies: What `measure` would have returned after the rounds that all variants finished;
@@ -251,8 +251,8 @@ def measure(
         UsageError: A variant does not fit the inputs, or a number makes no sense.
         UnfitError: A runtime or a device is missing.
         ResourceError: A process crashed or hung.
-        CutShort: Ctrl-C after the first round of all variants.
-        KeyboardInterrupt: Ctrl-C before.
+        CutShort: Ctrl-C or SIGTERM after the first round of all variants.
+        KeyboardInterrupt: One of them before.
     """
     refuse_nonsense(variants, feeds, rounds, seconds_per_round)
     orders = turns(len(variants), rounds, seed)
@@ -271,9 +271,9 @@ def measure(
         save_feeds(feeds, scratch / "feeds.npz")
         for done, which in enumerate(w for order in orders for w in order):
             variant = variants[which]
-            if progress is not None:
-                progress(done, rounds * len(variants), variant.name)
             try:
+                if progress is not None:
+                    progress(done, rounds * len(variants), variant.name)
                 answer = _isolated(variant, scratch, seconds_per_round, enough)
             except KeyboardInterrupt:
                 if not (finished := min(map(len, found))):

@@ -45,7 +45,7 @@ def run(
 ) -> BenchReport:
     """Measure everything that a plan asks for and that can run here.
 
-    Ctrl-C ends it with what was measured so far, if that is a whole round of something.
+    Ctrl-C or SIGTERM ends it with what was measured so far, if that is a whole round of something.
 
     Args:
         plan: What.
@@ -78,7 +78,7 @@ def run(
     except KeyboardInterrupt:
         if not found.latencies:
             raise
-        found.missing.append(Missing("the rest", "interrupted by Ctrl-C"))
+        found.missing.append(Missing("the rest", "interrupted"))
     report = replace(
         assemble(machine, found.latencies, found.controls, found.missing),
         loads=tuple(found.loads),

@@ -1,6 +1,6 @@
-"""What Ctrl-C does to a run: it ends one that has nothing to keep, and only the search of another.
+"""What Ctrl-C and SIGTERM do: they end a run without anything to keep, and the search of another.
 
-The process that a person talks to hands the first SIGINT on and ends the run on the second; see
+The process that is told hands the first signal on and ends the run on the second; see
 `bench.isolate.run_isolated`.
 """
 
@@ -40,7 +40,7 @@ class Interrupt:
 
 @contextmanager
 def listening(interrupt: Interrupt) -> Iterator[None]:
-    """Have SIGINT ask `interrupt`; only a process's main thread hears signals."""
+    """Have SIGINT and SIGTERM ask `interrupt`; only a process's main thread hears signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,8 +48,9 @@ def listening(interrupt: Interrupt) -> Iterator[None]:
     def heard(_number: int, _frame: FrameType | None) -> None:
         interrupt.ask()
 
-    before = signal.signal(signal.SIGINT, heard)
+    before = {n: signal.signal(n, heard) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, listener in before.items():
+            signal.signal(number, listener)

@@ -454,6 +454,34 @@ def test_signals_end_the_work_and_its_processes(
     assert list(tmp_path.iterdir()) == [model]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_signal_after_the_first_round_keeps_what_was_measured(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    model = tiny.linear(tmp_path / "m.onnx")
+    code = "from bench.cli import app, guard; guard(app)"
+    command = [sys.executable, "-c", code, "bench", str(model), "--out", str(tmp_path / "o.json")]
+    options = ["--runtime", "onnxruntime", "--seconds", "0.2", "--rounds", "500", "--no-peaks"]
+    running = subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        # The model and its control have had a round each.
+        if line.startswith("measuring 4/"):
+            break
+    running.send_signal(number)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == status
+    assert "the rest: not measured: interrupted." in " ".join(out.split())
+    assert "error" not in err
+    assert json.loads((tmp_path / "o.json").read_text())["kind"] == "BenchReport"
+
+
 def test_a_terminal_gets_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

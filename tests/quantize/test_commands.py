@@ -920,7 +920,10 @@ def test_a_run_that_was_killed_again_and_again_goes_on_to_the_same_end(
 
 
 @pytest.mark.slow
-def test_an_interrupt_after_the_first_verdict_still_publishes(shelf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_an_interrupt_after_the_first_verdict_still_publishes(
+    shelf: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     process = vnnify(
         "quantize", shelf / "net.onnx", "--data", shelf / "data.npz", *REAL, cwd=tmp_path
     )
@@ -928,10 +931,11 @@ def test_an_interrupt_after_the_first_verdict_still_publishes(shelf: Path, tmp_p
     for line in process.stderr:
         if ": pass, drop" in line:
             break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
     assert "Traceback" not in err
+    assert "PASS" in out
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
 
 

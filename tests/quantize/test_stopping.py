@@ -21,14 +21,15 @@ def test_with_something_to_keep_it_is_only_asked() -> None:
     assert interrupt.asked
 
 
-def test_sigint_asks_while_somebody_listens() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_while_somebody_listens(number: signal.Signals) -> None:
     interrupt = Interrupt()
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with listening(interrupt):
         interrupt.arm()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert interrupt.asked
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_other_threads_do_not_listen() -> None:
