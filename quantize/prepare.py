@@ -23,6 +23,7 @@ from bench.runtimes.onnxruntime import first_line, open_errors, refusal, session
 from bench.runtimes.seam import Settings
 from quantize.einsums import write_out_einsums
 from quantize.graphs import constants_of, release, save, too_large, weight_bytes
+from quantize.loops import free_invariants
 from quantize.protos import load_graph
 from quantize.rewrites import rewrite
 
@@ -104,6 +105,8 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     _refuse_quantized(model, shown)
     _refuse_damaged(model, shown)
     _leave_training(model, notes)
+    if count := free_invariants(model):
+        notes.append(f"{count} values that never change in their loops taken out of them")
     _widen_half(model, notes)
     model = tidy(model)
     # Here already, since folding renames weights and spreads what is in them.

@@ -51,6 +51,7 @@ GRAPH_MODULES = (
     "quantize/inspection/*.py",
     "quantize/keeping.py",
     "quantize/pipeline.py",
+    "quantize/loops.py",
     "quantize/placement.py",
     "quantize/prepare.py",
     "quantize/protos.py",
