@@ -14,7 +14,7 @@ from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
 from quantize.quantizers.fitting import as_read, outputs
 from quantize.quantizers.reading import channels_first, constant_of
-from quantize.ranges import RANGE_METHODS
+from quantize.ranges import RANGE_METHODS, Range
 from quantize.recipe import Recipe
 from quantize.rows import RowStore, window_of
 
@@ -71,11 +71,11 @@ def _looked_at(
 ) -> dict[str, float]:
     exact = outputs(weights, rows)
     power = float(np.square(exact, dtype=np.float64).sum())
-    errors: dict[str, float] = {}
-    for method, choose in RANGE_METHODS.items():
-        read = as_read(rows, choose(seen))
-        error = exact - outputs(weights, read)
+    ranges = {method: choose(seen) for method, choose in RANGE_METHODS.items()}
+    errors: dict[Range, float] = {}
+    for found in set(ranges.values()):
+        error = exact - outputs(weights, as_read(rows, found))
         # What is left when the bias takes up the mean.
         error -= error.mean(axis=0)
-        errors[method] = float(np.square(error, dtype=np.float64).sum()) / max(power, 1e-30)
-    return errors
+        errors[found] = float(np.square(error, dtype=np.float64).sum()) / max(power, 1e-30)
+    return {method: errors[found] for method, found in ranges.items()}

@@ -74,11 +74,11 @@ def fit(
         return nothing
     cut = len(rows) - max(int(_HELD * len(rows)), 1)
     read = rows if source is None else as_read(rows, source)
-    exact = outputs(weights, rows)
-    shift, least = _corrected(exact - outputs(plain.values(), read), cut, correct=correct)
+    look = partial(_corrected, weights, rows, read, cut, correct=correct)
+    shift, least = look(plain.values())
     if rounding == "learned" and (rounder := learn(read[:cut])) is not None:
         codes = rounded(rounder)
-        other, error = _corrected(exact - outputs(codes.values(), read), cut, correct=correct)
+        other, error = look(codes.values())
         if error < least:
             return Fit(codes, other, learned=True)
     return Fit(plain, shift)
@@ -95,7 +95,13 @@ def as_read(rows: NDArray[np.float32], source: Range) -> NDArray[np.float32]:
 
 
 def _corrected(
-    error: NDArray[np.float32], cut: int, *, correct: bool
+    weights: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    read: NDArray[np.float32],
+    cut: int,
+    held: NDArray[np.float32],
+    *,
+    correct: bool,
 ) -> tuple[NDArray[np.float64], float]:
     """What to add to the bias, and the squared error of held-out rows with it.
 
@@ -103,15 +109,22 @@ def _corrected(
     as well as for that of its weights.
 
     Args:
-        error: float32 [rows, out channels], FP32's outputs less those of the integers.
+        weights: Of FP32.
+        rows: What FP32 reads.
+        read: The same as their codes stand for them.
         cut: Where held-out rows begin.
+        held: What the codes stand for.
         correct: Whether anything may be added.
     """
-    mean = error[:cut].mean(axis=0, dtype=np.float64)
-    held = error[cut:].astype(np.float64)
-    without = float(np.square(held).sum())
-    left = float(np.square(held - mean).sum())
-    return (mean, left) if correct and left < without else (np.zeros_like(mean), without)
+    error = (outputs(weights, rows[cut:]) - outputs(held, read[cut:])).astype(np.float64)
+    nothing, without = np.zeros(error.shape[1]), float(np.square(error).sum())
+    if not correct:
+        return nothing, without
+    # A layer is linear, so its mean output is that of the mean row.
+    before, after = (r[:cut].mean(axis=0, keepdims=True) for r in (rows, read))
+    mean = (outputs(weights, before) - outputs(held, after))[0].astype(np.float64)
+    left = float(np.square(error - mean).sum())
+    return (mean, left) if left < without else (nothing, without)
 
 
 def outputs(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,8 +18,8 @@ S8_MAX = 127
 # Share of the mean diagonal that is added to it, so that the Hessian of few rows can be factored.
 _DAMPING = 0.01
 # Inputs rounded before the rest is updated, in one product of matrices.
-_BLOCK = 128
-# Inputs beyond which the Hessian takes too long and too much memory: 6,144² float64 are 302 MB.
+_BLOCK = 32
+# Inputs beyond which the Hessian takes too long and too much memory: 6,144² float32 are 151 MB.
 MAX_INPUTS = 6144
 
 
@@ -57,8 +57,10 @@ class Rounder:
             start = max(end - _BLOCK, 0)
             wanted = left[:, start:end] + self.factor[:, start:end, end:] @ lost[:, end:]
             for i in reversed(range(start, end)):
-                code = np.rint(wanted[:, i - start] / steps)
-                np.clip(code, -S8_MAX, S8_MAX, out=code)
+                code = wanted[:, i - start] / steps
+                np.rint(code, out=code)
+                np.minimum(code, S8_MAX, out=code)
+                np.maximum(code, -S8_MAX, out=code)
                 rounded[:, i] = code
                 lost[:, i] = left[:, i] - code * steps
                 # No product of matrices: one this small costs more to hand out to threads.
@@ -83,7 +85,8 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
     importance = np.einsum("ngi,ngi->gi", rows, rows) / np.float32(count)
     order = np.argsort(importance, axis=1, kind="stable")
     by_group = np.take_along_axis(rows, order[None], axis=2).transpose(1, 0, 2)
-    hessian = np.matmul(by_group.transpose(0, 2, 1), by_group).astype(np.float64) / count
+    hessian = np.matmul(by_group.transpose(0, 2, 1), by_group)
+    hessian /= np.float32(count)
     diagonal = np.einsum("gii->gi", hessian)
     damping = _DAMPING * diagonal.mean(axis=1)
     # An input that is always zero changes nothing; any positive number will do for it.
@@ -92,6 +95,7 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
         factor = np.linalg.cholesky(hessian)
     except np.linalg.LinAlgError:
         return None
-    factor = (factor / np.einsum("gii->gi", factor)[:, None, :]).transpose(0, 2, 1)
-    factor = np.ascontiguousarray(factor, np.float32)
+    del hessian, diagonal
+    factor /= np.einsum("gii->gi", factor)[:, None, :].copy()
+    factor = np.ascontiguousarray(factor.transpose(0, 2, 1))
     return Rounder(factor, order, importance) if np.isfinite(factor).all() else None
