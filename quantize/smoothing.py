@@ -20,7 +20,7 @@ from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import calibrate
 from quantize.data import Samples
 from quantize.equalize import Factors, Group, apply, find_groups
-from quantize.graphs import opened, save
+from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
 from quantize.placement import watch_list
@@ -264,10 +264,11 @@ def _rewritten(
 ) -> tuple[Model, tuple[Anchor, ...]] | None:
     """The FP32 graph with groups evened out and its anchors; None where it computes otherwise."""
     out = bench.scratch / f"even-{len(groups)}.onnx"
-    with opened(bench.fp32.path) as model:
+    # Weights go from file to file: inside one they would be in memory three times.
+    with opened(light(bench.fp32, bench.scratch)) as model:
         apply(model, groups, factors)
-        save(model, out)
         anchors = find_anchors(model)[0]
+        ir.save(model, out, external_data=f"{out.name}.data")
     written = read_model(out)
     found = run_probes(written, bench.probes, bench.threads)
     parity = to_db(noise_shares(bench.probe_outputs, found))

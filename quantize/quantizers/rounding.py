@@ -92,7 +92,7 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
     # An input that is always zero changes nothing; any positive number will do for it.
     diagonal += np.where(damping > 0, damping, 1.0)[:, None]
     try:
-        factor = np.linalg.cholesky(hessian)
+        factor = np.linalg.cholesky(hessian).astype(np.float32, copy=False)
     except np.linalg.LinAlgError:
         return None
     del hessian, diagonal

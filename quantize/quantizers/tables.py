@@ -13,6 +13,8 @@ from quantize.quantizers.rounding import S8_MAX
 
 # Smaller tables are not worth two more operators.
 _LEAST_ELEMENTS = 1 << 16
+# Elements rounded together; 256 kB of float32.
+_BLOCK = 1 << 16
 
 
 def compress_tables(model: ir.Model) -> int:
@@ -28,15 +30,26 @@ def compress_tables(model: ir.Model) -> int:
     tables = [v for v in graph.initializers.values() if _is_table(v)]
     for table in tables:
         assert table.const_value is not None
-        values = table.const_value.numpy()
-        scales = np.maximum(np.abs(values).max(axis=1, keepdims=True) / S8_MAX, 1e-12)
-        codes = np.rint(values / scales).astype(np.int8)
+        codes, scales = _rounded(table.const_value.numpy())
         held = _constant(graph, f"{table.name}_codes", codes)
-        units = _constant(graph, f"{table.name}_row_scales", scales.astype(np.float32))
+        units = _constant(graph, f"{table.name}_row_scales", scales)
         for use in list(table.uses()):
             _look_up(use.node, held, units)
         del graph.initializers[str(table.name)]
     return len(tables)
+
+
+def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes and scales [rows, 1] of a table, some rows at a time: copies of them stay in cache."""
+    codes = np.empty(values.shape, np.int8)
+    scales = np.empty((len(values), 1), np.float32)
+    some = max(1, _BLOCK // values.shape[1])
+    for start in range(0, len(values), some):
+        part = values[start : start + some]
+        scale = np.maximum(np.abs(part).max(axis=1, keepdims=True) / S8_MAX, 1e-12)
+        scales[start : start + some] = scale
+        np.rint(part / scale, out=codes[start : start + some], casting="unsafe")
+    return codes, scales
 
 
 def _is_table(value: ir.Value) -> bool:

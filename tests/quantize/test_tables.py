@@ -4,8 +4,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from quantize.quantizers import tables
 from quantize.quantizers.tables import compress_tables
 
 ROWS, WIDTH = 512, 128
@@ -40,6 +42,15 @@ def test_rows_of_any_scale_are_looked_up_within_half_a_step(tmp_path: Path) -> N
     step = np.abs(table[ids]).max(axis=1, keepdims=True) / 127
     assert (np.abs(found - table[ids]) <= step / 2 * 1.001 + 1e-12).all()
     assert (tmp_path / "m.onnx").stat().st_size < 1.2 * ROWS * WIDTH
+
+
+def test_rows_rounded_some_at_a_time_are_rounded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = RNG.standard_normal((ROWS, WIDTH)).astype(np.float32)
+    whole = tables._rounded(table)
+    for size in (1, 7 * WIDTH, ROWS * WIDTH):
+        monkeypatch.setattr(tables, "_BLOCK", size)
+        for found, expected in zip(tables._rounded(table), whole, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_table_that_is_also_multiplied_stays_float() -> None:
