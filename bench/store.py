@@ -11,9 +11,12 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from bench.errors import InputError, OutputError, ResourceError, VnnifyError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +32,9 @@ def dump(record: object) -> bytes:
     Raises:
         ValueError: It holds a number that is not finite; the message says where. That is a bug:
             such numbers have to be counted, not stored.
+        TypeError: It holds something else than plain values and records.
     """
-    _refuse_non_finite(record, type(record).__name__)
-    plain = _adapter(type(record)).dump_python((record,), mode="json")[0]
+    plain = _plain(record, type(record).__name__)
     envelope = {"schema": SCHEMA, "kind": type(record).__name__, **plain}
     text = json.dumps(envelope, sort_keys=True, allow_nan=False, ensure_ascii=False)
     return text.encode() + b"\n"
@@ -152,18 +155,35 @@ def _adapter(cls: type[object]) -> Any:
     return pydantic.TypeAdapter(tuple[cls], config=config)  # type: ignore[valid-type]
 
 
-def _refuse_non_finite(value: object, path: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{path} is {value}; records hold finite numbers only")
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            _refuse_non_finite(getattr(value, field.name), f"{path}.{field.name}")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_non_finite(item, f"{path}.{key}")
-    elif isinstance(value, (tuple, list)):
-        for i, item in enumerate(value):
-            _refuse_non_finite(item, f"{path}[{i}]")
+def _plain(value: object, path: str) -> Any:
+    """What JSON can hold of a value; `path` says where it stands."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{path} is {value}; records hold finite numbers only")
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(type(value), "__get_pydantic_core_schema__"):
+        return None  # See `unstored_schema`.
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(item, f"{path}.{name}") for name, item in _fields(value).items()}
+    raise TypeError(f"{path} is a {type(value).__name__}; records hold plain values only")
+
+
+def _fields(record: "DataclassInstance") -> dict[str, object]:
+    """By name. Whole numbers in place of floats are floats, since they are read back as such."""
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        whole = type(value) is int and field.type in (float, float | None)
+        found[field.name] = float(value) if whole else value
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

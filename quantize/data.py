@@ -6,10 +6,11 @@ evaluation apart, and pairs the scores of two models.
 """
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Samples that are compared to find out which axes vary.
 _PEEK = 8
+# Samples that one thread reads and hashes at a time, at most.
+_RUN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Samples:
     _label: Callable[[int], object] | None
     _indices: tuple[int, ...]
     _where: Callable[[int], str]
+    # Of all of it, once it was asked for.
+    _digest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -102,11 +107,13 @@ class Samples:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the digests of all samples and labels, in order."""
-        total = hashlib.sha256()
-        for i, digest in enumerate(self.digests):
-            total.update(f"{digest}{label_digest(self.label(i))}".encode())
-        return total.hexdigest()
+        """SHA-256 over the digests of all samples and labels, in order; made once."""
+        if not self._digest:
+            total = hashlib.sha256()
+            for i, digest in enumerate(self.digests):
+                total.update(f"{digest}{label_digest(self.label(i))}".encode())
+            self._digest.append(total.hexdigest())
+        return self._digest[0]
 
     def subset(self, indices: Sequence[int]) -> "Samples":
         """The samples at `indices`, in that order."""
@@ -115,6 +122,7 @@ class Samples:
             self,
             digests=tuple(self.digests[i] for i in chosen),
             _indices=tuple(self._indices[i] for i in chosen),
+            _digest=[],
         )
 
 
@@ -287,8 +295,13 @@ def _checked(rows: Rows, index: int, request: Request, *, values: bool) -> Feeds
 
 def _digests(load: Callable[[int], Feeds], count: int) -> tuple[str, ...]:
     """Read every sample once. Decoding and hashing leave the interpreter to other threads."""
-    with ThreadPoolExecutor(min(8, available_threads())) as pool:
-        return tuple(pool.map(lambda i: feeds.digest(load(i)), range(count)))
+    workers = min(8, available_threads())
+    # In runs, since handing over one small sample takes longer than to hash it.
+    size = max(1, min(_RUN, count // (8 * workers)))
+    runs = (range(i, min(i + size, count)) for i in range(0, count, size))
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda run: [feeds.digest(load(i)) for i in run], runs)
+        return tuple(itertools.chain.from_iterable(found))
 
 
 def _calibration_count(samples: Samples, distinct: int, asked: int) -> int:

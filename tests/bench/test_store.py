@@ -1,7 +1,9 @@
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)  # The first one waits for pydantic to be imported.
 @given(RECORDS)
 def test_records_survive_json(record: Record) -> None:
     data = dump(record)
@@ -62,6 +64,26 @@ def test_the_same_record_gives_the_same_bytes() -> None:
 def test_numbers_that_are_not_finite_are_refused_by_name(bad: float) -> None:
     with pytest.raises(ValueError, match=r"Record\.names\.b is"):
         dump(Record(RECORD.path, (), 0.0, {"a": 1.0, "b": bad}))
+
+
+def test_a_whole_number_in_place_of_a_float_gives_the_same_bytes() -> None:
+    assert dump(replace(RECORD, value=1)) == dump(replace(RECORD, value=1.0))
+
+
+def test_what_is_no_plain_value_is_a_bug_that_is_named() -> None:
+    record = Record(RECORD.path, (), 0.0, {"a": object()})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match=r"Record\.names\.a is a object"):
+        dump(record)
+
+
+def test_writing_a_record_imports_no_pydantic() -> None:
+    code = (
+        "import sys; from bench.store import dump; from bench.isolate import Stage; "
+        "dump(Stage('a', 1.0, 2)); print('pydantic' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, env=environment)
+    assert done.stdout == "False\n"
 
 
 def _edited(edit: Callable[[dict[str, Any]], object]) -> bytes:

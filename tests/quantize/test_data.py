@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import InputError, ResourceError, UsageError
-from bench.models import TensorSpec
+from bench.models import Feeds, TensorSpec
 from quantize import archives
-from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
+from quantize.data import Samples, _digests, infer_inputs, read_samples, refuse_overlap, split
 from quantize.feeds import digest
 
 X = TensorSpec("x", "float32", ("N", 3))
@@ -351,11 +351,11 @@ def test_a_label_that_is_one_number_is_read_from_its_file_once(
         return real(path)
 
     monkeypatch.setattr(archives, "open_arrays", counted)
-    assert one.digest == one.digest
+    assert one.digest == one.subset([0, 1]).digest
     assert [one.subset([1, 0]).label(i) for i in range(2)] == [1, 0]
     assert len(opened) == 2
     # Whole arrays may be as large as the samples: they are not kept.
-    assert many.digest == many.digest
+    assert many.digest == many.subset([0, 1]).digest
     assert len(opened) == 2 + 4
 
 
@@ -489,6 +489,32 @@ def test_the_digest_of_all_samples_sees_the_labels(tmp_path: Path) -> None:
     other = _read(_npz(tmp_path, "b.npz", x=_rows(), labels=np.ones(4, int)), scratch=tmp_path)
     assert one.digests == other.digests
     assert one.digest != other.digest
+
+
+@pytest.mark.parametrize("count", [1, 15, 1000])
+def test_every_sample_has_its_own_digest_whatever_thread_read_it(count: int) -> None:
+    def load(i: int) -> Feeds:
+        return {"x": np.full(3, i, np.float32)}
+
+    assert _digests(load, count) == tuple(digest(load(i)) for i in range(count))
+
+
+def test_the_first_bad_sample_is_told_whatever_thread_read_it() -> None:
+    def load(i: int) -> Feeds:
+        if i in (500, 501, 990):
+            raise InputError(f"sample {i}")
+        return {"x": np.zeros(3, np.float32)}
+
+    with pytest.raises(InputError, match="sample 500"):
+        _digests(load, 1000)
+
+
+def test_a_part_has_another_digest_than_the_whole(tmp_path: Path) -> None:
+    whole = _read(_npz(tmp_path, x=_rows()), scratch=tmp_path)
+    before = whole.digest
+    part = whole.subset([0, 1])
+    assert part.digest != before == whole.digest
+    assert whole.subset(range(4)).digest == before
 
 
 def _fake(contents: list[int], labels: list[object] | None = None) -> Samples:
