@@ -106,7 +106,7 @@ def what_to_time(
     timed = list(dict.fromkeys([*fastest, *(r for r in beside if r in known.fp32)]))
     slower = {r: x for r, x in known.fp32.items() if r in bench.runtimes and r not in timed}
     ranking = "".join(
-        f"; in {r} it reached {ratio:.2f} times its speed ({low:.2f} to {high:.2f})"
+        f"; in {r} it reached {ratio:.2f} of the fastest one's speed ({low:.2f} to {high:.2f})"
         for r, (ratio, low, high) in slower.items()
     )
     ratio, low, high = known.int8
