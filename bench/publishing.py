@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError, OutputError
+from bench.errors import OutputError
 from bench.store import SCHEMA, atomic_write, sync, sync_folder, translated
 
 logger = logging.getLogger(__name__)
@@ -127,28 +127,6 @@ def write_manifest(folder: Path, extra: Mapping[str, Any]) -> None:
         atomic_write(folder / MANIFEST, text.encode() + b"\n")
     except OSError as e:
         raise translated(e, folder) from e
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a result folder, every file checked against it.
-
-    Raises:
-        InputError: There is none, or a file is missing or differs from what was published.
-    """
-    manifest = _manifest(folder)
-    if manifest is None:
-        raise InputError(
-            f"{folder}: has no {MANIFEST} of vnnify's, so it is not a finished result."
-        )
-    for name, expected in manifest["files"].items():
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{folder}: {name} is missing. Make the result again.")
-        if _sha256(file) != expected["sha256"]:
-            raise InputError(
-                f"{file}: was changed after it was published (SHA-256 differs). Make it again."
-            )
-    return manifest
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

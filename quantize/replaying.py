@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UnsupportedError, UsageError
+from bench.errors import InputError, UnsupportedError, UsageError
 from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
 from quantize.job import ROUNDS
@@ -38,12 +38,13 @@ def recipe_text(path: Path) -> str:
     """What a recipe file holds.
 
     Raises:
-        UsageError: It cannot be read.
+        InputError: It cannot be read.
+        UsageError: It is no text.
     """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as e:
-        raise UsageError(f"recipe {path}: cannot be read: {e.strerror}.") from e
+        raise InputError(f"recipe {path}: cannot be read: {e.strerror}.") from e
     except UnicodeDecodeError as e:
         raise UsageError(f"recipe {path}: not TOML: {e}.") from e
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import as_text, emit, refuse_existing
-from bench.errors import UsageError
+from bench.errors import InputError
 from bench.store import atomic_write
 
 
@@ -30,7 +30,7 @@ def report(
     try:
         data = file.read_bytes()
     except OSError as e:
-        raise UsageError(f"{file}: cannot be read: {e.strerror}.") from e
+        raise InputError(f"{file}: cannot be read: {e.strerror}.") from e
     stored = stored_document(data, file)
     for target, form in ((html, "html"), (markdown, "markdown"), (junit, "junit")):
         if target is not None:

@@ -17,7 +17,7 @@ from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Array, Feeds, Model, TensorSpec, read_model
 from bench.programs import leaves, output_names
 from quantize.data import Samples
-from quantize.plugins import blame, is_function_text
+from quantize.plugins import blame, is_function_text, load_function
 from quantize.sources.parity import check_parity, refuse_random
 from quantize.sources.seam import ModelSpec
 from quantize.sources.torch_export import example_of, export, export_program, fix_batch, flat
@@ -143,16 +143,13 @@ def write_program(spec: ModelSpec, samples: Samples | None, out: Path) -> None:
     export_program(program, feeds, [run(feeds[0])], out)
 
 
-def open_torch(spec: ModelSpec, samples: Samples | None = None) -> Callable[[Feeds], Feeds]:
-    """The module itself as a function from feeds to outputs, named as in the exported file."""
-    return _reference(_open(spec, samples), spec)
-
-
 def _open(spec: ModelSpec, samples: Samples | None) -> Program:
     if Path(spec.text).suffix == ".pt2":
         return open_program(spec)
     inputs = spec.inputs or (samples.inputs if samples is not None else ())
     if not inputs:
+        # That the function is not there is told first.
+        load_function(spec.text, what="model factory")
         raise UsageError(
             f"{spec.text}: what does it take? Give --data, or --input as in "
             "--input image:f32[N,3,224,224]."

@@ -158,3 +158,23 @@ def test_good_options_reach_the_work(run: Run) -> None:
     for command in (QUANTIZE, GATE):
         status, err = run(*command, "--state", "a:b", "--max-drop", "1%")
         assert (status, "the work began" in err) == (ExitCode.BUG, True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "nope.json"),
+        ("inspect", "nope.onnx"),
+        ("bench", "nope.onnx"),
+        ("bench", "nope.onnx", "--prices", "nope.toml"),
+        ("bench", "nope.onnx", "--merge", "nope.json"),
+        ("bench", "nope.onnx", "--predict-for", "nope.json"),
+        ("convert", "nope.onnx", "-o", "out.onnx"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_is_not_there_is_an_input_error(run: Run, command: tuple[str, ...]) -> None:
+    status, err = run(*command)
+    assert status == ExitCode.INPUT
+    assert "nope" in err.splitlines()[-1]
+    assert not list(Path.cwd().iterdir())

@@ -23,7 +23,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import ExitCode
-from bench.publishing import read_manifest
 from bench.render import render
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
@@ -144,7 +143,7 @@ def test_a_model_that_passes_leaves_the_promised_files_and_no_others(done: Path)
 
 
 def test_the_manifest_holds_the_digest_of_every_file(done: Path) -> None:
-    manifest = read_manifest(done)
+    manifest = json.loads((done / "manifest.json").read_bytes())
     digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     assert digests == {n: d for n, d in digests_of(done).items() if n != "manifest.json"}
     assert manifest["outcome"] == "pass"
@@ -257,7 +256,7 @@ def test_an_unreadable_recipe_is_refused_before_the_work(
     if content is not None:
         Path("r.toml").write_bytes(content)
     status, _, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", "--recipe", "r.toml")
-    assert status == ExitCode.USAGE
+    assert status == (ExitCode.INPUT if content is None else ExitCode.USAGE)
     assert err.splitlines()[-1].startswith("error: ")
     assert "r.toml" in err.splitlines()[-1]
     if content is None:
@@ -322,7 +321,8 @@ def test_a_model_that_loses_too_much_lies_under_refused(run: Cli, shelf: Path) -
     moved = {"model.onnx": "refused/model.onnx", "recipe.toml": "refused/recipe.toml"}
     assert refused_files(folder) == {moved.get(name, name) for name in FILES}
     assert stored(folder).int8.path == Path("refused/model.onnx")
-    assert read_manifest(folder)["outcome"] in ("refuse", "inconclusive")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert manifest["outcome"] in ("refuse", "inconclusive")
 
 
 @pytest.mark.parametrize(("policy", "status"), [("fail", 4), ("warn", 0), ("pass", 0)])
