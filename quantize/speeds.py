@@ -24,7 +24,7 @@ from quantize.trials import Workbench
 _SURELY = 0.9
 # Inputs this many times larger or smaller are other work.
 _ALIKE = 2.0
-_EXPECTED = {"isa_class": str, "threads": int, "values": int, "versions": dict, "fp32": dict}
+_PLACE = {"isa_class": str, "threads": int, "values": int, "versions": dict}
 
 Ratio: TypeAlias = tuple[float, float, float]
 """How many times as fast, and the ends of its interval."""
@@ -128,20 +128,21 @@ def read_speeds(text: str, where: str) -> Speeds | None:
     if table is None:
         return None
     try:
-        place = Place(**{k: _typed(table, k) for k in _EXPECTED if k != "fp32"})
-        fp32 = {r: _checked(x) for r, x in _typed(table, "fp32").items()}
-        return Speeds(place, fp32, _checked(table["int8"]))
-    except (TypeError, ValueError, KeyError) as e:
+        place = Place(**{key: _typed(table, key, kind) for key, kind in _PLACE.items()})
+        fp32 = {r: _checked(x) for r, x in _typed(table, "fp32", dict).items()}
+        return Speeds(place, fp32, _checked(_typed(table, "int8", list)))
+    except (TypeError, ValueError) as e:
         raise UsageError(
             f"{where}: [made.speed] is damaged: {e}. Take the table out to replay the rest of the "
             "recipe; every runtime is timed then."
         ) from e
 
 
-def _typed(table: Any, key: str) -> Any:
-    if type(table[key]) is not _EXPECTED[key]:
-        raise TypeError(f"{key} is {table[key]!r}")
-    return table[key]
+def _typed(table: Any, key: str, kind: type) -> Any:
+    found = table.get(key) if isinstance(table, dict) else None
+    if type(found) is not kind:
+        raise TypeError(f"{key} is {found!r}")
+    return found
 
 
 def _checked(found: Any) -> Ratio:

@@ -59,6 +59,8 @@ def test_older_recipes_tell_no_speeds() -> None:
     [
         ('"threads" = 2', '"threads" = "2"'),
         ('"threads" = 2', '"cores" = 2'),
+        ('"int8" = [2.24, 2.07, 2.4]', ""),
+        ("[made.speed]", "[[made.speed]]"),
         ("[2.24, 2.07, 2.4]", "[2.24, 2.4]"),
         ("[2.24, 2.07, 2.4]", "[2.24, 2.4, 2.07]"),
         ("[2.24, 2.07, 2.4]", "[nan, nan, nan]"),
