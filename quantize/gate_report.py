@@ -24,9 +24,10 @@ from bench.render import (
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
 from quantize.coverage import Coverage
 from quantize.evaluate import Evaluation
+from quantize.flips import Flip
 from quantize.gate import Verdict
 from quantize.slice_document import slice_section
-from quantize.slices import Flip, SliceVerdict, hidden_losses
+from quantize.slices import SliceVerdict, hidden_losses
 
 _RANK = {"pass": 0, "inconclusive": 1, "refuse": 2}
 

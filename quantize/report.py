@@ -15,12 +15,13 @@ from bench.render import Check
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import Finding
+from quantize.flips import Flip
 from quantize.gate import Verdict
 from quantize.inspection import Inspection
 from quantize.proof.comparing import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
-from quantize.slices import Flip, SliceVerdict
+from quantize.slices import SliceVerdict
 from quantize.speeds import Speeds
 
 # Ends of an interval of a speed-up farther apart than this factor tell of a noisy machine.

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from bench.render import Block, Column, Forest, ForestRow, Section, Table
 from quantize.amounts import UNITS, Scale, drop_text, scaled, score_text
-from quantize.slices import Flip, SliceVerdict
+from quantize.flips import Flip
+from quantize.slices import SliceVerdict
 
 _SHOWN_SLICES = 12
 _SHOWN_FLIPS = 20

@@ -6,35 +6,28 @@ passes by itself: to claim that every slice is good, each has to be shown so, an
 needed (Berger, Technometrics 24 (1982) 295-300).
 """
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.errors import InputError, ResourceError, UsageError
 from quantize.amounts import drop_text
+from quantize.columns import Columns, class_column, read_columns, units_of
 from quantize.data import Samples
 from quantize.evaluate import Evaluation, at
+from quantize.flips import Flip, find_flips, write_flips
 from quantize.gate import Outcome, judge, scale_of
 from quantize.job import Limits
 from quantize.pairing import pair
-from quantize.plugins import nearest
 from quantize.tolerance import exactly, parse_tolerance
 
-CLASS = "class"
-KEY = "sample"
 # Fewer say nothing, and every one of them makes the correction harsher for the others.
 _FEWEST = 5
 # In a report; a CSV file that is asked for holds them all.
 _MOST_FLIPS = 1000
-
-Columns = Mapping[str, Sequence[str]]
-"""By name, the value of each scored sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +78,6 @@ class SliceVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Flip:
-    """A sample that INT8 scores otherwise than FP32.
-
-    Attributes:
-        sample: Its number in the data, from 0.
-        place: Where it came from: a file, or a number in one.
-        sha256: Of its content.
-        label: As text; empty without labels.
-        before: What FP32 answers, or its score.
-        after: The same of INT8.
-        drop: What the sample lost; negative where INT8 is better.
-    """
-
-    sample: int
-    place: str
-    sha256: str
-    label: str
-    before: str
-    after: str
-    drop: float
-
-
-@dataclass(frozen=True, slots=True)
 class Looked:
     """What parts of the data and single samples say of two evaluations.
 
@@ -145,62 +115,6 @@ def slice_limit(limits: Limits, baseline: Evaluation) -> float | None:
     bounded = baseline.bounded or baseline.binary
     asked = parse_tolerance(limits.max_slice_drop)
     return asked.absolute(baseline.value, bounded=bounded, decibels=baseline.decibels)
-
-
-def read_columns(path: Path, samples: Samples, count: int) -> dict[str, list[str]]:
-    """Columns of a CSV file, in the order of the scored samples.
-
-    The first column, `sample`, holds the sample's number in the data (from 0) or its file's name.
-
-    Args:
-        path: Of the file; the first row names the columns.
-        samples: That were scored.
-        count: Scores, which may be several per run of the model.
-
-    Raises:
-        InputError: It cannot be read, or does not name every sample.
-    """
-    header, rows = _table(path)
-    found: dict[str, list[str]] = {name: [] for name in header[1:]}
-    batch = _batch(samples, count)
-    for position in range(count):
-        number = samples.number(position // batch) * batch + position % batch
-        names = [str(number), *_names(samples.place(position // batch))]
-        row = next((rows[n] for n in names if n in rows), None)
-        if row is None:
-            raise InputError(
-                f"{path}: has no row for sample {number} ({samples.place(position // batch)})."
-                f"{nearest(names[-1], list(rows))} The column {KEY!r} holds the number of each "
-                "sample in the data, from 0, or the name of its file."
-            )
-        for name, cell in zip(header[1:], row, strict=True):
-            found[name].append(cell)
-    return found
-
-
-def units_of(columns: Columns, name: str) -> list[int]:
-    """Number of the independent unit of each sample.
-
-    Raises:
-        UsageError: There is no such column.
-    """
-    if name not in columns:
-        raise UsageError(
-            f"--unit {name!r}: no such column.{nearest(name, list(columns))} Known: "
-            f"{', '.join(columns) or 'none; give them with --slices'}."
-        )
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(v, len(numbers)) for v in columns[name]]
-
-
-def class_column(samples: Samples, evaluation: Evaluation) -> dict[str, list[str]]:
-    """The label of each sample as a column, where labels are classes."""
-    if not samples.labelled or not evaluation.binary:
-        return {}
-    labels = _labels(samples, evaluation.count)
-    if not all(isinstance(v, (int, np.integer, str)) for v in labels):
-        return {}
-    return {CLASS: [str(v) for v in labels]}
 
 
 def judge_slices(
@@ -288,34 +202,6 @@ def hidden_losses(
     return tuple(lines + more)
 
 
-def find_flips(baseline: Evaluation, candidate: Evaluation, samples: Samples) -> Iterator[Flip]:
-    """Samples whose score differs, those that lost most first.
-
-    A metric of the whole data set has no scores, and so no flips.
-    """
-    sign = 1.0 if baseline.higher_is_better else -1.0
-    drops = sign * (np.asarray(baseline.scores) - np.asarray(candidate.scores)) + 0.0
-    changed = np.flatnonzero(drops)
-    changed = changed[np.argsort(-drops[changed], kind="stable")]
-    if not changed.size:
-        return
-    batch = _batch(samples, baseline.count)
-    labels = _labels(samples, baseline.count)
-    before, after = (
-        e.answers or tuple(f"{s:.6g}" for s in e.scores) for e in (baseline, candidate)
-    )
-    for i in map(int, changed):
-        yield Flip(
-            sample=samples.number(i // batch) * batch + i % batch,
-            place=samples.place(i // batch),
-            sha256=samples.digests[i // batch],
-            label="" if labels[i] is None else f"{labels[i]!s:.80}",
-            before=before[i],
-            after=after[i],
-            drop=float(drops[i]),
-        )
-
-
 def look_into(
     evaluations: tuple[Evaluation, Evaluation],
     samples: Samples,
@@ -355,78 +241,3 @@ def look_into(
         write_flips(everything, find_flips(baseline, candidate, samples))
     first = tuple(islice(find_flips(baseline, candidate, samples), _MOST_FLIPS))
     return Looked(slices, first, small)
-
-
-def write_flips(path: Path, flips: Iterable[Flip]) -> None:
-    """Write flips as a CSV file with a header, one after the other.
-
-    Raises:
-        ResourceError: It cannot be written.
-    """
-    try:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["sample", "place", "sha256", "label", "before", "after", "drop"])
-            for f in flips:
-                row = [f.sample, f.place, f.sha256, f.label, f.before, f.after, f"{f.drop:.6g}"]
-                writer.writerow(row)
-    except OSError as e:
-        raise ResourceError(f"{path}: the flips cannot be written: {e.strerror}.") from e
-
-
-def _table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the columns, and the cells of each row by its first."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = [[c.strip() for c in r] for r in csv.reader(stream) if r]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{path}: not readable as CSV: {e}.") from e
-    if not lines or lines[0][0] != KEY or len(lines[0]) < 2:
-        raise InputError(
-            f"{path}: starts with {','.join(lines[0]) if lines else 'nothing'!r}; expected a row "
-            f"of names, {KEY},…, as in {KEY},lighting,camera."
-        )
-    header = lines[0]
-    for name in header:
-        if not name or header.count(name) > 1:
-            raise InputError(
-                f"{path}: the first row names {name!r} {header.count(name)} times: "
-                f"{','.join(header)}. Give each column a name of its own."
-            )
-    known: dict[str, int] = {}
-    for number, row in enumerate(lines[1:], 2):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}: row {number} has {len(row)} cells, the first row {len(header)}."
-            )
-        if known.setdefault(row[0], number) != number:
-            raise InputError(
-                f"{path}: rows {known[row[0]]} and {number} both name sample {row[0]!r}. Keep one."
-            )
-    return header, {row[0]: row[1:] for row in lines[1:]}
-
-
-def _names(place: str) -> list[str]:
-    """What a row may call a sample that is a file: `val/cat/1.jpg`, `cat/1.jpg`, `1.jpg`."""
-    parts = Path(place).parts
-    return ["/".join(parts[i:]) for i in range(len(parts))] if Path(place).suffix else []
-
-
-def _batch(samples: Samples, count: int) -> int:
-    """Scores per run of the model."""
-    if count % len(samples):
-        raise UsageError(
-            f"{samples.source}: {count} scores of {len(samples)} samples: batches of different "
-            "sizes cannot be told apart into slices. Give samples one by one."
-        )
-    return count // len(samples)
-
-
-def _labels(samples: Samples, count: int) -> list[object]:
-    batch = _batch(samples, count)
-    if batch == 1:
-        return [samples.label(i) for i in range(count)]
-    wholes: list[NDArray[np.generic]] = [np.asarray(samples.label(i)) for i in range(len(samples))]
-    if any(w.shape[:1] != (batch,) for w in wholes):
-        return [None] * count
-    return [w[k].item() if w.ndim == 1 else None for w in wholes for k in range(batch)]

@@ -22,7 +22,8 @@ from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.placement import watch_list
 from quantize.prepare import prepare
-from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, inc, quantize
+from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, quantize
+from quantize.quantizers.exported import take_in_pads
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.sources import ModelSpec, convert
 from quantize.targets import can_saturate
@@ -278,7 +279,7 @@ def test_zeros_before_a_pair_are_padded_by_the_convolution(
     ports: list[Any] = [("x", TensorProto.FLOAT, [1, 3, 6, 6]), ("y", TensorProto.FLOAT, None)]
     path = tiny.save(tmp_path / "pad.onnx", nodes, ports[:1], ports[1:], constants)
     model = ir.load(path)
-    inc._take_in_pads(model)
+    take_in_pads(model)
     passes.RemoveUnusedNodesPass()(model)
     assert sum(n.op_type == "Pad" for n in model.graph) == left
     ir.save(model, tmp_path / "after.onnx")

@@ -17,13 +17,14 @@ from bench.render import FORMATS, Check, Document, Forest, Scatter, Table, rende
 from bench.store import dump, load
 from quantize.document import document, summary
 from quantize.evaluate import Evaluation
+from quantize.flips import Flip
 from quantize.gate import Outcome, Verdict
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
 from quantize.report import Data, Report, TrialRow, conclude
-from quantize.slices import Flip, SliceVerdict
+from quantize.slices import SliceVerdict
 from tests.timing import latency
 
 HOSTILE = '<script>alert("x")</script>'
