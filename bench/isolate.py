@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -121,6 +121,7 @@ def run_isolated(
     name: str,
     timeout_s: float | None = None,
     patient: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Any:
     """Call a function in a fresh child process and wait for what it returns.
 
@@ -135,6 +136,7 @@ def run_isolated(
         timeout_s: After this long it is ended; None waits for ever.
         patient: Hand the first SIGINT or SIGTERM to the child, which may come to an end of its own
             and still answer; the second one ends it.
+        meanwhile: Called here while the child is at work.
 
     Raises:
         VnnifyError: Of the class and with the message that the child raised.
@@ -158,7 +160,7 @@ def run_isolated(
     )
     killed_before = cgroup.oom_kills()
     try:
-        status = _run(order, timeout_s, patient=patient)
+        status = _run(order, timeout_s, meanwhile, patient=patient)
         if status is None:
             raise ResourceError(f"{name} ran over its {timeout_s:g} s and was ended.")
         if patient and status in (-signal.SIGINT, -signal.SIGTERM):
@@ -171,7 +173,9 @@ def run_isolated(
             file.unlink(missing_ok=True)
 
 
-def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
+def _run(
+    order: Path, timeout_s: float | None, meanwhile: Callable[[], None], *, patient: bool
+) -> int | None:
     """Exit status of a child that does `order`; None if it had to be ended."""
     root = str(Path(__file__).resolve().parent.parent)
     process = subprocess.Popen(
@@ -182,6 +186,7 @@ def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
     )
     try:
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
+            meanwhile()
             on_time = _wait(process, timeout_s)
         if not on_time:
             _signal_group(process.pid, signal.SIGTERM)

@@ -160,8 +160,8 @@ def quantize(
             scratch=staging,
             name="quantizing",
             patient=True,
+            meanwhile=_get_ready_to_tell,
         )
-        # What reads and tells reports takes long to import, and the work need not wait for it.
         from quantize.finishing import lock_of_report
         from quantize.job import flips_file
         from quantize.report import Report
@@ -180,6 +180,14 @@ def quantize(
 
         tell_github(relocated(report, out), report.conclusion.exit_code)
     end(report.conclusion.exit_code, f"files: {out}")
+
+
+def _get_ready_to_tell() -> None:
+    """Import what reads and tells reports: it takes long, and the work need not wait for it."""
+    from quantize.imports import swift_imports
+
+    with swift_imports():
+        import quantize.rendering  # noqa: F401 - used when the work is done
 
 
 def work(order: dict[str, Any]) -> str:

@@ -334,3 +334,27 @@ def test_where_proc_tells_nothing_a_process_begins_now(monkeypatch: pytest.Monke
     before = time.perf_counter_ns()
     monkeypatch.setattr(Path, "read_text", unreadable)
     assert before <= isolate.started_ns() <= time.perf_counter_ns()
+
+
+def test_the_time_of_the_child_can_be_used(jobs: str, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "more_jobs.py").write_text(
+        "import pathlib, time\n"
+        "def wait(job):\n"
+        "    while not pathlib.Path(job).exists(): time.sleep(0.01)\n"
+        "    return 'done'\n"
+    )
+    # The child waits for what is done meanwhile: one after the other, neither would end.
+    found = _run("more_jobs:wait", tmp_path, job=str(begun), meanwhile=begun.touch, timeout_s=60)
+    assert found == "done"
+
+
+def test_the_child_ends_where_what_is_done_meanwhile_fails(jobs: str, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def fail() -> None:
+        raise ValueError("meanwhile")
+
+    with pytest.raises(ValueError, match="meanwhile"):
+        _run(f"{jobs}:stubborn", tmp_path, job={"ready": str(ready)}, meanwhile=fail)
+    assert not list(tmp_path.glob("job-*"))
