@@ -16,14 +16,14 @@ from functools import partial
 from math import log
 from time import perf_counter
 
-from bench.kernels import TELLING
 from quantize.anchors import Mode
-from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged, plans
+from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged
 from quantize.findings import COSTLY
-from quantize.ranking import Group, fusion_groups, paying, single_noise
-from quantize.recipe import ROUNDED, Recipe
+from quantize.making import candidates_for
+from quantize.ranking import Group, fusion_groups, single_noise
+from quantize.recipe import ROUNDED
 from quantize.trials import Trial, Workbench, attempt_or_none, explained, time_quickly, to_db
-from quantize.variants import best_variant, refined, smoothed
+from quantize.variants import refined
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class _Search:
         slower = False
         for later, target in zip(reversed(range(len(targets))), targets, strict=True):
             self.allowed = MAX_EVALUATIONS - _RESERVED * later
-            trials = [] if self._spent() else self._make(target)
+            trials = [] if self._spent() else candidates_for(self.bench, target, self.aim)
             if not trials:
                 continue
             ready = self._look_closer(self._timed(trials)) or self._timed_again(trials)
@@ -107,48 +107,6 @@ class _Search:
 
     def _best(self) -> Judged | None:
         return min(self.judged, key=lambda j: j.rank, default=None)
-
-    def _make(self, target: str) -> list[Trial]:
-        """One candidate per plan; range method and bias correction are chosen on the first."""
-        trials: list[Trial] = []
-        chosen: Recipe | None = None
-        bench = self.bench
-        for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines).items():
-            if trials and (bench.late or self.aim.stopped()):
-                break
-            if plan.engine != "native" or chosen is None or "static" not in chosen.modes.values():
-                trial = best_variant(self.bench, plan, name)
-            else:
-                like = replace(chosen, modes=plan.modes, fused_for=plan.fused_for)
-                trial = attempt_or_none(self.bench, like, name)
-            if trial is not None:
-                chosen = chosen or trial.quantized.recipe
-                trials.append(trial)
-        even = smoothed(self.bench, trials)
-        return [*trials, *even, *self._where_it_pays(trials, target)]
-
-    def _where_it_pays(self, trials: Sequence[Trial], target: str) -> list[Trial]:
-        """Per runtime: its first static candidate without the layers that gain nothing in it."""
-        made: list[Trial] = []
-        for runtime in self.bench.runtimes if self.need_speed and not self.bench.late else ():
-            fitting = [
-                t
-                for t in trials
-                if t.quantized.recipe.fused_for == runtime
-                and t.quantized.recipe.engine == "native"
-                and "static" in t.quantized.recipe.modes.values()
-            ]
-            if not fitting or runtime not in TELLING:
-                continue
-            recipe = fitting[0].quantized.recipe
-            modes = paying(self.bench, fitting[0], runtime)
-            if modes == recipe.modes or all(m == "float" for m in modes.values()):
-                continue
-            name = f"static where it pays in {runtime}, {target}"
-            found = attempt_or_none(self.bench, replace(recipe, modes=modes), name)
-            slow = dict.fromkeys(modes, f"its INT8 kernel in {runtime} gains nothing on this CPU")
-            made += [explained(found, slow)] if found is not None else []
-        return made
 
     def _timed(self, trials: list[Trial], rounds: int = 1) -> list[Trial]:
         """Candidates that gain, fastest first."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantize import early
-from quantize import search as searching
+from quantize import early, making
 from quantize.candidates import Aim, Found, Judged
 from quantize.early import first_models
 from quantize.evaluate import Evaluation
@@ -63,8 +62,8 @@ class Early:
 def world(monkeypatch: pytest.MonkeyPatch) -> Build:
     def build(drops: dict[str, float], noises: Sequence[float] = (30.0,), **options: Any) -> Early:
         made = Early(World(drops, **options), noises)
-        for name in CALLED:
-            monkeypatch.setattr(searching, name, getattr(made.world, name))
+        for module, name in CALLED:
+            monkeypatch.setattr(module, name, getattr(made.world, name))
         monkeypatch.setattr(early, "attempt_or_none", made.attempt)
         monkeypatch.setattr(early, "serves", lambda runtime, *_: made.takes(runtime))
         return made
@@ -147,7 +146,7 @@ def test_a_first_model_that_the_search_comes_to_is_not_judged_again(
 ) -> None:
     w = world({"a": 0.1})
     (found,) = w.first()
-    monkeypatch.setattr(searching, "best_variant", lambda *_: found.trial)
+    monkeypatch.setattr(making, "best_variant", lambda *_: found.trial)
     end = w.search([found])
     assert len(w.world.judged) == len(end.judged) == 1
     assert end.best is not None

@@ -489,8 +489,8 @@ def test_a_small_budget_leaves_channels_as_they_are(
 def test_where_no_candidate_can_be_made_it_is_unsupported(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantize.search.best_variant", lambda *_: None)
-    monkeypatch.setattr("quantize.search.attempt_or_none", lambda *_: None)
+    monkeypatch.setattr("quantize.making.best_variant", lambda *_: None)
+    monkeypatch.setattr("quantize.making.attempt_or_none", lambda *_: None)
     monkeypatch.setattr("quantize.early.attempt_or_none", lambda *_: None)
     with pytest.raises(UnsupportedError, match="no INT8 candidate could be made"):
         run(job, staging, Silent())

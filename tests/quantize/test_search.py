@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.models import Model
+from quantize import making
 from quantize import search as searching
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
@@ -208,8 +209,9 @@ class World:
 
 
 CALLED = (
-    "attempt_or_none", "best_variant", "time_quickly", "fusion_groups", "single_noise", "paying",
-    "refined",
+    (making, "attempt_or_none"), (making, "best_variant"), (making, "paying"),
+    (searching, "attempt_or_none"), (searching, "time_quickly"), (searching, "fusion_groups"),
+    (searching, "single_noise"), (searching, "refined"),
 )  # fmt: skip
 
 
@@ -218,8 +220,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     def build(drops: Sequence[float] | dict[str, float], **options: Any) -> World:
         named = drops if isinstance(drops, dict) else {f"n{i}": d for i, d in enumerate(drops)}
         made = World(named, **options)
-        for name in CALLED:
-            monkeypatch.setattr(searching, name, getattr(made, name))
+        for module, name in CALLED:
+            monkeypatch.setattr(module, name, getattr(made, name))
         return made
 
     return build
@@ -411,8 +413,8 @@ def test_the_search_never_evaluates_more_than_it_may(drops: list[float], gemms: 
     with pytest.MonkeyPatch.context() as patch:
         ops = {f"n{i}": "Gemm" for i in range(gemms)}
         w = World({f"n{i}": d for i, d in enumerate(drops)}, ops=ops, fp32_ms=1000, gain_ms=10)
-        for name in CALLED:
-            patch.setattr(searching, name, getattr(w, name))
+        for module, name in CALLED:
+            patch.setattr(module, name, getattr(w, name))
         found = w.search("portable", "vnni")
     assert len(w.judged) <= MAX_EVALUATIONS
     assert len(found.judged) == len(w.judged)
@@ -482,7 +484,7 @@ def test_what_is_learned_already_is_not_learned_again(
     def best_variant(bench: Workbench, plan: Recipe, name: str) -> Trial | None:
         return w.attempt_or_none(bench, replace(plan, rounding="learned"), name)
 
-    monkeypatch.setattr(searching, "best_variant", best_variant)
+    monkeypatch.setattr(making, "best_variant", best_variant)
     assert floats(w.search()) == {"n0"}
     assert w.pinned == []
 

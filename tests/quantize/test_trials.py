@@ -349,7 +349,7 @@ def noise_of(quantized: QuantizedModel, fp32: Model) -> float:
 def test_a_quiet_model_that_fails_its_limit_is_learned_before_layers_go_to_float(
     bench: Workbench, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantize.search.plans", lambda *_: {"static": recipe(ranges="mse")})
+    monkeypatch.setattr("quantize.making.plans", lambda *_: {"static": recipe(ranges="mse")})
     plain = best_variant(replace(bench, rounding="nearest"), recipe(ranges="mse"), "plain")
     assert plain is not None
     assert plain.noise_db > 40
