@@ -1,5 +1,6 @@
 """Trained models to ONNX. A new framework is a file with three functions, and a row here."""
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ def _source(text: str) -> Source:
         if source.accepts(text):
             return source
     path = Path(text)
+    if _is_script(path):
+        raise UnsupportedError(f"{text}: {_SCRIPT}")
     if path.suffix in _ADVICE:
         kind, advice = _ADVICE[path.suffix]
         raise kind(f"{text}: {advice}")
@@ -85,6 +88,19 @@ def _source(text: str) -> Source:
     raise InputError(f"{text}: no such file.{nearest(path.name, near)}")
 
 
+def _is_script(path: Path) -> bool:
+    """Whether it is what torch.jit.save wrote: an archive with the code of its modules."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+_SCRIPT = (
+    "is a TorchScript archive, which torch cannot export any more. Name the function that makes "
+    "the module that it was scripted from, as file.py:factory with --weights, or save that with "
+    "torch.export.save as a .pt2 file."
+)
 _WEIGHTS = (
     "holds weights only, or a pickled module, which is a program and is never run. Name the "
     "function that makes the module, and give the weights apart: file.py:factory --weights {}."

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,16 @@ def test_what_is_no_model_is_answered_with_what_to_do(
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(error, match=message):
         describe_inputs(ModelSpec(str(tmp_path / name)))
+
+
+def test_a_torchscript_archive_is_told_from_weights(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    for inside, error, message in (
+        ("m/code/__torch__.py", UnsupportedError, "is a TorchScript archive"),
+        ("m/data/0", UsageError, "holds weights only"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("m/data.pkl", b"")
+            archive.writestr(inside, b"")
+        with pytest.raises(error, match=message):
+            describe_inputs(ModelSpec(str(path)))
