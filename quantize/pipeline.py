@@ -9,7 +9,6 @@ Everything is written into a staging folder; the caller publishes it whole. A mo
 goes to `refused/` in it.
 """
 
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
     from quantize.lock import Lock
     from quantize.replaying import Replay
     from quantize.report import Report
-
-logger = logging.getLogger(__name__)
 
 # Of AUTO: what is right on every CPU comes first.
 _AUTO = ("portable", "vnni")

@@ -88,3 +88,10 @@ def test_the_command_line_alone_imports_no_module_that_works() -> None:
     ours = [n for n in loaded if n.startswith("quantize")]
     beside = [n for n in ours if not n.startswith("quantize.commands")]
     assert beside == ["quantize", "quantize.cli"]
+
+
+def test_the_first_verdict_waits_for_no_later_stage() -> None:
+    loaded = _python("import sys, quantize.pipeline\nprint(*sys.modules)").split()
+    later = {"concluding", "search", "finishing", "report", "inspection", "timing", "lock"}
+    assert not {f"quantize.{n}" for n in later} & {*loaded}
+    assert not {"openvino", "onnxruntime", "pydantic", "bench.render"} & {*loaded}
