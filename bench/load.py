@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 from bench.feeds import save_feeds
 from bench.isolate import run_isolated
@@ -26,6 +27,8 @@ _TIMEOUT_S = 1800.0
 # Below this share of the offered rate the server did not keep up.
 _KEPT_UP = 0.99
 _PROBES = 7
+# About what a process takes to start, open a model and warm up.
+_START_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +293,42 @@ class Demand:
         asked = [s for s in self.streams if s]
         probes = 0 if self.p99_ms is None else _PROBES
         return len(asked or _doubling(2 * granted)) + len(self.rates) + probes
+
+    def longest_s(self, granted: int, seconds: float, per_second: float) -> float:
+        """About how long one variant takes at most.
+
+        Args:
+            granted: Threads in all.
+            seconds: Of each run that does not wait for requests.
+            per_second: Requests that the variant answers, one after the other.
+        """
+        points = len([s for s in self.streams if s] or _doubling(2 * granted)) * self.rounds
+        waits = [P99_SAMPLES / rate for rate in self.rates]
+        if self.p99_ms is not None:
+            # At worst each rate that is tried misses the target, and the next is half of it.
+            probes = [P99_SAMPLES / (0.9 * per_second) * 2**i for i in range(_PROBES)]
+            waits += [s for s in probes if s <= _LONGEST_S]
+        lasting = sum(max(seconds, s) for s in waits)
+        return points * seconds + lasting + (points + len(waits)) * _START_S
+
+
+def with_time_left(progress: Progress, longest_s: Sequence[float], runs: int) -> Progress:
+    """Tell with each step for how long loads may go on.
+
+    Args:
+        progress: Told of each step.
+        longest_s: Of each variant, and of whatever comes after the last.
+        runs: Of one variant at most.
+    """
+    ends_s: dict[int, float] = {}
+
+    def tell(done: int, total: int, step: str) -> None:
+        number, now_s = done // runs, perf_counter()
+        left_s = ends_s.setdefault(number, now_s + sum(longest_s[number:])) - now_s
+        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{max(left_s, 0):.0f} s"
+        progress(done, total, f"{step} (loads: about {left} left at most)")
+
+    return tell
 
 
 def measure_load(

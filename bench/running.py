@@ -18,7 +18,7 @@ from bench.latency import (
     refusal,
     with_control,
 )
-from bench.load import Load, measure_load
+from bench.load import Load, measure_load, with_time_left
 from bench.machine import Machine, granted_threads
 from bench.models import Feeds, Model, synthetic_feeds
 from bench.operators import Operators, measure_operators
@@ -136,7 +136,7 @@ def _measure_batch(
     found.works += [_work(m, feeds[0], batch) for m in models if m.path.suffix == ".onnx"]
     if interrupted:
         raise KeyboardInterrupt
-    found.loads += _loads(plan, variants, feeds, machine, progress)
+    found.loads += _loads(plan, measured[:-1], feeds, machine, progress)
     if batch == plan.batches[0]:
         found.operators = _operators(plan, variants, feeds, found.missing, progress)
         if plan.predict_for is not None:
@@ -174,7 +174,7 @@ def _runnable(
 
 def _loads(
     plan: Plan,
-    variants: Sequence[Variant],
+    measured: Sequence[Latency],
     feeds: Sequence[Feeds],
     machine: Machine,
     progress: Progress,
@@ -182,15 +182,27 @@ def _loads(
     if not plan.demand.wanted:
         return ()
     # Streams share out the threads themselves.
-    chosen = [v for v in variants if v.copies and v.threads == plan.threads[0]]
+    chosen = [x for x in measured if x.variant.copies and x.variant.threads == plan.threads[0]]
+    if not chosen:
+        return ()
+    batch = chosen[0].variant.batch
+
+    def longest_s(x: Latency, size: int) -> float:
+        # A batch twice as large is taken to last twice as long.
+        per_second = 1000 / x.median_ms * batch / size
+        return plan.demand.longest_s(machine.threads, plan.seconds, per_second)
+
+    later = plan.batches[plan.batches.index(batch) + 1 :]
+    bounds = [longest_s(x, batch) for x in chosen]
+    bounds.append(sum(longest_s(x, size) for x in chosen for size in later))
     return measure_load(
-        chosen,
+        [x.variant for x in chosen],
         feeds,
         plan.demand,
         granted=machine.threads,
         seconds=plan.seconds,
         seed=plan.seed,
-        progress=progress,
+        progress=with_time_left(progress, bounds, plan.demand.most_runs(machine.threads)),
     )
 
 

@@ -6,7 +6,16 @@ import pytest
 
 from bench.errors import ResourceError
 from bench.latency import Variant
-from bench.load import Demand, Load, LoadRun, highest_rate, measure_load, optimum, sweep
+from bench.load import (
+    Demand,
+    Load,
+    LoadRun,
+    highest_rate,
+    measure_load,
+    optimum,
+    sweep,
+    with_time_left,
+)
 from bench.models import Feeds, Model, read_model
 from bench.percentiles import P99_SAMPLES
 from tests import tiny
@@ -88,6 +97,31 @@ def test_the_highest_rate_is_found_from_below(true_limit: float) -> None:
 
 def test_a_rate_too_slow_for_a_p99_is_not_waited_for() -> None:
     assert highest_rate(lambda _: pytest.fail("waited"), 5.0, 20.0) == ()
+
+
+@pytest.mark.parametrize("per_second", [20.0, 100.0, 5000.0])
+def test_the_longest_time_holds_what_a_search_that_always_fails_takes(per_second: float) -> None:
+    demand = Demand(streams=(0,), rates=(50.0,), p99_ms=1.0, rounds=3)
+    tried = highest_rate(lambda rate: _load([9.0] * P99_SAMPLES, rate=rate), per_second, 1.0)
+    lasting = [max(2.0, P99_SAMPLES / (x.offered_per_second or 1)) for x in tried]
+    # Streams 1, 2 and 4, three processes each, and 662 requests at 50 per second.
+    own = 9 * 2.0 + 662 / 50
+    starts = 9 + 1 + len(tried)
+    assert demand.longest_s(2, 2.0, per_second) == pytest.approx(own + sum(lasting) + starts, 0.2)
+    assert Demand(streams=(1,), rounds=2).longest_s(2, 2.0, per_second) == 6
+
+
+def test_the_time_left_is_told_with_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 100.0, 110.0])
+    monkeypatch.setattr("bench.load.perf_counter", lambda: next(clock))
+    told: list[str] = []
+    tell = with_time_left(lambda _done, _total, step: told.append(step), [60.0, 20.0, 120.0], 4)
+    for done in (0, 1, 4, 5):
+        tell(done, 8, "m")
+    left = [step.partition("about ")[2].partition(" left")[0] for step in told]
+    # The first variant took longer than was foreseen; what comes after it counts anew.
+    assert left == ["3 min", "3 min", "2 min", "2 min"]
+    assert told[0] == "m (loads: about 3 min left at most)"
 
 
 @pytest.mark.slow
