@@ -1,6 +1,7 @@
 """Scores of FP32 and of every INT8 file of one case, on the same samples."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import onnx_ir as ir
 
 from bench.errors import VnnifyError
 from bench.machine import available_threads, canary
-from bench.models import Model, read_model
+from bench.models import Feeds, Model, read_model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.inspection.observing import observe
@@ -111,19 +112,10 @@ def _score(
     model: Model, case: Case, data: Data, fp32: Evaluation, kept: OutputStore
 ) -> tuple[Score, Evaluation | None]:
     """Its score, and the evaluation behind it; None where no runtime runs the file."""
-    score, probes = Score(), [data.evaluation[i].feeds for i in range(_count(data))]
-    found: dict[str, Any] = {}
-    for runtime in ("onnxruntime", "openvino"):
-        if runtime == "onnxruntime" and model.path.suffix != ".onnx":
-            continue
-        try:
-            session = RUNTIMES[runtime].open(model.path, Settings(threads=1))
-            found[runtime] = [session.run(p) for p in probes]
-            session.close()
-        except VnnifyError as e:
-            score = replace(score, why=score.why or f"{runtime}: {e}"[:300])
+    probes = [data.evaluation[i].feeds for i in range(_count(data))]
+    found, why = _served(model, probes)
     if not found:
-        return score, None
+        return Score(why=why), None
     runtime = next(iter(found))
     wanted = [kept.of(i, data.evaluation.digests[i]) for i in range(len(probes))]
     if case.states:
@@ -148,9 +140,25 @@ def _score(
         drop=sign * (fp32.value - judged.value),
         noise_db=noise,
         judged_in=runtime,
-        why=score.why,
+        why=why,
     )
     return score, judged
+
+
+def _served(model: Model, probes: Sequence[Feeds]) -> tuple[dict[str, list[Feeds]], str]:
+    """Outputs by runtime that runs the file, and what the first one said that does not."""
+    found: dict[str, list[Feeds]] = {}
+    why = ""
+    for runtime in ("onnxruntime", "openvino"):
+        if runtime == "onnxruntime" and model.path.suffix != ".onnx":
+            continue
+        try:
+            session = RUNTIMES[runtime].open(model.path, Settings(threads=1))
+            found[runtime] = [session.run(p) for p in probes]
+            session.close()
+        except VnnifyError as e:
+            why = why or f"{runtime}: {e}"[:300]
+    return found, why
 
 
 def _count(data: Data) -> int:

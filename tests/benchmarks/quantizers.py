@@ -100,7 +100,8 @@ def compare(case: Case, options: argparse.Namespace) -> tuple[list[Row], dict[st
     judged = _judged(plain, files, folder, options)
     for row in rows:
         row.score = judged["scores"].get(row.rival, {})
-    _time(case, rows, folder, options)
+    if options.rounds:
+        _time(case, rows, folder, options)
     for row in rows:
         _say(f"   {row.rival}: {row.failed or row.score.get('exact', row.cost)}")
     shutil.rmtree(folder, ignore_errors=True)
@@ -294,7 +295,7 @@ def _narrowed(about: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     factor, unit = (100.0, " pt") if about["percent"] else (1.0, "")
     allowed = 0.002 if about["percent"] else 0.002 * abs(about["fp32"])
     lost, low, high = (found[k] * factor for k in ("lost", "low", "high"))
-    text = f"native loses {lost:.3g}{unit} to native vnni (95 %: {low:.3g} to {high:.3g})"
+    text = f"native loses {lost:.2g}{unit} to native vnni (95 %: {low:.2g} to {high:.2g})"
     text = f"**{text}**" if found["lost"] > allowed and found["low"] > 0 else text
     costs = next((r.cost for r in rows if r.rival == "native" and "channels" in r.cost), None)
     share = (
@@ -351,7 +352,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", default="portable", help="of native")
     parser.add_argument("--calibrate-on", type=int, default=256)
     parser.add_argument("--evaluate-on", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: nothing is timed")
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument(
         "--quick", action="store_true", help="few samples, one short round, no search"
