@@ -7,7 +7,7 @@ the two, unless no pair of neighbours can leave the 16 bits. That is what `porta
 whatever the activations are. Depthwise convolutions (one input and one output channel per group)
 need none of it: their kernels have no neighbours to add, and multiply in 32 bits on every CPU. So
 `make verify-vnni` finds for ONNX Runtime, and `tests/quantize/test_saturation.py` for OpenVINO held
-to AVX2.
+to AVX2 and to AVX-512 without VNNI.
 """
 
 import math
