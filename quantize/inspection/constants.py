@@ -100,8 +100,24 @@ def weights_of(
     return Weights(first, scales, zeros, dtype)
 
 
+def together(one: Weights, other: Weights) -> Weights:
+    """Two products as one that has the channels of both; rows are filled up with zeros."""
+    width = max(w.codes.shape[1] for w in (one, other))
+    parts, scales, zeros = [], [], []
+    for w in (one, other):
+        count = len(w.codes)
+        zeros.append(np.broadcast_to(w.zeros, count))
+        scales.append(np.broadcast_to(w.scales, count) if w.scales.size else w.scales)
+        part = np.repeat(zeros[-1][:, None], width, axis=1).astype(w.codes.dtype)
+        part[:, : w.codes.shape[1]] = w.codes
+        parts.append(part)
+    return Weights(np.concatenate(parts), np.concatenate(scales), np.concatenate(zeros), one.dtype)
+
+
 def _channels_first(codes: NDArray[Any], node: ir.Node) -> NDArray[Any]:
     op = node.op_type
+    if op == "DynamicQuantizeLSTM":
+        return np.ascontiguousarray(np.moveaxis(codes, -1, 1)).reshape(-1, codes.shape[1])
     if op in ("Conv", "FusedConv", "QLinearConv", "ConvInteger"):
         return codes
     if op == "ConvTranspose":

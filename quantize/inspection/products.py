@@ -20,6 +20,7 @@ from quantize.inspection.constants import (
     held_weights,
     input_of,
     shape_of,
+    together,
     weights_of,
 )
 
@@ -169,6 +170,7 @@ def _from_integers(node: ir.Node, slots: _Slots) -> Product:
     if codes is not None:
         held = array_of(input_of(node, slots.scale)) if slots.scale else _scale_behind(node)
         weights = weights_of(codes, held, array_of(input_of(node, slots.zero)), node)
+        weights = _with_recurrent(weights, node)
     scale, zero = (
         array_of(input_of(node, slots.data_scale)),
         array_of(input_of(node, slots.data_zero)),
@@ -184,6 +186,15 @@ def _from_integers(node: ir.Node, slots: _Slots) -> Product:
     found = _plain(node, "dynamic" if dynamic else "static", activation, weights)
     span = _one(array_of(input_of(node, slots.out_scale)))
     return found if span is None else replace(found, out_range=255 * span)
+
+
+def _with_recurrent(weights: Weights, node: ir.Node) -> Weights:
+    """An LSTM's weights of its input, joined with those of its own last output."""
+    codes = array_of(input_of(node, 2)) if node.op_type == "DynamicQuantizeLSTM" else None
+    if codes is None:
+        return weights
+    scale, zero = (array_of(input_of(node, i)) for i in (10, 11))
+    return together(weights, weights_of(codes, scale, zero, node))
 
 
 def _scale_behind(node: ir.Node) -> NDArray[Any] | None:
@@ -225,6 +236,9 @@ def _plain(
 ) -> Product:
     shape = weights.codes.shape if weights is not None else shape_of(input_of(node, 1))
     count = int(np.prod(shape)) if shape else 0
+    if node.op_type == "DynamicQuantizeLSTM":
+        # Its codes are two matrices, one of them filled up.
+        count = sum(int(np.prod(shape_of(input_of(node, i)))) for i in (1, 2))
     first = weights is not None or node.op_type in ("Conv", "FusedConv")
     channels = (shape[0] if first else shape[-1]) if shape else 0
     groups = integer_of(node, "group", 1)

@@ -247,6 +247,22 @@ def test_the_risk_names_channels_codes_and_share(tmp_path: Path) -> None:
     assert risk.reason == ""
 
 
+def test_both_products_of_an_lstm_are_looked_at(tmp_path: Path) -> None:
+    small, large = np.full((2, 3, 16), 60, np.int8), np.full((2, 4, 16), 60, np.int8)
+    # One gate of one direction, and in what it reads of its own output alone.
+    large[1, 2:, 5] = 127
+    unit, zero = np.full((2, 16), 0.01, np.float32), np.zeros((2, 16), np.int8)
+    constants = {"w": small, "r": large, "ws": unit, "wz": zero, "rs": unit, "rz": zero}
+    inputs = ["x", "w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
+    lstm = node("DynamicQuantizeLSTM", inputs, ["y"], "lstm", domain="com.microsoft", hidden_size=4)
+    x = ("x", FLOAT, ["t", "n", 3])
+    (product,) = read(save(tmp_path / "m.onnx", [lstm], constants, x=x))
+    risk = risk_of(product)
+    assert risk is not None
+    assert (risk.channels, risk.of, risk.pair_sum) == (1, 64, 254)
+    assert product.weight_count == small.size + large.size
+
+
 def test_small_weights_cannot_saturate(tmp_path: Path) -> None:
     (found,) = read(static(tmp_path / "m.onnx", LARGE // 2))
     risk = risk_of(found)
