@@ -17,6 +17,8 @@ from quantize.sources.torch_weights import load_weights
 
 logger = logging.getLogger(__name__)
 
+# Whose arguments are data, weight, bias, running mean, running variance, training, …
+_NORMS = ("aten.batch_norm.default", "aten._native_batch_norm_legit_functional.default")
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
@@ -46,6 +48,7 @@ def open_program(spec: ModelSpec) -> Program:
     Raises:
         UsageError: Weights were given with it.
         InputError: It is missing or damaged, or could run code and is not trusted.
+        UnsupportedError: It was exported in training mode.
     """
     if spec.weights is not None:
         raise UsageError(f"{spec.text}: a .pt2 file has its own weights; leave --weights out.")
@@ -62,7 +65,19 @@ def open_program(spec: ModelSpec) -> Program:
 
 def _opened(path: Path, name: str) -> Program:
     found = load_program(path, name)
+    _refuse_training(found.exported, name)
     return Program(make_module(found.exported, name), found.inputs, found.arrange)
+
+
+def _refuse_training(exported: Any, name: str) -> None:
+    """Refuse batch norms that go on learning: torch writes them to ONNX as if they did not."""
+    for node in exported.graph.nodes:
+        if str(node.target) in _NORMS and node.args[3] is not None and node.args[5] is True:
+            raise UnsupportedError(
+                f"{name}: was exported in training mode: its batch norm {node.name!r} normalizes "
+                "with each batch's own statistics, not with what was learned. Call `module.eval()` "
+                "and export it again."
+            )
 
 
 def open_factory(spec: ModelSpec, inputs: tuple[TensorSpec, ...]) -> Program:

@@ -233,6 +233,19 @@ def test_a_plain_program_needs_no_trust(nets: Path, tmp_path: Path) -> None:
             describe_inputs(ModelSpec(str(path), trust=trust))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own decompositions
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_program_in_training_mode_is_refused(tmp_path: Path, *, decomposed: bool) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
+    program = torch.export.export(module, (torch.ones(2, 4),))
+    path = tmp_path / "m.pt2"
+    torch.export.save(program.run_decompositions() if decomposed else program, path)
+    with pytest.raises(UnsupportedError, match=r"m\.pt2: was exported in training mode"):
+        describe_inputs(ModelSpec(str(path)))
+    torch.export.save(torch.export.export(module.eval(), (torch.ones(2, 4),)), path)
+    assert describe_inputs(ModelSpec(str(path)))
+
+
 def test_a_pickle_named_like_a_program_does_nothing(tmp_path: Path) -> None:
     path = tmp_path / "hostile.pt2"
     path.write_bytes(pickle.dumps(_Touch(tmp_path / "canary")))
