@@ -3,6 +3,8 @@
 rows of a layer, rounded as each method would have it, times its FP32 weights ─▶ error by method
 """
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
 from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
+from quantize.layerwise import side_by_side
 from quantize.quantizers.fitting import as_read, outputs
 from quantize.quantizers.reading import channels_first, constant_of
 from quantize.ranges import RANGE_METHODS, Range
@@ -44,6 +47,9 @@ def least_error_ranges(
     with opened(source.path) as model:
         nodes = {str(n.name): n for n in model.graph}
         store.capture(window_of(nodes[a.name], a) for group in readers.values() for a in group)
+        every = [a for group in readers.values() for a in group]
+        looks = [partial(_errors, nodes[a.name], a, calibration, store) for a in every]
+        side_by_side(looks, store.threads)
         for group in readers.values():
             found = [_errors(nodes[a.name], a, calibration, store) for a in group]
             total = {m: sum(errors[m] for errors in found) for m in RANGE_METHODS}

@@ -7,18 +7,20 @@ both ONNX Runtime and OpenVINO. Zero points are never shared between tensors, si
 exact mode (`session.x64quantprecision`) rejects graphs that do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
+from quantize.layerwise import side_by_side
 from quantize.placement import Placement
 from quantize.quantizers.dynamic import DynamicWriter
 from quantize.quantizers.editing import Editor
-from quantize.quantizers.fitting import Fitter
+from quantize.quantizers.fitting import Fit, Fitter
 from quantize.quantizers.reading import (
     bias_of,
     channels_at,
@@ -104,6 +106,7 @@ class _Writer:
         }
 
     def run(self) -> tuple[QuantizedLayer, ...]:
+        self._fit_side_by_side()
         layers = []
         for anchor in self.anchors:
             mode = self.placement.modes[anchor.name]
@@ -134,25 +137,37 @@ class _Writer:
 
     # Static
 
-    def _static(self, anchor: Anchor) -> Codes:
+    def _fit_side_by_side(self) -> None:
+        """Have the integers of static layers worked out, for which they are asked in turn then."""
+        if (rows := self.fitter.store) is not None:
+            static = [a for a in self.anchors if self.placement.modes[a.name] == "static"]
+            # What looks at the graph stays in this thread.
+            side_by_side([self._fit(a) for a in static], rows.threads)
+
+    def _fit(self, anchor: Anchor) -> Callable[[], Fit]:
+        """What works out a static layer's integers."""
         node = self.nodes[anchor.name]
         if anchor.op == "Gemm":
             self.editor.fold_gemm_factors(node)
         weights = constant_of(node.inputs[1])
         channels = weights.shape[anchor.out_axis]
         source = self.ranges[self.placement.tensors[anchor.data]]
-        scale = source.scale
-        bias = bias_of(node, channels)
-        room = least_scales(bias.astype(np.float32), scale) if anchor.op != "MatMul" else None
+        bias = bias_of(node, channels).astype(np.float32)
+        room = least_scales(bias, source.scale) if anchor.op != "MatMul" else None
         movable = anchor.op != "MatMul" or self.editor.added_constant(node, channels) is not None
-        found = self.fitter.fit(anchor, weights, source, room, movable=movable)
+        return partial(self.fitter.fit, anchor, weights, source, room, movable=movable)
+
+    def _static(self, anchor: Anchor) -> Codes:
+        found, node = self._fit(anchor)(), self.nodes[anchor.name]
+        channels = len(found.shift)
         if anchor.op == "MatMul":
             self.editor.shift_following_add(node, found.shift)
             self.editor.keep_add_apart(node, channels)
         else:
             had_bias = len(node.inputs) > 2 and node.inputs[2] is not None
             if had_bias or found.corrected:
-                total = bias + found.shift
+                total = bias_of(node, channels) + found.shift
+                scale = self.ranges[self.placement.tensors[anchor.data]].scale
                 self.editor.integer_bias(node, *quantize_bias(total, scale, found.codes.scales))
         self._weight_pair(node, anchor, found.codes)
         return found.codes

@@ -1,0 +1,27 @@
+"""Work of numpy on some layers side by side, with no more threads than there may be.
+
+A BLAS takes every core of the machine by itself, whatever share of it the process may use, and its
+threads wait for each other in every product. Layers do not have to.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+# At once: each has its rows and a few copies of its weights in memory.
+_LAYERS = 4
+
+
+def side_by_side(jobs: Iterable[Callable[[], object]], threads: int) -> None:
+    """Do every job; what it finds it keeps itself.
+
+    Args:
+        jobs: Each is called once, by one of several threads.
+        threads: In all, those of the BLAS among them.
+    """
+    from threadpoolctl import threadpool_limits
+
+    workers = max(min(threads, _LAYERS), 1)
+    each = max(threads // workers, 1)
+    with threadpool_limits(each, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(lambda job: job(), jobs):
+            pass

@@ -1,0 +1,40 @@
+"""Layers side by side: all done, by as many threads as there may be."""
+
+import threading
+from functools import partial
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from quantize.layerwise import side_by_side
+
+
+def _blas_threads() -> set[int]:
+    return {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+
+
+def test_every_job_is_done_and_no_product_takes_more_threads() -> None:
+    before, done, inside, both = _blas_threads(), list[int](), set[int](), threading.Barrier(2)
+
+    def job(number: int) -> None:
+        if number < 2:
+            # With one thread for all, nobody would come.
+            both.wait(timeout=20)
+        inside.update(_blas_threads())
+        done.append(number)
+
+    side_by_side([partial(job, i) for i in range(9)], 2)
+    assert sorted(done) == list(range(9))
+    assert inside <= {1}
+    assert _blas_threads() == before
+
+
+def test_what_a_job_raises_ends_the_rest() -> None:
+    done: list[int] = []
+
+    def broken() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        side_by_side([broken, *(partial(done.append, i) for i in range(1000))], 1)
+    assert len(done) < 1000
