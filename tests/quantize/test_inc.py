@@ -27,7 +27,7 @@ from quantize.quantizers.exported import take_in_pads
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.sources import ModelSpec, convert
 from quantize.targets import can_saturate
-from quantize.trials import Workbench, noise_shares, run_probes, to_db
+from quantize.trials import Trial, Workbench, noise_shares, run_probes, to_db
 from quantize.variants import best_variant
 from tests import tiny
 from tests.int8 import samples_of
@@ -376,6 +376,41 @@ def test_the_reason_of_the_only_engine_reaches_the_user(
         best_variant(replace(bench, engines=("inc",)), plan, "inc")
     # Beside another engine it is one candidate less.
     assert best_variant(replace(bench, engines=("native", "inc")), plan, "inc") is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "noise_db", "tried"),
+    [
+        ("inc", 20.0, ["nearest", "learned"]),
+        ("inc", 40.0, ["nearest"]),
+        # It rounds by itself.
+        ("nncf", 20.0, ["nearest"]),
+    ],
+)
+def test_rounding_is_learned_where_the_engine_is_noisy(
+    onnx_only: Parts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Any,
+    noise_db: float,
+    tried: list[str],
+) -> None:
+    model, anchors, found = onnx_only
+    bench = Workbench(model, anchors, found, (), (), ("onnxruntime",), 1, tmp_path)
+    seen: list[Recipe] = []
+
+    def attempt(_: Workbench, plan: Recipe, name: str) -> Trial:
+        seen.append(plan)
+        file = replace(model, path=tmp_path / plan.rounding, sha256=plan.rounding)
+        return Trial(name, QuantizedModel(file, plan, (), "", ""), noise_db + len(seen), {})
+
+    monkeypatch.setattr("quantize.variants.attempt", attempt)
+    monkeypatch.setattr("quantize.variants.attempt_or_none", attempt)
+    plan = replace(recipe(anchors), engine=engine)
+    best = best_variant(replace(bench, engines=(engine,)), plan, engine)
+    assert [r.rounding for r in seen] == tried
+    assert best is not None
+    assert best.quantized.recipe.rounding == tried[-1]
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
