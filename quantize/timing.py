@@ -3,8 +3,8 @@
     3 rounds ─▶ certain and narrow, or certain and brief? ─▶ as many as asked ─▶ certain?
     ─▶ twice as many
 
-Where a recipe tells which FP32 is the fastest, the first look is without FP32 beside itself: what
-that shows, how noisy the machine is, matters only where the look leaves the side open.
+Where a recipe tells which FP32 is the fastest, FP32 runs beside itself at the last look alone: what
+that shows, how noisy the machine is, matters only where the side is still open.
 
 What is looked at more than once may end at a lucky moment. So each look has an error of its own,
 and they add up to that of one interval: by Bonferroni's inequality the true ratio is inside at
@@ -42,8 +42,8 @@ class Question:
     Attributes:
         limits: Speed-ups that INT8 is held against; their side has to be certain.
         brief: Whether that is all, and no narrow interval is waited for.
-        quick: Whether processes are short, and FP32 runs beside itself only after the first look;
-            for a replay whose recipe tells which FP32 is the fastest.
+        quick: Whether processes are short, and FP32 runs beside itself at the last look alone; for
+            a replay whose recipe tells which FP32 is the fastest.
     """
 
     limits: tuple[float, ...]
@@ -59,7 +59,7 @@ class Timing:
         latencies: The fastest FP32 of the quick look first.
         comparisons: Everything against the fastest FP32 first, then INT8 against FP32 in each other
             runtime.
-        control: FP32 against itself; None where the first quick look told enough.
+        control: FP32 against itself; None where a quick look told enough.
     """
 
     latencies: tuple[Latency, ...]
@@ -100,7 +100,7 @@ def time_models(
     for look, (rounds, error) in enumerate(_looks(effort.rounds)):
         done = len(found[0].rounds) if found else 0
         more = measure(
-            variants if question.quick and not found else with_control(variants),
+            variants if question.quick and rounds <= effort.rounds else with_control(variants),
             timed_feeds(bench),
             rounds=rounds - done,
             seconds_per_round=seconds,
@@ -127,7 +127,7 @@ def _looks(rounds: int) -> list[tuple[int, float]]:
 
 
 def _joined(before: tuple[Latency, ...], more: tuple[Latency, ...]) -> tuple[Latency, ...]:
-    """Rounds of both looks; the control may have come with the second."""
+    """Rounds of both looks; the control may have come with the later one."""
     both = (replace(a, rounds=a.rounds + b.rounds) for a, b in zip(before, more, strict=False))
     return (*both, *more[len(before) :])
 
