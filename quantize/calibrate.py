@@ -51,6 +51,10 @@ class Calibration:
             if t.count and not t.nonfinite
         }
 
+    def sizes(self) -> dict[str, float]:
+        """Values of every tensor in one sample, the mean where samples differ."""
+        return {n: t.count / t.samples for n, t in self.tensors.items() if t.count}
+
 
 def calibrate(
     model: Model,

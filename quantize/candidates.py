@@ -1,18 +1,23 @@
 """What a search chooses among, what it is for, and what it found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantize.anchors import Anchor, Mode
 from quantize.evaluate import Evaluation
+from quantize.gains import NO_GAIN, Expected, expect
 from quantize.gate import Verdict
+from quantize.graphs import opened
 from quantize.placement import Fusion
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import Engine, Recipe
-from quantize.trials import Trial
+from quantize.trials import Trial, Workbench, explained
 
 # Below this the outputs have nothing to do with FP32's any more, whatever the metric.
 HOPELESS_DB = 0.0
+
+# The plan of what should gain; its layers in float have that reason.
+SHOULD_PAY = "static where it should pay"
 
 Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict] | None]
 """(candidate, runtime) -> its evaluation and the verdict against FP32; None if interrupted."""
@@ -72,10 +77,22 @@ def plans(
     target: str,
     runtimes: Sequence[str],
     engines: Sequence[Engine] = ("native",),
+    expected: Mapping[str, Mode] | None = None,
 ) -> dict[str, Recipe]:
-    """Ways to divide the anchors among static, dynamic and float, without duplicates."""
+    """Ways to divide the anchors among static, dynamic and float, without duplicates.
+
+    Args:
+        anchors: Of the graph.
+        target: What they are made for.
+        runtimes: That may serve.
+        engines: What quantizes.
+        expected: Modes that should be fastest, to be tried first; None where time does not count.
+    """
     static: dict[str, Mode] = {a.name: a.modes[0] for a in anchors}
-    divided: list[tuple[str, dict[str, Mode], Fusion]] = [("static", static, "onnxruntime")]
+    divided: list[tuple[str, dict[str, Mode], Fusion]] = []
+    if expected is not None and expected != static and "onnxruntime" in runtimes:
+        divided.append((SHOULD_PAY, dict(expected), "onnxruntime"))
+    divided.append(("static", static, "onnxruntime"))
     if "openvino" in runtimes and "static" in static.values():
         divided.append(("static for OpenVINO", static, "openvino"))
     mixed: dict[str, Mode] = {a.name: "static" if a.op == "Conv" else "dynamic" for a in anchors}
@@ -98,6 +115,21 @@ def plans(
                 target, "minmax", correct_bias=True, modes=fitting, engine=engine
             )
     return distinct
+
+
+def expectation(bench: Workbench) -> Expected | None:
+    """What should gain in ONNX Runtime, where the native engine makes something for it."""
+    if "native" not in bench.engines or "onnxruntime" not in bench.runtimes:
+        return None
+    with opened(bench.fp32.path) as model:
+        return expect(model, bench.anchors, bench.calibration)
+
+
+def told(trial: Trial) -> Trial:
+    """The trial, with why its layers are in float where their size alone decided."""
+    if not trial.name.startswith(SHOULD_PAY):
+        return trial
+    return explained(trial, dict.fromkeys(trial.quantized.recipe.modes, NO_GAIN))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from quantize.candidates import HOPELESS_DB, Aim, Judge, Judged, plans
+from quantize.candidates import HOPELESS_DB, Aim, Judge, Judged, expectation, plans, told
 from quantize.trials import Workbench, attempt_or_none, may_serve, serves
 
 # A second one follows only where the first failed and the second leaves less noise.
@@ -31,7 +31,7 @@ def first_models(bench: Workbench, judge: Judge, target: str, aim: Aim) -> tuple
         None, one or two candidates, not timed; only the last one may have passed.
     """
     found: list[Judged] = []
-    for judged in islice(_judged(bench, judge, target, found), _TRIES):
+    for judged in islice(_judged(bench, judge, target, aim, found), _TRIES):
         found.append(judged)
         aim.say(
             f"{judged.trial.name} in {judged.runtime}: {judged.verdict.outcome}, drop "
@@ -45,9 +45,12 @@ def first_models(bench: Workbench, judge: Judge, target: str, aim: Aim) -> tuple
 
 
 def _judged(
-    bench: Workbench, judge: Judge, target: str, before: Sequence[Judged]
+    bench: Workbench, judge: Judge, target: str, aim: Aim, before: Sequence[Judged]
 ) -> Iterator[Judged]:
-    for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines).items():
+    expected = expectation(bench) if aim.need_speed else None
+    modes = expected.modes if expected is not None else None
+    named = plans(bench.anchors, target, bench.runtimes, bench.engines, modes)
+    for name, plan in named.items():
         if before and plan.fused_for == "openvino":
             continue  # The same numbers in other places.
         plain = replace(plan, correct_bias=False)
@@ -55,7 +58,7 @@ def _judged(
         loudest = max((j.trial.noise_db for j in before), default=HOPELESS_DB)
         if trial is None or trial.noise_db <= loudest:
             continue
-        model = trial.quantized.model
+        trial, model = told(trial), trial.quantized.model
         fitting = (r for r in bench.runtimes if may_serve(r, plan))
         runtime = next((r for r in fitting if serves(r, model, bench, trial.noise_db)), None)
         if runtime is None:

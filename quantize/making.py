@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.kernels import TELLING
-from quantize.candidates import Aim, plans
+from quantize.candidates import Aim, expectation, plans, told
 from quantize.ranking import paying
 from quantize.recipe import Recipe
 from quantize.trials import Trial, Workbench, attempt_or_none, explained
@@ -24,7 +24,11 @@ def candidates_for(bench: Workbench, target: str, aim: Aim) -> list[Trial]:
     """
     trials: list[Trial] = []
     chosen: Recipe | None = None
-    for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines).items():
+    expected = expectation(bench) if aim.need_speed else None
+    if expected is not None and not expected.gains:
+        aim.say("no layer does enough work to gain from INT8, judged by its size alone")
+    modes = expected.modes if expected is not None else None
+    for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines, modes).items():
         if trials and (bench.late or aim.stopped()):
             break
         if plan.engine != "native" or chosen is None or "static" not in chosen.modes.values():
@@ -34,14 +38,14 @@ def candidates_for(bench: Workbench, target: str, aim: Aim) -> list[Trial]:
             trial = attempt_or_none(bench, like, name)
         if trial is not None:
             chosen = chosen or trial.quantized.recipe
-            trials.append(trial)
+            trials.append(told(trial))
     even = smoothed(bench, trials)
     pays = _where_it_pays(bench, trials, target) if aim.need_speed and not bench.late else []
     return [*trials, *even, *pays]
 
 
 def _where_it_pays(bench: Workbench, trials: Sequence[Trial], target: str) -> list[Trial]:
-    """Per runtime: its first static candidate without the layers that gain nothing in it."""
+    """Per runtime: its widest static candidate without the layers that gain nothing in it."""
     made: list[Trial] = []
     for runtime in bench.runtimes:
         fitting = [
@@ -53,8 +57,10 @@ def _where_it_pays(bench: Workbench, trials: Sequence[Trial], target: str) -> li
         ]
         if not fitting or runtime not in TELLING:
             continue
-        recipe = fitting[0].quantized.recipe
-        modes = paying(bench, fitting[0], runtime)
+        # What was left in float by its size alone is looked at, too.
+        widest = max(fitting, key=_layers_in_int8)
+        recipe = widest.quantized.recipe
+        modes = paying(bench, widest, runtime)
         if modes == recipe.modes or all(m == "float" for m in modes.values()):
             continue
         name = f"static where it pays in {runtime}, {target}"
@@ -62,3 +68,7 @@ def _where_it_pays(bench: Workbench, trials: Sequence[Trial], target: str) -> li
         slow = dict.fromkeys(modes, f"its INT8 kernel in {runtime} gains nothing on this CPU")
         made += [explained(found, slow)] if found is not None else []
     return made
+
+
+def _layers_in_int8(trial: Trial) -> int:
+    return sum(mode != "float" for mode in trial.quantized.recipe.modes.values())

@@ -52,6 +52,7 @@ GRAPH_MODULES = (
     "quantize/keeping.py",
     "quantize/pipeline.py",
     "quantize/loops.py",
+    "quantize/gains.py",
     "quantize/placement.py",
     "quantize/prepare.py",
     "quantize/protos.py",

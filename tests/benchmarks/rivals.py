@@ -97,7 +97,7 @@ def _by_engine(
 
     from quantize.anchors import find_anchors
     from quantize.calibrate import calibrate
-    from quantize.candidates import plans
+    from quantize.candidates import expectation, plans
     from quantize.placement import watch_list
     from quantize.smoothing import even_out
     from quantize.trials import PROBES, Workbench, run_probes
@@ -129,7 +129,9 @@ def _by_engine(
     bench = replace(bench, engines=(engine,))
     if engine == "native":
         bench = even_out(bench, order.target, samples, states)
-    name, plan = next(iter(plans(anchors, order.target, runtimes, (engine,)).items()))
+    expected = expectation(bench)
+    modes = expected.modes if expected is not None else None
+    name, plan = next(iter(plans(anchors, order.target, runtimes, (engine,), modes).items()))
     trial = best_variant(bench, plan, name)
     if trial is None:
         raise RuntimeError("no candidate runs")

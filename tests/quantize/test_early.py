@@ -65,6 +65,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Build:
         for module, name in CALLED:
             monkeypatch.setattr(module, name, getattr(made.world, name))
         monkeypatch.setattr(early, "attempt_or_none", made.attempt)
+        monkeypatch.setattr(early, "expectation", made.world.expectation)
         monkeypatch.setattr(early, "serves", lambda runtime, *_: made.takes(runtime))
         return made
 

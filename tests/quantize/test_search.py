@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from bench.models import Model
 from quantize import making
 from quantize import search as searching
-from quantize.anchors import Anchor
+from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
-from quantize.candidates import Aim, Found, Judged, plans
+from quantize.candidates import SHOULD_PAY, Aim, Found, Judged, plans, told
 from quantize.evaluate import Evaluation
+from quantize.gains import NO_GAIN, Expected
 from quantize.gate import Outcome, Verdict
-from quantize.quantizers import QuantizedModel
+from quantize.quantizers import QuantizedLayer, QuantizedModel
 from quantize.recipe import Recipe
 from quantize.search import MAX_EVALUATIONS, search
 from quantize.trials import Trial, Workbench
@@ -93,6 +94,8 @@ class World:
         impossible: Plans that leave nothing in INT8.
         groups: Layers that go to float together; each alone where none are given.
         noises: Of layers whose noise is not what they cost.
+        expects: Modes that should be fastest, where they differ; None where nothing is expected.
+        gains: Whether anything should be faster than FP32.
         learned: Factor on drops of what is learned layer by layer; None where nothing is learned.
         sizes: Bytes of a layer by its mode; all files are of one size where there are none.
         stopped: Whether somebody asked for the end.
@@ -117,6 +120,8 @@ class World:
     sizes: dict[str, int] = field(default_factory=dict)
     noises: dict[str, float] = field(default_factory=dict)
     learned: float | None = None
+    expects: dict[str, Mode] | None = None
+    gains: bool = True
     pinned: list[str] = field(default_factory=list)
     kept: list[Judged] = field(default_factory=list)
     stopped: Callable[[], bool] = lambda: False
@@ -176,6 +181,12 @@ class World:
         modes = trial.quantized.recipe.modes
         return {n: "float" if n in self.pays_not else m for n, m in modes.items()}
 
+    def expectation(self, bench: Workbench) -> Expected | None:
+        if self.expects is None:
+            return None
+        modes = {a.name: self.expects.get(a.name, a.modes[0]) for a in bench.anchors}
+        return Expected(modes, self.gains)
+
     def judge(self, quantized: QuantizedModel, runtime: str) -> tuple[Evaluation, Verdict]:
         self.judged.append(quantized.recipe)
         drop = self.drop(quantized.recipe)
@@ -211,7 +222,7 @@ class World:
 CALLED = (
     (making, "attempt_or_none"), (making, "best_variant"), (making, "paying"),
     (searching, "attempt_or_none"), (searching, "time_quickly"), (searching, "fusion_groups"),
-    (searching, "single_noise"), (searching, "refined"),
+    (searching, "single_noise"), (searching, "refined"), (making, "expectation"),
 )  # fmt: skip
 
 
@@ -252,6 +263,16 @@ def test_plans_divide_the_layers_without_duplicates() -> None:
     assert all(name.endswith(", vnni") for name in mixed)
 
 
+def test_what_should_be_fastest_is_the_first_plan_and_no_plan_twice() -> None:
+    layers = [anchor("a"), anchor("b")]
+    first = plans(layers, "vnni", ["onnxruntime"], expected={"a": "float", "b": "static"})
+    assert [r.modes["a"] for r in first.values()] == ["float", "static"]
+    same = plans(layers, "vnni", ["onnxruntime"], expected={"a": "static", "b": "static"})
+    assert list(same) == ["static, vnni"]
+    other = plans(layers, "vnni", ["openvino"], expected={"a": "float", "b": "static"})
+    assert all(r.modes["a"] == "static" for r in other.values())
+
+
 def test_openvino_gets_a_plan_of_its_own_only_where_something_is_static() -> None:
     both = plans([anchor("a")], "portable", ["onnxruntime", "openvino"])
     assert [r.fused_for for r in both.values()] == ["onnxruntime", "openvino"]
@@ -267,6 +288,36 @@ def test_each_other_engine_gets_one_plan_of_what_it_can_quantize() -> None:
     alone = plans(layers, "vnni", ["onnxruntime"], ("nncf",))
     assert list(alone) == ["nncf, vnni"]
     assert plans([anchor("l", "LSTM")], "vnni", ["onnxruntime"], ("nncf",)) == {}
+
+
+# --- what should gain ---
+
+
+def test_layers_that_should_not_gain_are_in_float_with_that_reason(world: Build) -> None:
+    w = world([0.1, 0.1], expects={"n0": "float"}, gain_ms=-1.0)
+    trial = next(t for t in w.search().trials if t.name.startswith(SHOULD_PAY))
+    layers = tuple(
+        QuantizedLayer(n, "Conv", m, 0, 1, None) for n, m in trial.quantized.recipe.modes.items()
+    )
+    trial = replace(trial, quantized=replace(trial.quantized, layers=layers))
+    assert [x.reason for x in told(trial).quantized.layers] == [NO_GAIN, None]
+    plain = replace(trial, name="static, vnni")
+    assert told(plain) == plain
+
+
+def test_a_graph_with_nothing_to_gain_is_told_before_it_is_timed(world: Build) -> None:
+    w = world([0.1, 0.1], expects={"n0": "float"}, gain_ms=-1.0, gains=False)
+    found = w.search()
+    assert found.reason == "no candidate is faster than FP32"
+    assert "no layer does enough work" in w.lines[0]
+
+
+def test_the_clock_has_the_last_word_on_what_should_gain(world: Build) -> None:
+    w = world([0.1, 0.1], expects={"n0": "float"})
+    assert floats(w.search()) == set()
+    w = world([0.1, 0.1], expects={"n0": "float"})
+    w.search(need_speed=False)
+    assert not any("float" in r.modes.values() for r in w.made)
 
 
 # --- one evaluation is enough ---
