@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from quantize.anchors import Anchor, Mode, end_of, rectifies
@@ -206,6 +207,8 @@ class _Placing:
             if value.is_initializer():
                 if node.op_type not in ("Add", "Mul") or _follows_product(node):
                     return False
+                if node.op_type == "Mul" and not _is_even(value):
+                    return False
             elif not self._has_range(end_of(node) if value is output else str(value.name)):
                 return False
         return node.op_type != "Concat" or self._concat_fits(node)
@@ -246,6 +249,17 @@ class _Placing:
                 source = str(node.inputs[0].name if node.inputs[0] is not None else "")
                 tensors[str(node.outputs[0].name)] = tensors[source]
         return tensors
+
+
+def _is_even(factors: ir.Value) -> bool:
+    """Whether no factor is much larger than most: it would magnify the rounding of its channel.
+
+    So in a batch norm behind a Relu, whose input has one scale for all channels.
+    """
+    tensor = factors.const_value
+    sizes = np.abs(tensor.numpy()).reshape(-1) if tensor is not None else np.zeros(0)
+    sizes = sizes[sizes > 0]
+    return not sizes.size or float(sizes.max()) <= CONCAT_SPREAD * float(np.median(sizes))
 
 
 def _follows_product(node: ir.Node) -> bool:

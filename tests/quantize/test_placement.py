@@ -418,3 +418,15 @@ def test_a_bias_behind_a_product_stays_in_float(tmp_path: Path) -> None:
     found = placed(load(tmp_path, nodes, constants, x=("x", FLOAT, ["n", 1, 4])))
     assert found.glue == frozenset()
     assert pairs(found) == {"x", "a"}
+
+
+@pytest.mark.parametrize(("largest", "in_integers"), [(2.0, True), (30.0, False)])
+def test_factors_that_magnify_single_channels_stay_in_float(
+    tmp_path: Path,
+    largest: float,
+    in_integers: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    factors = np.array([0.5, 1, 1, largest], np.float32).reshape(4, 1, 1)
+    nodes = [conv("first", "x", "a"), node("Mul", "a f", "b")]
+    model = load(tmp_path, [*nodes, conv("last", "b", "y")], K | {"f": factors})
+    assert ("b_Mul" in placed(model).glue) == in_integers
