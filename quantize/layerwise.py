@@ -7,6 +7,8 @@ threads wait for each other in every product. Layers do not have to.
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from quantize.graphs import give_back
+
 # At once: each has its rows and a few copies of its weights in memory.
 _LAYERS = 4
 
@@ -25,3 +27,4 @@ def side_by_side(jobs: Iterable[Callable[[], object]], threads: int) -> None:
     with threadpool_limits(each, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(lambda job: job(), jobs):
             pass
+    give_back()

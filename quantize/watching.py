@@ -22,7 +22,7 @@ from bench.models import Array, Feeds, Model
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.seam import Settings
 from quantize.data import Samples
-from quantize.graphs import opened, save, too_large
+from quantize.graphs import give_back, opened, save, too_large
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -126,6 +126,7 @@ def passes(
         yield watched
         # Before the next one takes as much memory, whoever still holds this.
         del session, watched.session
+        give_back()
 
 
 def _run(

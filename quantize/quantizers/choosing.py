@@ -76,12 +76,12 @@ def _looked_at(
     weights: NDArray[np.float32], rows: NDArray[np.float32], seen: TensorStatistics
 ) -> dict[str, float]:
     exact = outputs(weights, rows)
-    power = float(np.square(exact, dtype=np.float64).sum())
+    power = float(np.vdot(exact, exact))
     ranges = {method: choose(seen) for method, choose in RANGE_METHODS.items()}
     errors: dict[Range, float] = {}
     for found in set(ranges.values()):
         error = exact - outputs(weights, as_read(rows, found))
         # What is left when the bias takes up the mean.
         error -= error.mean(axis=0)
-        errors[found] = float(np.square(error, dtype=np.float64).sum()) / max(power, 1e-30)
+        errors[found] = float(np.vdot(error, error)) / max(power, 1e-30)
     return {method: errors[found] for method, found in ranges.items()}

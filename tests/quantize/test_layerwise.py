@@ -1,6 +1,7 @@
 """Layers side by side: all done, by as many threads as there may be."""
 
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -35,6 +36,10 @@ def test_what_a_job_raises_ends_the_rest() -> None:
     def broken() -> None:
         raise ValueError("no")
 
+    def slow() -> None:
+        time.sleep(0.01)
+        done.append(1)
+
     with pytest.raises(ValueError, match="no"):
-        side_by_side([broken, *(partial(done.append, i) for i in range(1000))], 1)
+        side_by_side([broken, *[slow] * 1000], 1)
     assert len(done) < 1000
