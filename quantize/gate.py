@@ -16,7 +16,6 @@ from bench.errors import InputError, UsageError
 from quantize.amounts import Scale, drop_text, score_text
 from quantize.evaluate import Evaluation
 from quantize.intervals import (
-    FEW_CHANGES,
     binomial_tail,
     clopper_pearson_upper,
     is_surely_better,
@@ -24,6 +23,7 @@ from quantize.intervals import (
     zero_loss_samples,
 )
 from quantize.pairing import Paired, own_bounds, pair
+from quantize.resampling import FEW_CHANGES
 from quantize.tolerance import Tolerance
 
 # Fewer say too little about the spread of a score to certify anything.

@@ -11,13 +11,10 @@ from bench.errors import UsageError
 from quantize.evaluate import Evaluation
 from quantize.evidence import Evidence, Rows
 from quantize.intervals import (
-    FEW_CHANGES,
-    Bounds,
     clopper_pearson_upper,
-    mean_bounds,
     paired_bounds,
-    statistic_bounds,
 )
+from quantize.resampling import FEW_CHANGES, Bounds, mean_bounds, statistic_bounds
 
 # How often units are spoiled, to see what the worst of them cost.
 _SPOILED_DRAWS = 100

@@ -25,7 +25,11 @@ import numpy as np
 from bench.errors import InputError
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict, judge
-from quantize.intervals import mean_bounds, paired_bounds, zero_loss_samples
+from quantize.intervals import (
+    paired_bounds,
+    zero_loss_samples,
+)
+from quantize.resampling import mean_bounds
 from quantize.tolerance import Tolerance
 
 ERROR = 0.01

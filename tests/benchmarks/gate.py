@@ -30,7 +30,6 @@ from quantize.intervals import (
     clopper_pearson_lower,
     clopper_pearson_upper,
     is_surely_better,
-    mean_bounds,
     score_quantile,
     tango_z,
     zero_loss_samples,
@@ -39,6 +38,7 @@ from quantize.metric import Metric
 from quantize.metrics import METRICS
 from quantize.outputs import OutputStore
 from quantize.pairing import whole_bounds
+from quantize.resampling import mean_bounds
 
 LIMITS = (0.01, 0.0)
 SIZES = (10, 100, 200, 300, 500, 1000, 2000, 5000, 10_000)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from bench.errors import InputError, UsageError
 from quantize.evaluate import Evaluation
 from quantize.gate import can_pass, judge
-from quantize.intervals import paired_bounds
+from quantize.intervals import (
+    paired_bounds,
+)
 from quantize.tolerance import Tolerance, parse_tolerance
 
 
