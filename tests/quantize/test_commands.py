@@ -799,7 +799,7 @@ def test_a_stored_report_is_rendered_again(run: Cli, done: Path) -> None:
     assert (status, out) == (0, "")
     assert Path("r.xml").read_bytes() == (done / "report.junit.xml").read_bytes()
     assert run("report", done / "report.json", *files)[0] == ExitCode.OUTPUT
-    assert run("report", "none.json")[0] == ExitCode.USAGE
+    assert run("report", "none.json")[0] == ExitCode.INPUT
     assert run("report", done / "manifest.json")[0] == ExitCode.INPUT
 
 
