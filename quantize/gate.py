@@ -360,6 +360,10 @@ def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | No
         # Squared only where the square is a number: room may be the last bit of a tolerance.
         root = NormalDist().inv_cdf(confidence) * paired.bounds.spread / room
         needed = root**2 if root < _MOST_SAMPLES else math.inf
+        changed = paired.losses + paired.gains
+        if 0 < changed < FEW_CHANGES:
+            # Until so many changed, how often samples may change bounds the drop, not their spread.
+            needed = max(needed, paired.n * FEW_CHANGES / changed)
     needed = max(fewest, needed)
     return math.ceil(needed) if needed < _MOST_SAMPLES else None
 

@@ -277,6 +277,14 @@ def test_an_uncertain_drop_is_inconclusive_and_says_how_many_samples_it_takes():
     assert verdict.samples_needed == pytest.approx(expected, rel=0.01)
 
 
+def test_few_changed_scores_ask_for_the_samples_in_which_enough_change():
+    few = [0.05, -0.02, 0.02] + [0.0] * 57
+    verdict = judge(*continuous(few), POINT)
+    assert verdict.outcome == "inconclusive"
+    assert verdict.samples_needed == 200
+    assert judge(*continuous(few * 4), POINT).outcome == "pass"
+
+
 def test_identical_scores_pass_where_they_are_enough_to_see_a_change():
     verdict = judge(*continuous(np.zeros(299)), POINT)
     assert verdict.outcome == "pass"
