@@ -178,13 +178,15 @@ def _run(
 ) -> int | None:
     """Exit status of a child that does `order`; None if it had to be ended."""
     root = str(Path(__file__).resolve().parent.parent)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _BOOTSTRAP, root, str(order)],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        process_group=0,
-    )
+    process = None
     try:
+        with _interrupts_later():
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOTSTRAP, root, str(order)],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                process_group=0,
+            )
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
             meanwhile()
             on_time = _wait(process, timeout_s)
@@ -192,10 +194,31 @@ def _run(
             _signal_group(process.pid, signal.SIGTERM)
             _wait(process, _GRACE_S)
     finally:
-        # Before the child is reaped, while its group's number cannot be another's.
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            # Before the child is reaped, while its group's number cannot be another's.
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
     return process.returncode if on_time else None
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end: a child that is half started has no name yet."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    listeners = {n: heard for n, heard in before.items() if callable(heard)}
+    came: list[tuple[int, FrameType | None]] = []
+    for number in listeners:
+        signal.signal(number, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, heard in listeners.items():
+            signal.signal(number, heard)
+    for n, frame in came:
+        listeners[signal.Signals(n)](n, frame)
 
 
 @contextlib.contextmanager

@@ -358,3 +358,26 @@ def test_the_child_ends_where_what_is_done_meanwhile_fails(jobs: str, tmp_path: 
     with pytest.raises(ValueError, match="meanwhile"):
         _run(f"{jobs}:stubborn", tmp_path, job={"ready": str(ready)}, meanwhile=fail)
     assert not list(tmp_path.glob("job-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_child_starts_leaves_no_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    started = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_isolated("time:sleep", {}, scratch=tmp_path, name="a nap")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [child.returncode for child in started] == [-signal.SIGKILL]
+    assert not list(tmp_path.iterdir())
