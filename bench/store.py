@@ -1,22 +1,17 @@
 """Records to JSON and back, and files that hold the old contents or the new."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
-import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from bench.errors import InputError, OutputError, ResourceError, VnnifyError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +25,22 @@ def dump(record: object) -> bytes:
     """A record (a dataclass of plain values and other records) as JSON, the same bytes every time.
 
     Raises:
+        TypeError: It holds something else than plain values and records.
         ValueError: It holds a number that is not finite; the message says where. That is a bug:
             such numbers have to be counted, not stored.
-        TypeError: It holds something else than plain values and records.
     """
-    plain = _plain(record, type(record).__name__)
-    envelope = {"schema": SCHEMA, "kind": type(record).__name__, **plain}
-    text = json.dumps(envelope, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    # pydantic itself is left to `load`: writing needs no schema, and what makes schemas takes six
+    # times as long to import. Whoever waits for a first verdict waits for this.
+    from pydantic_core import to_jsonable_python
+
+    cls: Any = type(record)
+    plain = to_jsonable_python(record, fallback=_unstored)
+    envelope = {"schema": SCHEMA, "kind": cls.__name__, **plain}
+    try:
+        text = json.dumps(envelope, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        _parsed(cls, plain)  # Says where the number stands.
+        raise
     return text.encode() + b"\n"
 
 
@@ -52,8 +56,6 @@ def load(cls: type[R], data: bytes, where: Path | str) -> R:
         InputError: It is not JSON, of another kind or a newer schema, or does not fit the class: an
             unknown, missing or mistyped field, a number that is not finite.
     """
-    import pydantic
-
     envelope = _envelope(data, where)
     if envelope["schema"] != SCHEMA:
         raise InputError(
@@ -62,17 +64,11 @@ def load(cls: type[R], data: bytes, where: Path | str) -> R:
         )
     if envelope["kind"] != cls.__name__:
         raise InputError(f"{where}: holds a {envelope['kind']!r}, expected a {cls.__name__!r}.")
+    plain = {k: v for k, v in envelope.items() if k not in ("schema", "kind")}
     try:
-        plain = {k: v for k, v in envelope.items() if k not in ("schema", "kind")}
-        found = _adapter(cls).validate_json(json.dumps([plain]))
-    except pydantic.ValidationError as e:
-        problem = e.errors()[0]
-        path = ".".join(str(p) for p in problem["loc"][1:])
-        raise InputError(
-            f"{where}: {path or cls.__name__}: {problem['msg']}"
-            f" ({e.error_count()} such problems). Make the file again."
-        ) from e
-    record: R = found[0]
+        record: R = _parsed(cls, plain)
+    except ValueError as e:
+        raise InputError(f"{where}: {e}. Make the file again.") from e
     return record
 
 
@@ -83,10 +79,7 @@ def unstored_schema() -> Any:
     """
     from pydantic_core import core_schema
 
-    return core_schema.no_info_plain_validator_function(
-        lambda _: None,
-        serialization=core_schema.plain_serializer_function_ser_schema(lambda _: None),
-    )
+    return core_schema.no_info_plain_validator_function(lambda _: None)
 
 
 def kind_of(data: bytes, where: Path | str) -> str:
@@ -147,43 +140,38 @@ def place_file(source: Path, path: Path) -> None:
         raise translated(e, path) from e
 
 
-def _adapter(cls: type[object]) -> Any:
+def _unstored(value: object) -> None:
+    """What JSON holds of a value of a class that `unstored_schema` is for."""
+    if not hasattr(type(value), "__get_pydantic_core_schema__"):
+        raise TypeError(f"a {type(value).__name__} in a record, which holds plain values only")
+
+
+@cache
+def _adapter(cls: Any) -> Any:
     import pydantic
 
     # In a tuple: pydantic takes no settings for a plain dataclass at the top, but hands them on.
-    config = pydantic.ConfigDict(extra="forbid", strict=True)
-    return pydantic.TypeAdapter(tuple[cls], config=config)  # type: ignore[valid-type]
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(tuple[cls], config=config)
 
 
-def _plain(value: object, path: str) -> Any:
-    """What JSON can hold of a value; `path` says where it stands."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{path} is {value}; records hold finite numbers only")
-        return value
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(type(value), "__get_pydantic_core_schema__"):
-        return None  # See `unstored_schema`.
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(item, f"{path}.{name}") for name, item in _fields(value).items()}
-    raise TypeError(f"{path} is a {type(value).__name__}; records hold plain values only")
+def _parsed(cls: Any, plain: dict[str, Any]) -> Any:
+    """The record of what JSON holds of it.
 
+    Raises:
+        ValueError: It does not fit the class; the message says where first.
+    """
+    import pydantic
 
-def _fields(record: "DataclassInstance") -> dict[str, object]:
-    """By name. Whole numbers in place of floats are floats, since they are read back as such."""
-    found: dict[str, object] = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        whole = type(value) is int and field.type in (float, float | None)
-        found[field.name] = float(value) if whole else value
-    return found
+    try:
+        # Not as Python values: strictly, those would have to be tuples and paths already.
+        return _adapter(cls).validate_json(json.dumps([plain]))[0]
+    except pydantic.ValidationError as e:
+        problem = e.errors()[0]
+        path = ".".join(str(p) for p in problem["loc"][1:])
+        raise ValueError(
+            f"{path or cls.__name__}: {problem['msg']} ({e.error_count()} such problems)"
+        ) from e
 
 
 def _refuse_constant(name: str) -> NoReturn:
