@@ -190,12 +190,6 @@ class InspectJob:
     fp32: Path | None = None
 
 
-def work_folder(out: Path) -> Path:
-    """Where the journal of a run with this output folder lies."""
-    out = out.absolute()
-    return out.with_name(f".{out.name}.vnnify-work")
-
-
 class Progress(Protocol):
     """Where the pipeline tells what it does."""
 

@@ -35,6 +35,22 @@ for command in ([], *([c] for c in {COMMANDS!r})):
         main()
 """
 
+# What is imported when the child of `quantize` starts.
+WAITING = """
+import sys
+from contextlib import suppress
+from quantize import cli, commands
+
+def start(*_, **__):
+    print(*sys.modules)
+    raise SystemExit(0)
+
+commands.quantize.run_isolated = start
+sys.argv = ["vnnify", "quantize", "net.onnx", "--data", "data.npz"]
+with suppress(SystemExit):
+    cli.main()
+"""
+
 
 def _python(code: str, folder: Path = ROOT) -> str:
     run = subprocess.run(
@@ -76,10 +92,15 @@ def test_importing_imports_no_heavy_package(package: str) -> None:
     assert not {name.partition(".")[0] for name in loaded} & {*HEAVY, "pydantic"}
 
 
-def test_the_process_that_waits_for_the_work_imports_nothing_heavy() -> None:
+def test_the_process_that_waits_for_the_work_imports_nothing_heavy(tmp_path: Path) -> None:
     """`quantize` starts its work in a child; what its own process imports, people wait for."""
-    loaded = _python("import sys, quantize.cli\nprint(*sys.modules)").split()
-    assert not {"numpy", "pydantic", "bench.models", "bench.render"} & {*loaded}
+    loaded = _python(WAITING, tmp_path).split()
+    assert not {"numpy", "bench.models", "bench.render", "quantize.job"} & {*loaded}
+
+
+def test_the_process_that_works_imports_nothing_of_the_command_line() -> None:
+    loaded = _python("import sys, quantize.commands.work\nprint(*sys.modules)").split()
+    assert not {"typer", "pydantic", "bench.cli"} & {*loaded}
 
 
 def test_the_command_line_alone_imports_no_module_that_works() -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from bench.store import load
 from quantize import cli, commands
+from quantize.commands import work
 from quantize.gating import GateReport
 from quantize.metrics import METRICS
 from quantize.tasks.fidelity import MOST_DB
@@ -99,7 +100,7 @@ def test_an_example_runs(
     line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def directly(_target: str, job: dict[str, Any], **_: Any) -> Any:
-        return json.loads(json.dumps(commands.gate.work(job)))
+        return json.loads(json.dumps(work.gate(job)))
 
     monkeypatch.setattr(commands.gate, "run_isolated", directly)
     monkeypatch.setattr(sys, "argv", [*shlex.split(line), "--json"])

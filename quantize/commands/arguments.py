@@ -16,9 +16,7 @@ from bench.errors import ExitCode, OutputError, UsageError
 # Nothing else of `quantize` is imported before a command runs: --help has to be instant.
 if TYPE_CHECKING:
     from bench.render import Document
-    from quantize.images import Preprocessing
     from quantize.lock import Lock
-    from quantize.sources.seam import ModelSpec
 
 MODEL = "An .onnx file, a torch.export .pt2, package.module:factory or file.py:factory."
 DATA = (
@@ -59,23 +57,6 @@ def end(exit_code: int, last: str) -> None:
 def typed() -> str:
     """The command line, for reports."""
     return shlex.join(["vnnify", *sys.argv[1:]])
-
-
-def model_spec(
-    text: str, weights: Path | None, inputs: list[str] | None, *, trust: bool
-) -> "ModelSpec":
-    """What the options say of a model."""
-    from bench.inputs import parse_input
-    from quantize.sources.seam import ModelSpec
-
-    return ModelSpec(text, weights, tuple(parse_input(i) for i in inputs or ()), trust)
-
-
-def preprocessing() -> "Preprocessing | None":
-    """From `[tool.vnnify.preprocessing]` or `[preprocessing]` of vnnify.toml; images need it."""
-    from quantize.config import read_config
-
-    return read_config(Path.cwd()).preprocessing
 
 
 def tell_github(document: "Document", exit_code: int) -> None:

@@ -2,15 +2,16 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bench.cli import emit, refuse_existing, say
 from bench.errors import OutputError
 from bench.isolate import run_isolated
-from bench.store import dump, load
-from quantize.commands.arguments import MODEL, model_spec, preprocessing
+from bench.store import dump
+from quantize.commands.arguments import MODEL
+from quantize.commands.asked import model_spec
 
 
 def convert(
@@ -37,7 +38,7 @@ def convert(
         raise OutputError(f"{out}: cannot be written: {e.strerror}. Choose another --out.") from e
     with scratch as folder:
         answer = run_isolated(
-            "quantize.commands.convert:work",
+            "quantize.commands.work:convert",
             {"spec": dump(spec).decode(), "data": data, "folder": folder, "name": out.name},
             scratch=Path(folder),
             name="converting",
@@ -47,12 +48,3 @@ def convert(
     for note in answer["notes"]:
         say(f"note: {note}")
     emit(f"{out}: {answer['size_bytes']:,} bytes, sha256 {answer['sha256']}\n")
-
-
-def work(job: dict[str, Any]) -> dict[str, Any]:
-    """The child process of `convert`."""
-    from quantize.converting import convert_file
-    from quantize.sources.seam import ModelSpec
-
-    spec = load(ModelSpec, job["spec"].encode(), "spec")
-    return convert_file(spec, job["data"], Path(job["folder"]), job["name"], preprocessing())

@@ -1,9 +1,8 @@
 """`vnnify gate`."""
 
-import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,13 +12,13 @@ from bench.store import atomic_write, dump, load, place_file
 from quantize.commands.arguments import (
     DATA,
     end,
-    preprocessing,
     refuse_inputs,
     refuse_no_baseline,
     tell_github,
     typed,
 )
 from quantize.commands.arguments import update_baseline as write_baseline
+from quantize.commands.asked import bounds_of, limits_of, preprocessing
 from quantize.commands.limits import (
     DROP,
     Baseline,
@@ -36,8 +35,6 @@ from quantize.commands.limits import (
     Slices,
     Unit,
     Update,
-    bounds_of,
-    limits_of,
 )
 
 
@@ -119,7 +116,7 @@ def gate(
     )
     with tempfile.TemporaryDirectory(prefix="vnnify-gate-") as folder:
         raw = run_isolated(
-            "quantize.commands.gate:work",
+            "quantize.commands.work:gate",
             {"job": dump(job).decode(), "scratch": folder},
             scratch=Path(folder),
             name="judging",
@@ -140,14 +137,3 @@ def gate(
     if github:
         tell_github(shown, report.exit_code)
     end(report.exit_code, "")
-
-
-def work(job: dict[str, Any]) -> str:
-    """The child process of `gate`."""
-    from quantize.gating import run_gate
-    from quantize.job import GateJob
-    from quantize.progress import progress_for
-
-    with progress_for(sys.stderr) as progress:
-        report = run_gate(load(GateJob, job["job"].encode(), "job"), Path(job["scratch"]), progress)
-    return dump(report).decode()

@@ -2,14 +2,15 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bench.cli import as_text, emit, refuse_existing
 from bench.isolate import run_isolated
 from bench.store import atomic_write, dump, load
-from quantize.commands.arguments import DATA, preprocessing, typed
+from quantize.commands.arguments import DATA, typed
+from quantize.commands.asked import preprocessing
 
 _FP32 = "The file that MODEL was made of: noise of each layer, made there and accumulated."
 
@@ -52,7 +53,7 @@ def inspect(
     )
     with tempfile.TemporaryDirectory(prefix="vnnify-inspect-") as folder:
         raw = run_isolated(
-            "quantize.commands.inspect:work",
+            "quantize.commands.work:inspect",
             {"job": dump(job).decode(), "scratch": folder},
             scratch=Path(folder),
             name="inspecting",
@@ -64,12 +65,3 @@ def inspect(
     if out is not None:
         atomic_write(out, dump(found))
     emit(dump(found).decode() if json else as_text(inspection_summary(found)))
-
-
-def work(job: dict[str, Any]) -> str:
-    """The child process of `inspect`: the runtimes open the file here."""
-    from quantize.inspecting import run_inspect
-    from quantize.job import InspectJob
-
-    found = run_inspect(load(InspectJob, job["job"].encode(), "job"), Path(job["scratch"]))
-    return dump(found).decode()

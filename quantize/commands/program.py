@@ -1,17 +1,13 @@
 """PyTorch models for `vnnify bench`: what a factory makes, as a program of its own."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.isolate import run_isolated
-from bench.store import dump, load
-from quantize.commands.arguments import model_spec, preprocessing
+from bench.store import dump
+from quantize.commands.asked import model_spec
 
 if TYPE_CHECKING:
     from bench.planning import Request
-
-# More samples than the export looks at would only be read.
-_SAMPLES = 8
 
 
 def export_program(request: "Request") -> None:
@@ -22,7 +18,7 @@ def export_program(request: "Request") -> None:
     """
     spec = model_spec(request.text, request.weights, list(request.inputs), trust=request.trust)
     run_isolated(
-        "quantize.commands.program:work",
+        "quantize.commands.work:program",
         {
             "spec": dump(spec).decode(),
             "data": None if request.data is None else str(request.data),
@@ -31,21 +27,3 @@ def export_program(request: "Request") -> None:
         scratch=request.out.parent,
         name=f"exporting {request.text}",
     )
-
-
-def work(job: dict[str, Any]) -> None:
-    """The child process."""
-    from quantize.data import infer_inputs, read_samples
-    from quantize.sources import ModelSpec, describe_inputs
-    from quantize.sources.torch import write_program
-
-    spec, out = load(ModelSpec, job["spec"].encode(), "spec"), Path(job["out"])
-    samples = None
-    if job["data"] is not None:
-        inputs = describe_inputs(spec) or spec.inputs or infer_inputs(job["data"])
-        scratch = out.with_suffix("")
-        scratch.mkdir()
-        samples = read_samples(
-            job["data"], inputs, scratch=scratch, preprocessing=preprocessing(), limit=_SAMPLES
-        )
-    write_program(spec, samples, out)

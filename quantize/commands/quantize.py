@@ -1,7 +1,6 @@
 """`vnnify quantize`."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,8 +18,6 @@ from quantize.commands.arguments import (
     DATA,
     MODEL,
     end,
-    model_spec,
-    preprocessing,
     refuse_inputs,
     refuse_no_baseline,
     tell_github,
@@ -43,13 +40,9 @@ from quantize.commands.limits import (
     Slices,
     Unit,
     Update,
-    bounds_of,
-    limits_of,
-    path_of,
 )
 
 if TYPE_CHECKING:
-    from quantize.job import DataSpec, Effort, Job, Limits
     from quantize.report import Report
 
 
@@ -149,7 +142,7 @@ def quantize(
     refuse_no_baseline(baseline, update=update_baseline)
     with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
         raw = run_isolated(
-            "quantize.commands.quantize:work",
+            "quantize.commands.work:quantize",
             {
                 "asked": asked,
                 "command": typed(),
@@ -190,115 +183,11 @@ def _get_ready_to_tell() -> None:
         import quantize.rendering  # noqa: F401 - used when the work is done
 
 
-def work(order: dict[str, Any]) -> str:
-    """The child process of `quantize`: native code runs here, where a crash loses nothing."""
-    from quantize.imports import swift_imports
-
-    with swift_imports():
-        job = asked_job(order["asked"], order["command"])
-        from quantize.pipeline import run
-        from quantize.progress import progress_for
-        from quantize.stopping import Interrupt, listening
-
-    staging, interrupt = Path(order["staging"]), Interrupt()
-    with listening(interrupt), progress_for(sys.stderr) as progress:
-        report = run(
-            job,
-            staging,
-            progress,
-            work=Path(order["kept"]),
-            interrupt=interrupt,
-            started_ns=order["started_ns"],
-        )
-    shutil.rmtree(staging / "scratch", ignore_errors=True)
-    (staging / "report.json").write_bytes(dump(report))
-    return "report.json"
-
-
-def asked_job(asked: dict[str, Any], command: str) -> "Job":
-    """What the options ask for; read where the work is done, since reading them takes imports.
-
-    Args:
-        asked: Options by parameter name, paths as texts.
-        command: As typed.
-
-    Raises:
-        UsageError: An option makes no sense.
-    """
-    from quantize.job import Job
-
-    return Job(
-        model=model_spec(
-            asked["model"], path_of(asked["weights"]), asked["inputs"], trust=asked["trust_model"]
-        ),
-        data=_data(asked),
-        limits=_limits(asked),
-        effort=_effort(asked),
-        command=command,
-        bounds=bounds_of(asked),
-        lock=None if asked["update_baseline"] else path_of(asked["baseline"]),
-        flips=asked["flips"] is not None,
-    )
-
-
-def _data(asked: dict[str, Any]) -> "DataSpec":
-    from quantize.job import DataSpec
-    from quantize.options import parse_states
-
-    return DataSpec(
-        source=asked["data"],
-        calibration=asked["calibration"],
-        calibration_count=asked["calibration_samples"],
-        limit=asked["limit"],
-        preprocessing=preprocessing(),
-        states=parse_states(asked["state"] or []),
-        seed=asked["seed"],
-    )
-
-
-def _limits(asked: dict[str, Any]) -> "Limits":
-    from quantize.options import one_of
-
-    known = ("latency", "throughput", "size")
-    objective = one_of("--objective", asked["objective"], known)
-    return replace(limits_of(asked), objective=objective)
-
-
-def _effort(asked: dict[str, Any]) -> "Effort":
-    from quantize.job import ROUNDS, Effort
-    from quantize.options import (
-        between,
-        checked_rounding,
-        checked_runtimes,
-        checked_target,
-        names,
-        parse_budget,
-    )
-    from quantize.proof.debian import cache_folder
-
-    return Effort(
-        target=checked_target(asked["target"]),
-        runtimes=checked_runtimes(asked["runtime"]),
-        threads=asked["threads"],
-        rounds=asked["rounds"] or ROUNDS,
-        seconds=between("--seconds", asked["seconds"], 0, 3600),
-        recipe=path_of(asked["recipe"]),
-        # A baseline is what later runs are held against.
-        full=asked["rounds"] is not None or asked["update_baseline"],
-        budget_s=parse_budget(asked["budget"]),
-        prove=cache_folder() if asked["prove"] else None,
-        predict_for=path_of(asked["predict_for"]),
-        engines=names(asked["engine"]),
-        rounding=checked_rounding(asked["rounding"]),
-    )
-
-
 @contextmanager
 def _resumable(out: Path, *, fresh: bool) -> Iterator[Path]:
     """The folder in which an interrupted run finds what it had; gone once there is a result."""
-    from quantize.job import work_folder
-
-    folder = work_folder(out)
+    out = out.absolute()
+    folder = out.with_name(f".{out.name}.vnnify-work")
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     before = folder.is_dir()

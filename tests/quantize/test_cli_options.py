@@ -10,6 +10,7 @@ import pytest
 
 from bench.errors import ExitCode
 from quantize import cli, commands, pipeline
+from quantize.commands import work
 
 QUANTIZE = ("quantize", "m.onnx", "--data", "d.npz")
 GATE = ("gate", "a.onnx", "b.onnx", "--data", "d.npz", "--max-drop", "1pt")
@@ -36,9 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return caught.value.code, capfd.readouterr().err
 
     # `quantize` reads its options in the process that does the work.
-    monkeypatch.setattr(
-        commands.quantize, "run_isolated", lambda _, o, **__: commands.quantize.work(o)
-    )
+    monkeypatch.setattr(commands.quantize, "run_isolated", lambda _, o, **__: work.quantize(o))
     monkeypatch.setattr(pipeline, "run", refuse)
     monkeypatch.setattr(commands.gate, "run_isolated", refuse)
     monkeypatch.chdir(tmp_path)

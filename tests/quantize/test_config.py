@@ -54,7 +54,7 @@ class Asked:
 
 
 def _job(order: dict[str, Any]) -> Job:
-    return commands.quantize.asked_job(order["asked"], order["command"])
+    return commands.asked.asked_job(order["asked"], order["command"])
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from quantize import journal as journals
 from quantize.calibrate import Calibration, TensorStatistics
 from quantize.evaluate import Evaluation
 from quantize.evidence import Evidence, read_rows, write_rows
-from quantize.job import work_folder
 from quantize.journal import (
     Journal,
     context_of,
@@ -155,11 +154,6 @@ def test_the_context_changes_with_the_versions(monkeypatch: pytest.MonkeyPatch) 
         journals, "describe", lambda **_: replace(real, packages={**real.packages, "numpy": "0"})
     )
     assert context_of({}) != before
-
-
-def test_each_output_folder_has_a_journal_of_its_own(tmp_path: Path) -> None:
-    assert work_folder(tmp_path / "a") == tmp_path / ".a.vnnify-work"
-    assert work_folder(tmp_path / "a") != work_folder(tmp_path / "b")
 
 
 _NUMBERS = arrays.arrays(

@@ -1,0 +1,91 @@
+"""The child processes of the commands: native code runs here, where a crash loses nothing.
+
+Each takes the order of the command of its name, see `bench.isolate.run_isolated`. Nothing of the
+command line is imported: people wait for it in one process already.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.store import dump, load
+from quantize.commands.asked import asked_job, preprocessing
+from quantize.imports import swift_imports
+
+# More samples than the export of a program looks at would only be read.
+_SAMPLES = 8
+
+
+def quantize(order: dict[str, Any]) -> str:
+    """Make, judge and time a model; the name of the report in the staging folder."""
+    with swift_imports():
+        job = asked_job(order["asked"], order["command"])
+        from quantize.pipeline import run
+        from quantize.progress import progress_for
+        from quantize.stopping import Interrupt, listening
+
+    staging, interrupt = Path(order["staging"]), Interrupt()
+    with listening(interrupt), progress_for(sys.stderr) as progress:
+        report = run(
+            job,
+            staging,
+            progress,
+            work=Path(order["kept"]),
+            interrupt=interrupt,
+            started_ns=order["started_ns"],
+        )
+    shutil.rmtree(staging / "scratch", ignore_errors=True)
+    (staging / "report.json").write_bytes(dump(report))
+    return "report.json"
+
+
+def gate(order: dict[str, Any]) -> str:
+    """Judge a pair of models; the report as JSON."""
+    with swift_imports():
+        from quantize.gating import run_gate
+        from quantize.job import GateJob
+        from quantize.progress import progress_for
+
+    job = load(GateJob, order["job"].encode(), "job")
+    with progress_for(sys.stderr) as progress:
+        report = run_gate(job, Path(order["scratch"]), progress)
+    return dump(report).decode()
+
+
+def convert(order: dict[str, Any]) -> dict[str, Any]:
+    """Write a clean FP32 file; what it is."""
+    with swift_imports():
+        from quantize.converting import convert_file
+        from quantize.sources.seam import ModelSpec
+
+    spec = load(ModelSpec, order["spec"].encode(), "spec")
+    return convert_file(spec, order["data"], Path(order["folder"]), order["name"], preprocessing())
+
+
+def inspect(order: dict[str, Any]) -> str:
+    """Look into a model, which the runtimes open for that; what was found as JSON."""
+    with swift_imports():
+        from quantize.inspecting import run_inspect
+        from quantize.job import InspectJob
+
+    found = run_inspect(load(InspectJob, order["job"].encode(), "job"), Path(order["scratch"]))
+    return dump(found).decode()
+
+
+def program(order: dict[str, Any]) -> None:
+    """Write the program of a PyTorch model, for `bench`."""
+    from quantize.data import infer_inputs, read_samples
+    from quantize.sources import ModelSpec, describe_inputs
+    from quantize.sources.torch import write_program
+
+    spec, out = load(ModelSpec, order["spec"].encode(), "spec"), Path(order["out"])
+    samples = None
+    if order["data"] is not None:
+        inputs = describe_inputs(spec) or spec.inputs or infer_inputs(order["data"])
+        scratch = out.with_suffix("")
+        scratch.mkdir()
+        samples = read_samples(
+            order["data"], inputs, scratch=scratch, preprocessing=preprocessing(), limit=_SAMPLES
+        )
+    write_program(spec, samples, out)
