@@ -1,4 +1,4 @@
-"""Stand-ins for what is slow, random or missing: a clock, a session, a runtime."""
+"""Stand-ins for what is slow, random or missing: a clock, a session, a runtime, a person."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ import pytest
 
 from bench.models import Feeds
 from bench.runtimes import Session, Settings
+from quantize.stopping import Interrupt
 
 MS = 1_000_000
 
@@ -94,3 +95,44 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, code: int = errno.EIO) -
         (Path, "open"),
     ):
         monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+
+
+@dataclass
+class Silent:
+    """Progress that remembers what it is told."""
+
+    stages: list[str] = field(default_factory=list)
+    steps: list[tuple[str, int, int]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def begin(self, name: str) -> None:
+        self.stages.append(name)
+
+    def step(self, done: int, total: int) -> None:
+        self.steps.append((self.stages[-1], done, total))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@dataclass
+class Ending(Silent):
+    """Ends the run as if it were killed, at the first line that starts so."""
+
+    at: str = ""
+    interrupt: Interrupt | None = None
+
+    def heard(self, text: str) -> None:
+        if not text.startswith(self.at):
+            return
+        if self.interrupt is None:
+            raise KeyboardInterrupt
+        self.interrupt.ask()
+
+    def begin(self, name: str) -> None:
+        super().begin(name)
+        self.heard(name)
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        self.heard(text)

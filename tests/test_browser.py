@@ -58,9 +58,10 @@ from quantize.inspecting import run_inspect
 from quantize.inspection.document import inspection_document
 from quantize.job import GateJob, InspectJob
 from quantize.report import Report
+from tests.fakes import Silent
 from tests.graphs import GRAPHS, feeds_for
 from tests.int8 import make
-from tests.quantize.test_gating import Silent, job, shelf, stopwatch
+from tests.quantize.test_gating import job, shelf, stopwatch
 from tests.quantize.test_report import machine, report
 from tests.timing import latency
 

@@ -19,19 +19,8 @@ from quantize.gating import lock_of, run_gate
 from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file
 from quantize.lock import lock_checks, write_lock
 from tests import classifier, tiny
+from tests.fakes import Silent
 from tests.timing import Stopwatch
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def begin(self, name: str) -> None:
-        self.stages.append(name)
-
-    def step(self, done: int, total: int) -> None: ...
-
-    def say(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module")

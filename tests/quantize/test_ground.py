@@ -17,8 +17,8 @@ from quantize.outputs import OutputStore
 from quantize.sources.seam import ModelSpec
 from quantize.tolerance import Tolerance
 from tests import classifier
+from tests.fakes import Silent
 from tests.quantize.test_gate import evaluation
-from tests.quantize.test_pipeline import Silent
 
 
 @pytest.fixture(scope="module")

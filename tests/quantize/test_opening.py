@@ -11,18 +11,16 @@ import pytest
 
 from bench.store import load
 from quantize import evaluate as evaluating
-from quantize import opening, pipeline, timing, trials
+from quantize import opening, pipeline
 from quantize.evaluate import Scoring
 from quantize.gate import Verdict
 from quantize.ground import Ground
 from quantize.inference import Run
-from quantize.job import DataSpec, Effort, Job, Limits
+from quantize.job import Job
 from quantize.pipeline import run
 from quantize.report import Report
-from quantize.sources.seam import ModelSpec
 from tests import classifier
-from tests.quantize.test_pipeline import Ending, Silent
-from tests.timing import Stopwatch
+from tests.fakes import Ending, Silent
 
 TOTAL = 400
 
@@ -32,27 +30,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     classifier.network(folder / "net.onnx")
     classifier.samples(folder / "data.npz", TOTAL + 40)
-    return folder
-
-
-@pytest.fixture
-def job(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    stopwatch = Stopwatch()
-    monkeypatch.setattr(trials, "glance", stopwatch.glance)
-    monkeypatch.setattr(timing, "measure", stopwatch)
-    return Job(
-        model=ModelSpec(str(shelf / "net.onnx")),
-        data=DataSpec(str(shelf / "data.npz"), calibration_count=40),
-        limits=Limits(max_drop="3pt"),
-        effort=Effort(runtimes=("onnxruntime",), threads=1),
-        command="vnnify quantize",
-    )
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    folder = tmp_path / "staging"
-    folder.mkdir()
     return folder
 
 

@@ -4,7 +4,7 @@ import itertools
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -33,14 +33,13 @@ from quantize import (
     ranking,
     replaying,
     starting,
-    timing,
     trials,
 )
 from quantize.candidates import Judged
 from quantize.data import Samples
 from quantize.document import document, summary
 from quantize.gate import Outcome, Verdict
-from quantize.job import DataSpec, Effort, GateBounds, Job, Limits
+from quantize.job import DataSpec, GateBounds, Job, Limits
 from quantize.lock import write_lock
 from quantize.pipeline import run
 from quantize.proof import debian
@@ -52,25 +51,8 @@ from quantize.speeds import read_speeds, to_toml
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 from tests import classifier, tiny
+from tests.fakes import Ending, Silent
 from tests.timing import Stopwatch
-
-
-@dataclass
-class Silent:
-    """Remembers what it is told."""
-
-    stages: list[str] = field(default_factory=list)
-    steps: list[tuple[str, int, int]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-    def begin(self, name: str) -> None:
-        self.stages.append(name)
-
-    def step(self, done: int, total: int) -> None:
-        self.steps.append((self.stages[-1], done, total))
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -78,32 +60,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     classifier.network(folder / "net.onnx")
     classifier.samples(folder / "data.npz", 200)
-    return folder
-
-
-@pytest.fixture
-def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
-    made = Stopwatch()
-    monkeypatch.setattr(trials, "glance", made.glance)
-    monkeypatch.setattr(timing, "measure", made)
-    return made
-
-
-@pytest.fixture
-def job(shelf: Path, stopwatch: Stopwatch) -> Job:
-    return Job(
-        model=ModelSpec(str(shelf / "net.onnx")),
-        data=DataSpec(str(shelf / "data.npz"), calibration_count=40),
-        limits=Limits(max_drop="3pt"),
-        effort=Effort(runtimes=("onnxruntime",), threads=1),
-        command="vnnify quantize",
-    )
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    folder = tmp_path / "staging"
-    folder.mkdir()
     return folder
 
 
@@ -262,29 +218,6 @@ def test_nothing_is_begun_where_a_proof_is_impossible(
 
 
 # --- a run that ends early ---
-
-
-@dataclass
-class Ending(Silent):
-    """Ends the run as if it were killed, at the first line that starts so."""
-
-    at: str = ""
-    interrupt: Interrupt | None = None
-
-    def heard(self, text: str) -> None:
-        if not text.startswith(self.at):
-            return
-        if self.interrupt is None:
-            raise KeyboardInterrupt
-        self.interrupt.ask()
-
-    def begin(self, name: str) -> None:
-        super().begin(name)
-        self.heard(name)
-
-    def say(self, text: str) -> None:
-        super().say(text)
-        self.heard(text)
 
 
 def forbidden(*_: Any, **__: Any) -> Any:
