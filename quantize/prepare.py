@@ -85,8 +85,9 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
             f"{shown}: its graph makes no sense: {_root(e)}. The file is damaged, or its exporter "
             "has a bug: export or copy it again."
         ) from e
+    swishes = _hard_swishes(model)
     model = _fold(raw, model, notes, shown)
-    notes += rewrite(model)
+    notes += rewrite(model, hard_swishes=swishes - _hard_swishes(model))
     if count := write_out_einsums(model):
         notes.append(f"{count} Einsums with constant weights written as MatMul")
     model = tidy(model)
@@ -239,7 +240,8 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
             "session.optimized_model_external_initializers_file_name", f"{folded.name}.data"
         )
     ours = {n.domain for n in before.graph.all_nodes()} | {"", "ai.onnx"}
-    nodes = sum(1 for _ in before.graph.all_nodes())
+    # For a HardSwish the runtime, which has no kernel for it, writes two nodes.
+    nodes = sum(1 for _ in before.graph.all_nodes()) + _hard_swishes(before)
     release(before)
     if held > _LARGE_BYTES:
         # Nodes that were taken out of the graph hold on to the whole file until then.
@@ -257,10 +259,14 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
     if any(n.domain not in ours for n in after.graph.all_nodes()):
         notes.append("constants not folded: the runtime's passes use operators of its own here")
         return ir.load(path)
-    count = nodes - sum(1 for _ in after.graph.all_nodes())
+    count = nodes - sum(1 for _ in after.graph.all_nodes()) - _hard_swishes(after)
     if count > 0:
         notes.append(f"{count} nodes folded away (constants, batch norms, no-ops)")
     return after
+
+
+def _hard_swishes(model: ir.Model) -> int:
+    return sum(n.op_type == "HardSwish" for n in model.graph.all_nodes())
 
 
 def _refused(error: Exception, shown: str) -> VnnifyError:

@@ -17,8 +17,12 @@ _HARD_SWISH_OPSET = 14
 _CLOSE = 1e-4
 
 
-def rewrite(model: ir.Model) -> list[str]:
+def rewrite(model: ir.Model, *, hard_swishes: int = 0) -> list[str]:
     """Apply every rewrite, in place.
+
+    Args:
+        model: The graph, folded.
+        hard_swishes: Those that stand here written out, but were one node in the source.
 
     Returns:
         One sentence per kind of rewrite that was made.
@@ -28,7 +32,7 @@ def rewrite(model: ir.Model) -> list[str]:
         notes.append(f"{count} constant factors and offsets folded into convolutions")
     if count := _fold_late_norms(model):
         notes.append(f"{count} batch norms behind an activation folded into convolutions")
-    if count := _fuse_hard_swish(model):
+    if (count := _fuse_hard_swish(model) - hard_swishes) > 0:
         notes.append(f"{count} written-out hard-swish activations fused into HardSwish")
     # It logs what it cannot infer with a traceback; nothing depends on it.
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)

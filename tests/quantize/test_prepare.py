@@ -676,6 +676,29 @@ def test_a_written_out_hard_swish_is_fused(tmp_path: Path, kind: str) -> None:
     same_answers(source, found, {"x": 3 * normal(9, 2, 3, 8, 8)})
 
 
+def test_only_hard_swishes_that_the_source_had_written_out_are_told_of(tmp_path: Path) -> None:
+    nodes, constants = hard_swish("x * (r / 6)")
+    nodes.append(helper.make_node("HardSwish", ["y"], ["z"], "z_HardSwish"))
+    nodes[0].input[0] = nodes[3].input[1] = "d"
+    whole = helper.make_node("HardSwish", ["c"], ["d"], "d_HardSwish")
+    conv = helper.make_node("Conv", ["x", "w"], ["c"], "c", pads=[1, 1, 1, 1])
+    identity = helper.make_node("Identity", ["z"], ["out"], "out")
+    source = tiny.save(
+        tmp_path / "m.onnx",
+        [conv, whole, *nodes, identity],
+        [IMAGE],
+        [("out", FLOAT, None)],
+        constants | {"w": normal(1, 3, 3, 3, 3)},
+    )
+    found = prepared(source)
+    assert ops(found) == ["Conv", *["HardSwish"] * 3]
+    assert found.notes == (
+        "1 nodes folded away (constants, batch norms, no-ops)",
+        "1 written-out hard-swish activations fused into HardSwish",
+    )
+    same_answers(source, found, {"x": 3 * normal(9, 2, 3, 8, 8)})
+
+
 def test_what_only_looks_like_a_hard_swish_stays(tmp_path: Path) -> None:
     for changed in ({"three": 2.5}, {"six": 5.0}, {"zero": -1.0}):
         nodes, constants = hard_swish("(x * r) / 6")
