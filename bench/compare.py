@@ -55,6 +55,14 @@ class Comparison:
         return self.low is None or self.high is None or self.low <= 1.0 <= self.high
 
 
+def speed_text(found: Comparison) -> str:
+    """`2.26 times as fast (1.81 to 2.78)`."""
+    interval = "no interval"
+    if found.low is not None and found.high is not None:
+        interval = f"{found.low:.2f} to {found.high:.2f}"
+    return f"{found.ratio:.2f} times as fast ({interval})"
+
+
 def compare(
     baseline: Latency,
     candidate: Latency,

@@ -6,7 +6,7 @@ JUnit makes a test case of each, GitHub an annotation of each that failed.
 
 from collections.abc import Sequence
 
-from bench.compare import Comparison
+from bench.compare import Comparison, speed_text
 from bench.render import Check, CheckOutcome
 from quantize.amounts import drop_text, size_text
 from quantize.evaluate import Evaluation
@@ -117,10 +117,7 @@ def finite_check(evaluations: Sequence[Evaluation]) -> Check:
 def speed_check(speed: Comparison, least: float, where: str = "") -> Check:
     """Whether INT8 is surely so much faster: the lower end of the interval decides."""
     name = f"speed in {where}" if where else "speed"
-    interval = "no interval"
-    if speed.low is not None and speed.high is not None:
-        interval = f"{speed.low:.2f} to {speed.high:.2f}"
-    text = f"INT8 is {speed.ratio:.2f} times as fast ({interval}), at least {least:g} asked."
+    text = f"INT8 is {speed_text(speed)}, at least {least:g} asked."
     slow = (speed.low or 0.0) < least
     return Check(
         name,

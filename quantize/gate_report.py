@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.compare import Comparison
+from bench.compare import Comparison, speed_text
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.models import Model
@@ -175,10 +175,7 @@ def _banner(report: GateReport) -> Banner:
 
 def _speed_line(j: Judgement) -> str:
     assert j.speed is not None
-    interval = "no interval"
-    if j.speed.low is not None and j.speed.high is not None:
-        interval = f"{j.speed.low:.2f} to {j.speed.high:.2f}"
-    return f"In {j.runtime}, INT8 is {j.speed.ratio:.2f} times as fast ({interval})."
+    return f"In {j.runtime}, INT8 is {speed_text(j.speed)}."
 
 
 def _accuracy(report: GateReport) -> Section:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.compare import Comparison
+from bench.compare import Comparison, speed_text
 from bench.errors import ExitCode
 from bench.forecast import Forecast
 from bench.isolate import Stage
@@ -230,8 +230,7 @@ def conclude(
     outcome, headline = verdict.outcome, verdict.reason
     if outcome == "pass":
         headline = (
-            f"INT8 may ship: {speed.ratio:.2f} times as fast as the fastest FP32, and as accurate "
-            "as asked."
+            f"INT8 may ship: {speed_text(speed)} as the fastest FP32, and as accurate as asked."
         )
     exit_code = ExitCode.OK
     if outcome == "refuse":

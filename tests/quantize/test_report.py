@@ -86,6 +86,18 @@ def test_accuracy_and_speed_come_to_one_conclusion(
 
 
 @pytest.mark.parametrize(
+    ("ratio", "told"),
+    [
+        (speed(8.264, 2.41, 22.21), "8.26 times as fast (2.41 to 22.21) as the fastest FP32, "),
+        (speed(2.0), "2.00 times as fast (no interval) as the fastest FP32, "),
+    ],
+)
+def test_a_pass_tells_how_sure_its_speed_is(ratio: Comparison, told: str) -> None:
+    found = conclude(verdict(), "onnxruntime", (ratio,), "fail", need_speed=True)
+    assert found.headline.startswith(f"INT8 may ship: {told}")
+
+
+@pytest.mark.parametrize(
     ("ratio", "slow"),
     [
         (speed(1.0), False),
