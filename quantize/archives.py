@@ -88,7 +88,7 @@ def read_npz(source: str, request: Request) -> Rows:
     labels = None
     if "labels" not in {s.name for s in request.inputs}:
         labels = arrays.pop("labels", None)
-    arrays = _by_input(source, arrays, request)
+    arrays = _by_input(source, arrays, request, label="labels" if labels is None else None)
     count = _length(source, arrays)
 
     def load(i: int) -> Feeds:
@@ -165,7 +165,7 @@ def _load_file(file: Path, request: Request, *, has_label: bool) -> Feeds:
     arrays = open_arrays(file)
     if has_label:
         arrays.pop("label", None)
-    arrays = _by_input(str(file), arrays, request)
+    arrays = _by_input(str(file), arrays, request, label=None if has_label else "label")
     return {n: with_batch(a, request.input(n)) for n, a in arrays.items()}
 
 
@@ -186,7 +186,9 @@ def _all_arrays(path: Path) -> dict[str, Array]:
     return open_arrays(path)
 
 
-def _by_input(source: str, arrays: dict[str, Array], request: Request) -> dict[str, Array]:
+def _by_input(
+    source: str, arrays: dict[str, Array], request: Request, *, label: str | None
+) -> dict[str, Array]:
     """Arrays named as the model's inputs; the only array fits the only input under any name."""
     if len(arrays) == 1 and len(request.required) == 1:
         (found,) = arrays
@@ -195,7 +197,7 @@ def _by_input(source: str, arrays: dict[str, Array], request: Request) -> dict[s
             logger.info("%s: feeding array %r as input %r", source, found, wanted)
             return {wanted: arrays[found]}
     expected = [s for s in request.inputs if s.name in arrays or s.name not in request.states]
-    check_names(list(arrays), expected, source)
+    check_names(list(arrays), expected, source, label=label)
     return arrays
 
 

@@ -90,8 +90,16 @@ def check_feeds(
         check_array(feeds[spec.name], spec, where, values=values)
 
 
-def check_names(found: Sequence[str], inputs: Sequence[TensorSpec], where: str) -> None:
+def check_names(
+    found: Sequence[str], inputs: Sequence[TensorSpec], where: str, *, label: str | None = None
+) -> None:
     """Refuse a sample whose names are not the model's.
+
+    Args:
+        found: Names of its arrays.
+        inputs: What the model takes.
+        where: Where the sample came from.
+        label: What the array of its label would be called, if it may have one.
 
     Raises:
         InputError: It lists both sides.
@@ -102,6 +110,8 @@ def check_names(found: Sequence[str], inputs: Sequence[TensorSpec], where: str) 
     missing = [n for n in wanted if n not in found]
     extra = [n for n in found if n not in wanted]
     hint = nearest(missing[0], extra) if missing else f" Remove {', '.join(map(repr, extra))}."
+    if label is not None and len(extra) == len(missing) + 1:
+        hint += f" Labels have to be called {label!r}."
     raise InputError(
         f"{where}: expected the inputs {', '.join(map(repr, wanted))}; "
         f"found {', '.join(map(repr, found)) or 'none'}.{hint}"

@@ -43,6 +43,8 @@ def labels_beside(folder: Path, files: Sequence[Path]) -> tuple[object, ...] | N
 def label_values(array: Array, count: int, where: str) -> tuple[object, ...]:
     """One label per sample: plain numbers or text from a vector, arrays from anything larger.
 
+    Whole numbers in a column, [N, 1], are classes as in a vector.
+
     Raises:
         InputError: There are more or fewer labels than samples.
     """
@@ -51,6 +53,8 @@ def label_values(array: Array, count: int, where: str) -> tuple[object, ...]:
             f"{where}: holds {len(array) if array.ndim else 'a single'} label(s) for {count} "
             "sample(s). Give exactly one label per sample, in the same order."
         )
+    if array.dtype.kind in "iu" and array.shape[1:] == (1,):
+        array = array[:, 0]
     return tuple(plain(v) for v in array)
 
 

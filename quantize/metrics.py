@@ -79,9 +79,9 @@ def resolve_metric(
         text = _fitting(first_label) if labelled else "cosine"
         if labelled and text == "cosine":
             logger.warning(
-                "labels like %.40r have no metric of their own: outputs are compared with FP32's "
+                "labels like %.40s have no metric of their own: outputs are compared with FP32's "
                 "(cosine), and labels do not count. Name a metric with --metric.",
-                first_label,
+                _shown(first_label),
             )
     if text not in METRICS:
         if is_function_text(text):
@@ -126,6 +126,12 @@ def _fitting(label: object) -> str:
         if values.dtype.kind == "f":
             return "mse"
     return "cosine"
+
+
+def _shown(label: object) -> str:
+    if isinstance(label, np.ndarray):
+        return f"{label.dtype}{list(label.shape)}"
+    return repr(label)
 
 
 _MAP50 = partial(average_precision, thresholds=slice(0, 1))

@@ -194,7 +194,8 @@ def error(
     found, truth = _squeeze(found), _squeeze(truth)
     if found.shape == truth.shape[1:] and len(labels) == 1:
         found = found[None]  # a model without a batch axis
-    _refuse_shapes(name, found, truth, fits=found.shape == truth.shape)
+    hint = " Labels that name classes have to be integers." if truth.ndim == 1 else ""
+    _refuse_shapes(name, found, truth, fits=found.shape == truth.shape, hint=hint)
     return _per_sample(np.abs(found.astype(np.float64) - truth.astype(np.float64)) ** power)
 
 
@@ -282,12 +283,12 @@ def _per_sample(scores: Array) -> list[float]:
     return [float(s) for s in flat]
 
 
-def _refuse_shapes(name: str, found: Array, wanted: Array, *, fits: bool) -> None:
+def _refuse_shapes(name: str, found: Array, wanted: Array, *, fits: bool, hint: str = "") -> None:
     if not fits:
         raise InputError(
             f"output {name!r} of shape {list(found.shape)} does not fit what it is compared with, "
             f"of shape {list(wanted.shape)}. Pick another output with --output, or write a metric "
-            "function."
+            f"function.{hint}"
         )
 
 

@@ -106,6 +106,21 @@ def test_an_array_that_holds_the_batch_axis_already_is_taken_apart(tmp_path: Pat
     assert samples[3].feeds["x"].shape == (1, 3)
 
 
+def test_a_misnamed_label_in_a_folder_is_told_its_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", x=_rows(1), labels=np.int64(1))
+    with pytest.raises(InputError, match=r"Remove 'labels'\. Labels have to be called 'label'\."):
+        _read(str(tmp_path), scratch=tmp_path)[0]
+
+
+def test_a_column_of_whole_numbers_labels_as_a_vector_does(tmp_path: Path) -> None:
+    column = np.array([[2], [0]])
+    classes = _read(_npz(tmp_path, x=_rows(2), labels=column), scratch=tmp_path)
+    assert classes[0].label == 2
+    assert type(classes[0].label) is int
+    numbers = _read(_npz(tmp_path, x=_rows(2), labels=column / 2), scratch=tmp_path)
+    np.testing.assert_array_equal(numbers[0].label, np.array([1.0]), strict=True)
+
+
 def test_a_fixed_batch_takes_consecutive_samples(tmp_path: Path) -> None:
     source = _npz(tmp_path, x=_rows(5), labels=np.arange(5))
     samples = _read(source, TensorSpec("x", "float32", (2, 3)), scratch=tmp_path)
@@ -141,6 +156,12 @@ def _refusals() -> list[tuple[dict[str, Any], tuple[TensorSpec, ...], str]]:
     return [
         ({"a": _rows(), "b": _rows()}, (X,), "expected the inputs 'x'; found 'a', 'b'"),
         ({"idz": _rows(), "mask": _rows()}, TOKENS, "Did you mean 'idz'"),
+        (
+            {"x": _rows(), "label": np.arange(4)},
+            (X,),
+            r"found 'x', 'label'\. Remove 'label'\. Labels have to be called 'labels'\.",
+        ),
+        ({"x": _rows(), "y": _rows(), "labels": np.arange(4)}, (X,), r"Remove 'y'\.$"),
         ({"x": _rows().astype(np.float64)}, (X,), r"float64.*x.astype\(np.float32\)"),
         ({"x": _rows().astype(np.uint8)}, (X,), "uint8.*pixels, scale and normalize"),
         ({"x": _rows().astype(np.int64)}, (X,), "int64, the model takes float32.*never cast"),

@@ -235,6 +235,8 @@ def test_a_number_per_sample_fits_a_column():
 def test_errors_against_labels_of_another_size_are_refused():
     with pytest.raises(InputError, match="does not fit"):
         score("mse", np.zeros((1, 3)), [[0.0, 0.0]])
+    with pytest.raises(InputError, match="Labels that name classes have to be integers"):
+        score("mse", np.zeros((1, 3)), [2.0])
 
 
 def test_errors_against_text_are_refused():
