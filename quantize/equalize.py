@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quantize.anchors import Anchor, integer_of
-from quantize.rewrites import set_input
+from quantize.nodes import float_constant, set_input
 
 Factors = NDArray[np.float32]
 """One positive number per channel."""
@@ -140,7 +140,7 @@ class _Domain:
         return self.axes[value] == axis
 
     def _edit(self, node: ir.Node, index: int, *, reads: bool, axis: int) -> bool:
-        if _constant(node, index) is None:
+        if float_constant(node, index) is None:
             return False
         self.edits[(str(node.name), index, reads)] = Edit(str(node.name), index, reads, axis)
         return True
@@ -159,7 +159,7 @@ class _Domain:
             case "Conv" | "Gemm" | "MatMul":
                 return self._made_by_product(node, axis)
             case "LayerNormalization":
-                scale = _constant(node, 1)
+                scale = float_constant(node, 1)
                 return (
                     axis == -1
                     and scale is not None
@@ -179,7 +179,7 @@ class _Domain:
         return _passes(node, axis) and self._join(node.inputs[0], axis)
 
     def _made_by_product(self, node: ir.Node, axis: int) -> bool:
-        weights = _constant(node, 1)
+        weights = float_constant(node, 1)
         if weights is None or (axis == 1) != (node.op_type == "Conv"):
             return False
         if node.op_type == "MatMul" and weights.ndim != 2:
@@ -192,13 +192,13 @@ class _Domain:
         return sized and bias and self._edit(node, 1, reads=False, axis=out)
 
     def _made_by_sum(self, node: ir.Node, axis: int) -> bool:
-        constants = [i for i in (0, 1) if _constant(node, i) is not None]
+        constants = [i for i in (0, 1) if float_constant(node, i) is not None]
         if node.op_type == "Mul" and any(v in self.axes for v in node.inputs):
             # Reached from what it scales or gates.
             return True
         if not constants:
             return node.op_type == "Add" and all(self._join(v, axis) for v in node.inputs)
-        held = _constant(node, constants[0])
+        held = float_constant(node, constants[0])
         if node.op_type == "Mul" and held is not None and held.size == 1:
             # One number often belongs to a written-out Gelu or Swish, which the runtimes fuse only
             # while it is one number.
@@ -220,7 +220,7 @@ class _Domain:
                 return index == 0 and self._read_by_product(value, node, axis)
             case "Add":
                 other = 1 - index
-                if _constant(node, other) is not None:
+                if float_constant(node, other) is not None:
                     edited = self._edit(node, other, reads=False, axis=axis)
                     return edited and self._join(node.outputs[0], axis)
                 return self._join(node.inputs[other], axis) and self._join(node.outputs[0], axis)
@@ -233,7 +233,7 @@ class _Domain:
         return index == 0 and _passes(node, axis) and self._join(node.outputs[0], axis)
 
     def _read_by_product(self, value: ir.Value, node: ir.Node, axis: int) -> bool:
-        weights = _constant(node, 1)
+        weights = float_constant(node, 1)
         if weights is None or (axis == 1) != (node.op_type == "Conv"):
             return False
         if node.op_type != "Conv" and (weights.ndim != 2 or integer_of(node, "transA", 0)):
@@ -253,7 +253,7 @@ class _Domain:
         other = node.inputs[1 - index]
         if other is None or other is value:
             return False
-        if _constant(node, 1 - index) is None:
+        if float_constant(node, 1 - index) is None:
             self.gates.append((value, other))
         elif (str(node.name), 1 - index, False) in self.edits:
             return False
@@ -277,7 +277,7 @@ def apply(model: ir.Model, groups: Iterable[Group], factors: Mapping[str, Factor
             continue
         for edit in group.edits:
             node = nodes[edit.node]
-            held = _constant(node, edit.index)
+            held = float_constant(node, edit.index)
             assert held is not None
             changed = (
                 held * _inner(node, held, edit.axis, by)
@@ -335,7 +335,7 @@ def _inserted(data: ir.Value, anchors: Mapping[str, Anchor]) -> Group | None:
         node = use.node
         if str(node.name) not in anchors or node.op_type not in ("MatMul", "Gemm") or use.idx:
             continue
-        weights = _constant(node, 1)
+        weights = float_constant(node, 1)
         assert weights is not None
         inner = 1 if node.op_type == "Gemm" and integer_of(node, "transB", 0) else 0
         reads.append((str(data.name), str(node.name)))
@@ -350,20 +350,10 @@ def _present(node: ir.Node, indices: Iterable[int]) -> list[int]:
     return [i for i in indices if i < len(node.inputs) and node.inputs[i] is not None]
 
 
-def _constant(node: ir.Node, index: int) -> NDArray[np.float32] | None:
-    """A float32 constant that a node reads, or None."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or not value.is_initializer() or value.const_value is None:
-        return None
-    if value.const_value.dtype != ir.DataType.FLOAT:
-        return None
-    return np.asarray(value.const_value.numpy(), np.float32)
-
-
 def _passes(node: ir.Node, axis: int) -> bool:
     if node.op_type not in _HOMOGENEOUS or node.domain not in ("", "ai.onnx"):
         return False
-    if node.op_type == "PRelu" and _constant(node, 1) is None:
+    if node.op_type == "PRelu" and float_constant(node, 1) is None:
         return False
     # Pools and Resize mix what stands on the last axes.
     return axis == 1 or not (node.op_type.endswith("Pool") or node.op_type == "Resize")

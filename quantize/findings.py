@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quantize.anchors import Anchor
 from quantize.histograms import TensorStatistics
+from quantize.nodes import float_constant
 from quantize.placement import CONCAT_SPREAD
 from quantize.quantizers import QuantizedModel
 from quantize.quantizers.native import QuantizedLayer
@@ -109,7 +110,7 @@ def _of_input(
 
 
 def _of_bias(anchor: Anchor, node: ir.Node, chosen: Range) -> Iterator[Finding]:
-    weights, bias = _constant(node, 1), _constant(node, 2)
+    weights, bias = float_constant(node, 1), float_constant(node, 2)
     if anchor.op not in ("Conv", "Gemm") or weights is None or bias is None:
         return
     peaks = _peaks(weights, anchor.out_axis)
@@ -125,7 +126,7 @@ def _of_bias(anchor: Anchor, node: ir.Node, chosen: Range) -> Iterator[Finding]:
 
 
 def _of_weights(anchor: Anchor, node: ir.Node) -> Iterator[Finding]:
-    weights = _constant(node, 1)
+    weights = float_constant(node, 1)
     if weights is None or anchor.op == "LSTM":
         return
     peaks = _peaks(weights, anchor.out_axis)
@@ -162,13 +163,6 @@ def _of_concats(model: ir.Model, magnitudes: dict[str, float]) -> Iterator[Findi
                 "one scale",
                 "it runs in float",
             )
-
-
-def _constant(node: ir.Node, index: int) -> NDArray[np.float32] | None:
-    value = node.inputs[index] if len(node.inputs) > index else None
-    if value is None or value.const_value is None:
-        return None
-    return np.asarray(value.const_value.numpy(), np.float32)
 
 
 def _peaks(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
