@@ -7,7 +7,6 @@ They stand apart so that nobody who waits for the first verdict waits for the im
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,10 @@ from quantize.evaluate import Evaluation
 from quantize.finishing import Results, fastest, finish
 from quantize.job import Effort, flips_file
 from quantize.judging import Judging
+from quantize.opening import Opening
 from quantize.proof.comparing import Proof
 from quantize.proof.proving import prove_model
-from quantize.replaying import drift_of, run_recipe, serving_fp32, what_to_time
+from quantize.replaying import drift_of, early_note, run_recipe, serving_fp32, what_to_time
 from quantize.report import Data, Report
 from quantize.search import search
 from quantize.slices import Looked, look_into, slice_limit
@@ -53,7 +53,7 @@ class Begun:
         calibration: Samples to calibrate with.
         calibrated: Those of them that are no probes.
         bench: What all candidates share.
-        judging: Their judge.
+        opening: Their judge.
         first: Candidates that were judged already.
     """
 
@@ -61,7 +61,7 @@ class Begun:
     calibration: Samples
     calibrated: Samples
     bench: Workbench
-    judging: Judging
+    opening: Opening
     first: tuple[Judged, ...]
 
 
@@ -78,7 +78,7 @@ class _Conclusion:
     """The rest of one job; every method is one stage."""
 
     def __init__(self, run: "Run", begun: Begun) -> None:
-        self.run, self.begun, self.judging = run, begun, begun.judging
+        self.run, self.begun = run, begun
         self.job, self.interrupt = run.job, run.interrupt
         self.drift: tuple[Drift, ...] = ()
         self.speeds: Speeds | None = None
@@ -121,6 +121,11 @@ class _Conclusion:
             first_pass_samples=run.first_pass_samples,
         )
         return finish(self.job, run.staging, results, run.stages, run.notes)
+
+    @property
+    def judging(self) -> Judging:
+        """What FP32's scores became; of a replay, once its model was judged beside FP32."""
+        return self.begun.opening.rest()
 
     def data(self) -> Data:
         """Which samples were used for what."""
@@ -165,17 +170,19 @@ class _Conclusion:
         return replace(evened, deadline_s=bench.deadline_s)
 
     def search(self, bench: Workbench) -> Found:
-        run, judging, aim = self.run, self.judging, self.run.aim(bench)
+        run, aim = self.run, self.run.aim(bench)
         if run.replay is not None:
             self.drift = drift_of(run.replay, bench)
             if (note := drift_note(self.drift)) is not None:
                 run.notes.append(note)
                 run.progress.say(note)
-            found = run_recipe(run.replay, bench, partial(judging, whole=True))
+            found = run_recipe(run.replay, bench, self.begun.opening)
             assert found.best is not None
+            if (note := early_note(found.best.verdict)) is not None:
+                run.notes.append(note)
             aim.keep(found.best)
             return found
-        found = search(bench, judging, run.targets, aim, self.begun.first)
+        found = search(bench, self.judging, run.targets, aim, self.begun.first)
         if self.interrupt.asked:
             run.notes.append("the search was interrupted; this is the best it had found")
         return found

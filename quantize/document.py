@@ -17,6 +17,7 @@ from bench.render import (
 )
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
 from quantize.checks import accuracy_check, finite_check, plausible_check
+from quantize.gate import Verdict
 from quantize.inspection.document import kernel_section, noise_sections
 from quantize.intervals import wilson
 from quantize.proof.comparing import proof_checks, proof_section
@@ -223,7 +224,7 @@ def _accuracy(report: Report) -> Section:
         (
             Paragraph(
                 f"{v.method}, {v.confidence * 100:.4g} % one-sided, on {v.n:,} paired samples: "
-                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}."
+                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}.{_looks(v)}"
             ),
             Forest(
                 title=f"Drop of {_metric_name(report)} against the limit",
@@ -256,6 +257,19 @@ def _accuracy(report: Report) -> Section:
                 note=_arithmetic_note(report),
             ),
         ),
+    )
+
+
+def _looks(verdict: Verdict) -> str:
+    """Of a verdict that one of several looks told: which, and how sure its own bounds are."""
+    look = verdict.look
+    if look is None:
+        return ""
+    *early, last = (f"{n:,}" for n in look.at)
+    return (
+        f" Looks were to come after {', '.join(early)} and all {last} samples; this is the one "
+        f"after {look.done:,}. Its bounds alone hold with {(1 - look.error) * 100:.4g} %, so that "
+        f"those of all looks together do with {verdict.confidence * 100:.4g} %."
     )
 
 

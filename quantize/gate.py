@@ -22,6 +22,7 @@ from quantize.intervals import (
     samples_to_certify,
     zero_loss_samples,
 )
+from quantize.looks import Look
 from quantize.pairing import Paired, own_bounds, pair
 from quantize.resampling import FEW_CHANGES
 from quantize.tolerance import Tolerance
@@ -46,7 +47,8 @@ class Verdict:
         low: The drop is above this, at `confidence`.
         high: The drop is below this, at `confidence`.
         limit: The drop tolerated.
-        confidence: Of each of the two bounds, and so of a pass or a refusal.
+        confidence: Of each of the two bounds, and so of a pass or a refusal; where one of several
+            looks told, of those of all looks together.
         method: How the bounds were computed.
         n: Samples in the comparison.
         baseline_value: FP32's mean score.
@@ -59,6 +61,7 @@ class Verdict:
         higher_is_better: Direction of the metric.
         suspicious: What a person should look at, whatever the outcome.
         scale: How scores and drops are written.
+        look: Which look told, where there was more than one.
     """
 
     outcome: Outcome
@@ -78,6 +81,7 @@ class Verdict:
     higher_is_better: bool
     suspicious: tuple[str, ...]
     scale: Scale = "plain"
+    look: Look | None = None
 
 
 def judge(
@@ -87,6 +91,7 @@ def judge(
     *,
     confidence: float = 0.95,
     units: Sequence[int] | None = None,
+    look: Look | None = None,
 ) -> Verdict:
     """Decide whether a model lost too much, by a paired test on the same samples.
 
@@ -103,6 +108,7 @@ def judge(
         confidence: One-sided, above 0.5.
         units: Number of the independent unit (person, document, video) of each sample; None where
             each sample is one. Whole units are then resampled.
+        look: Which of several looks this is, each with a part of the error.
 
     Raises:
         UsageError: The evaluations cannot be compared, or the tolerance does not fit the metric.
@@ -116,8 +122,10 @@ def judge(
     _refuse_broken(baseline)
     limit = _limit(baseline, candidate, tolerance)
     scale = scale_of(baseline)
-    paired = pair(baseline, candidate, confidence, units)
-    outcome, needed, reason = _decide(paired, limit, confidence, _Words(baseline, scale))
+    sure = confidence if look is None else 1 - look.error
+    paired = pair(baseline, candidate, sure, units)
+    words = _Words(baseline, scale, confidence)
+    outcome, needed, reason = _decide(paired, limit, sure, words)
     if candidate.nonfinite:
         outcome, needed = "refuse", None
         reason = (
@@ -142,6 +150,7 @@ def judge(
         higher_is_better=baseline.higher_is_better,
         suspicious=_suspicions(paired, limit, scale),
         scale=scale,
+        look=look,
     )
 
 
@@ -233,6 +242,12 @@ class _Words:
 
     baseline: Evaluation
     scale: Scale
+    confidence: float
+
+    @property
+    def sure(self) -> str:
+        """How sure the whole claim is, whichever look makes it."""
+        return f"at {self.confidence * 100:.4g} % confidence"
 
     def drop(self, drop: float) -> str:
         """A drop; of a ratio in decibels, the ratio that it leaves."""
@@ -274,8 +289,8 @@ def _decide(
     paired: Paired, limit: float, confidence: float, words: _Words
 ) -> tuple[Outcome, int | None, str]:
     """Outcome, samples needed where inconclusive, and the reason."""
-    sure = f"at {confidence * 100:.4g} % confidence"
     observed, allowed, it = words.observed(paired), words.drop(limit), words.it(paired)
+    sure = words.sure
     if paired.low > limit and _may_refuse(paired, confidence):
         return "refuse", None, f"{observed}; {sure} {it} is {words.above} the limit of {allowed}."
     below = paired.high < limit or (paired.constant and paired.high <= limit)

@@ -12,6 +12,7 @@ from quantize.gate import can_pass, judge
 from quantize.job import Job, Limits, Progress
 from quantize.journal import Journal, knows_scores, metric_digest, remember_scores
 from quantize.judging import Judging
+from quantize.looks import Look
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.sequential import Foresight, Looks, foresight
@@ -28,7 +29,8 @@ class Ground:
     Attributes:
         job: What was asked.
         fp32: To be the baseline.
-        samples: To judge on, in random order where no state is carried.
+        samples: To judge on, in random order where no state is carried; once a replay has ended
+            early, those that ran.
         metric: What scores them.
         reference: Filled with FP32's outputs.
         threads: That may be used.
@@ -57,21 +59,32 @@ class Ground:
         settings = Settings(threads=self.threads)
         return Execution(RUNTIMES["onnxruntime"], settings, self.job.data.states)
 
-    def foresight(self) -> Foresight | None:
-        """When a pass may be told early; None: never, or FP32's scores are known already.
+    @property
+    def knows_scores(self) -> bool:
+        """Whether FP32's scores on all samples were kept."""
+        return knows_scores(self.journal, self._key())
 
-        The limit has to be known before FP32's scores are, and samples must not hang together.
+    def foresight(self) -> Foresight | None:
+        """When a look may tell before all samples have run; None: never.
+
+        The limit has to be known before FP32's scores are, and samples must not hang together. Of a
+        search, FP32's scores must not be known yet. A replay must not be asked for more than one
+        verdict on the mean.
         """
-        limits, asked = self.job.limits, self.job.limits.max_drop
+        job, limits, asked = self.job, self.job.limits, self.job.limits.max_drop
         whole = self.metric.gathers or self.metric.decibels or limits.unit is not None
-        if whole or self.job.data.states or self.job.effort.recipe is not None:
+        if whole or job.data.states or (asked is None and not self.metric.bounded):
             return None
-        if knows_scores(self.journal, self._key()) or (asked is None and not self.metric.bounded):
+        replay = job.effort.recipe is not None
+        if _asks_for_every_sample(job) if replay else self.knows_scores:
             return None
         tolerance = parse_tolerance(asked) if asked is not None else Tolerance(1.0, "pt")
         if tolerance.unit not in ("pt", "abs"):
             return None
-        return foresight(tolerance, limits.confidence, len(self.samples))
+        if replay and tolerance.unit == "pt" and not self.metric.bounded:
+            # Whether points mean anything is known once every score is.
+            return None
+        return foresight(tolerance, limits.confidence, len(self.samples), ends=replay)
 
     def score(self) -> Evaluation:
         """FP32 on every sample."""
@@ -84,8 +97,12 @@ class Ground:
             watch=self.watch,
         )
 
-    def settle(self, score: Callable[[], Evaluation]) -> Judging:
+    def settle(self, score: Callable[[], Evaluation], look: Look | None = None) -> Judging:
         """What judges candidates against FP32's scores, which `score` makes if none were kept.
+
+        Args:
+            score: Makes them.
+            look: Which of several looks the verdict is of.
 
         Raises:
             InputError: FP32 itself is broken.
@@ -101,6 +118,8 @@ class Ground:
         slice_limit(limits, baseline)
         self.division = divided(limits, self.samples, baseline.count)
         hang_together = bool(self.job.data.states) or self.division.units is not None
+        # A replay has one model, and reports what it scores.
+        whole = hang_together or self.job.effort.recipe is not None
         judging = Judging(
             samples=self.samples,
             metric=self.metric,
@@ -114,8 +133,9 @@ class Ground:
             metric_sha256=metric_digest(limits),
             journal=self.journal,
             interrupt=self.interrupt,
-            looks=None if hang_together else looks(baseline, tolerance, limits),
+            looks=None if whole else looks(baseline, tolerance, limits),
             units=self.division.units,
+            look=look,
         )
         # Once: a metric of the whole data set is resampled thousands of times for it.
         self.can_pass = can_pass(baseline, judging.judge(baseline))
@@ -133,6 +153,13 @@ class Ground:
             "metric": (self.metric.name, metric_digest(self.job.limits)),
             "states": self.job.data.states,
         }
+
+
+def _asks_for_every_sample(job: Job) -> bool:
+    """Whether a replay was asked for what stands on all samples: parts of them, or a baseline."""
+    limits = job.limits
+    parts = limits.slices is not None or limits.max_slice_drop is not None or job.flips
+    return parts or job.lock is not None or job.effort.full
 
 
 def looks(baseline: Evaluation, tolerance: Tolerance, limits: Limits) -> Looks | None:

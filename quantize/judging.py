@@ -12,6 +12,7 @@ from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
 from quantize.gate import Verdict, judge
 from quantize.journal import Journal, keep_evaluation, recall_evaluation
+from quantize.looks import Look
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
@@ -40,6 +41,7 @@ class Judging:
         interrupt: Armed with the first verdict.
         units: Number of the independent unit of each sample; None where each sample is one.
         looks: When an evaluation of a candidate may end early; None: never.
+        look: Which of several looks at growing parts of the samples these are.
     """
 
     samples: Samples
@@ -56,6 +58,7 @@ class Judging:
     interrupt: Interrupt = field(default_factory=Interrupt)
     looks: Looks | None = None
     units: Sequence[int] | None = None
+    look: Look | None = None
 
     def __call__(
         self, quantized: QuantizedModel, runtime: str, *, whole: bool = False
@@ -88,7 +91,12 @@ class Judging:
     def judge(self, found: Evaluation) -> Verdict:
         """The verdict on scores of every sample."""
         return judge(
-            self.baseline, found, self.tolerance, confidence=self.confidence, units=self.units
+            self.baseline,
+            found,
+            self.tolerance,
+            confidence=self.confidence,
+            units=self.units,
+            look=self.look,
         )
 
     def _lost(self, found: Evaluation) -> Verdict:

@@ -3,20 +3,22 @@
     FP32 on the first k ─▶ INT8 on the first k ─▶ look: a pass? lost? ─▶ FP32, INT8 on the next …
        ─▶ both on all samples: baseline, verdict
 
-Whoever waits for a first answer gets it from as few samples as can give one, and none is run twice:
-the verdict comes from all of them, as it would have otherwise.
+Whoever waits for a first answer gets it from as few samples as can give one, and none is run twice.
+A search goes on: its verdict comes from all samples, as it would have otherwise. A replay ends with
+the first look that tells, and its verdict stands on the samples that had run by then.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from quantize.evaluate import Evaluation, Scoring, scoring
 from quantize.gate import Verdict
 from quantize.ground import Ground
 from quantize.judging import Judging, execution_of
+from quantize.looks import looks_at
 from quantize.quantizers import QuantizedModel
-from quantize.sequential import Foresight, Looks, looks_at
+from quantize.sequential import Foresight, Looks
 
 Told = Callable[[QuantizedModel, str, Verdict], None]
 """Hears of a candidate, its runtime, and the pass on the samples so far; once at most."""
@@ -28,23 +30,24 @@ class Opening:
 
     Attributes:
         ground: What FP32 is scored on.
-        foresight: When a pass may be told early.
-        told: Hears of it.
-        judging: What takes over.
+        foresight: When a look may tell before all samples have run; None: never.
+        told: Hears of it, if more samples follow.
+        judging: What takes over; from the start where FP32 was scored before.
     """
 
     ground: Ground
-    foresight: Foresight
+    foresight: Foresight | None
     told: Told
-    judging: Judging | None = field(default=None, init=False)
+    judging: Judging | None = None
 
     def __call__(
         self, quantized: QuantizedModel, runtime: str
     ) -> tuple[Evaluation, Verdict] | None:
         """Scores of a candidate and the verdict, see `Judging`; the first one runs beside FP32."""
-        if self.judging is not None:
-            return self.judging(quantized, runtime)
-        ground = self.ground
+        seen, ground = self.foresight, self.ground
+        # A replay that was killed after all samples had run goes on with the last look.
+        if self.judging is not None or seen is None or ground.knows_scores:
+            return self.rest()(quantized, runtime)
         how = execution_of(quantized, runtime, ground.threads, {})
         with (
             self._fp32() as fp32,
@@ -52,33 +55,60 @@ class Opening:
                 quantized.model, ground.samples, ground.metric, how, reference=ground.reference
             ) as int8,
         ):
-            lost = self._abreast(fp32, int8, quantized, runtime)
-            self.judging = ground.settle(lambda: self._all(fp32, int8.done))
-            scores = int8.evaluation() if lost else self._all(int8, fp32.done)
-        return self.judging.adopt(quantized, runtime, scores)
+            if seen.ends:
+                scores = self._to_the_end(seen, fp32, int8)
+            else:
+                lost = self._abreast(seen, fp32, int8, (quantized, runtime))
+                self.judging = ground.settle(lambda: self._all(fp32, int8.done))
+                scores = int8.evaluation() if lost else self._all(int8, fp32.done)
+        return self.rest().adopt(quantized, runtime, scores)
 
     def rest(self) -> Judging:
         """What judges from here on; scores FP32 where no candidate came."""
         if self.judging is None:
-            self.judging = self.ground.settle(self.ground.score)
+            last = len(self.ground.samples)
+            look = self.foresight.look(last) if self.foresight is not None else None
+            self.judging = self.ground.settle(self.ground.score, look)
         return self.judging
 
     def _abreast(
-        self, fp32: Scoring, int8: Scoring, quantized: QuantizedModel, runtime: str
+        self, seen: Foresight, fp32: Scoring, int8: Scoring, candidate: tuple[QuantizedModel, str]
     ) -> bool:
         """Run both to the last look; whether the candidate is lost before."""
-        seen, told, total = self.foresight, False, len(self.ground.samples)
+        told, total = False, len(self.ground.samples)
         for stop in looks_at(total):
-            self._run(fp32, stop, int8.done)
-            self._run(int8, stop, fp32.done)
-            before, now = fp32.evaluation(), int8.evaluation()
-            if not told and (verdict := seen.pass_of(before, now, stop)) is not None:
-                self.told(quantized, runtime, verdict)
+            before, now = self._both(fp32, int8, stop)
+            verdict = None if told else seen.told(before, now, stop)
+            if verdict is not None and verdict.outcome == "pass":
+                self.told(*candidate, verdict)
                 told = True
             looks = Looks(before, seen.limit, seen.confidence, can_pass=False)
             if looks.is_lost(now.scores, stop, total):
                 return True
         return False
+
+    def _to_the_end(self, seen: Foresight, fp32: Scoring, int8: Scoring) -> Evaluation:
+        """Run both to the first look that tells, and judge by the samples that ran; INT8's scores.
+
+        Those that did not run are no part of what the verdict stands on any more.
+        """
+        ground, total = self.ground, len(self.ground.samples)
+        for stop in seen.at:
+            before, now = self._both(fp32, int8, stop)
+            if stop == total or seen.told(before, now, stop) is not None:
+                break
+        if stop < total:
+            ground.samples = ground.samples.subset(range(stop))
+            digest = ground.samples.digest
+            before, now = (replace(e, samples_sha256=digest) for e in (before, now))
+        self.judging = ground.settle(lambda: before, seen.look(stop))
+        return now
+
+    def _both(self, fp32: Scoring, int8: Scoring, stop: int) -> tuple[Evaluation, Evaluation]:
+        """Both on the samples in front of `stop`."""
+        self._run(fp32, stop, int8.done)
+        self._run(int8, stop, fp32.done)
+        return fp32.evaluation(), int8.evaluation()
 
     def _all(self, scores: Scoring, beside: int) -> Evaluation:
         self._run(scores, len(self.ground.samples), beside)

@@ -2,8 +2,8 @@
 
     convert ─▶ read data ─▶ prepare ─▶ baseline ─▶ calibrate ─▶ first model ─▶ …
 
-Where a pass can be told before all samples have run, FP32 is scored beside the first model and not
-before the calibration (`quantize.opening`).
+Where a verdict can be told before all samples have run, FP32 is scored beside the first model, or
+the one of a replay, and not before the calibration (`quantize.opening`).
 
 Everything is written into a staging folder; the caller publishes it whole. A model that was refused
 goes to `refused/` in it.
@@ -39,7 +39,6 @@ from quantize.journal import (
     not_fatal,
     remember_calibration,
 )
-from quantize.judging import Judging
 from quantize.keeping import keep_best
 from quantize.opening import Opening
 from quantize.outputs import OutputStore
@@ -178,38 +177,34 @@ class Run:
                 self.journal,
                 self.interrupt,
             )
-            bench, judging, first = self.first_verdict(self.ground, calibration)
+            bench, opening, first = self.first_verdict(self.ground, calibration)
             # Not before: whoever waits for a first answer need not wait for these imports.
             from quantize.concluding import Begun, conclude
 
             # Looking for the others imports them.
             bench = replace(bench, runtimes=self.runtimes or installed_runtimes())
             calibrated = calibration.subset(self._held(len(calibration))[1])
-            return conclude(self, Begun(source, calibration, calibrated, bench, judging, first))
+            return conclude(self, Begun(source, calibration, calibrated, bench, opening, first))
 
     # Stages
 
     def first_verdict(
         self, ground: Ground, calibration: Samples
-    ) -> tuple[Workbench, Judging, tuple[Judged, ...]]:
+    ) -> tuple[Workbench, Opening, tuple[Judged, ...]]:
         """What candidates share, what judges them, and the first of them; none of a replay."""
-        seen = ground.foresight()
-        if seen is not None:
-            with self.stage("calibrate"):
-                bench = self.calibrate(ground.fp32, calibration)
-            with self.stage("first model"):
-                opening = Opening(ground, seen, partial(self._told, bench))
-                bench, first = self.first_models(bench, opening)
-                return bench, opening.rest(), first
-        with self.stage("baseline"):
-            judging = ground.settle(ground.score)
+        seen, judging = ground.foresight(), None
+        if seen is None:
+            with self.stage("baseline"):
+                judging = ground.settle(ground.score)
         with self.stage("calibrate"):
             bench = self.calibrate(ground.fp32, calibration)
+        opening = Opening(ground, seen, partial(self._told, bench), judging)
         if self.replay is not None:
-            return bench, judging, ()
+            return bench, opening, ()
         with self.stage("first model"):
-            bench, first = self.first_models(bench, judging)
-        return bench, judging, first
+            bench, first = self.first_models(bench, opening)
+            opening.rest()
+        return bench, opening, first
 
     def prepare(self, source: Model, samples: Samples) -> Model:
         """One clean FP32 graph, compared with what it was made from."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.errors import InputError, UnsupportedError, UsageError
 from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
+from quantize.gate import Verdict
 from quantize.job import ROUNDS
 from quantize.recipe import Recipe, from_toml, served_by
 from quantize.speeds import Speeds, contenders, difference, place_of, read_speeds
@@ -142,3 +143,14 @@ def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:
         raise KeyboardInterrupt
     judged = Judged(trial, runtime, *outcome)
     return Found(judged, (judged,), (trial,), {}, "the recipe was replayed")
+
+
+def early_note(verdict: Verdict) -> str | None:
+    """That a verdict stands on a part of the samples; None where it stands on all."""
+    look = verdict.look
+    if look is None or look.done == look.at[-1]:
+        return None
+    return (
+        f"judged by {look.done:,} of {look.at[-1]:,} samples, drawn at random, which told enough. "
+        f"With --rounds {ROUNDS} all of them judge"
+    )

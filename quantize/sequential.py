@@ -1,8 +1,7 @@
 """Early looks: what is known of a candidate before it has run on every sample.
 
 Looks come where a sixteenth, an eighth, a quarter and a half of the samples have run, which have to
-come in random order. Bonferroni's inequality keeps the errors of all of them together within what
-is stated, however much they depend on each other.
+come in random order; how their errors add up is in `quantize.looks`.
 
 A loss ends an evaluation. Two rules:
 
@@ -11,10 +10,14 @@ A loss ends an evaluation. Two rules:
 - Scores of 0 and 1: even if the candidate were right on every sample to come, the verdict on all of
   them would not be a pass. That is arithmetic and errs never.
 
-A pass ends nothing, since to stop at the first look that would pass would void the verdict's error
-rate. It is only told early: each look has its share of the error that the verdict may make, so that
-a model whose true drop is the limit is told to pass too early in at most that many cases. The
-verdict on all samples then has its own.
+In a search, a pass ends nothing: its candidates are compared on all samples. It is only told early:
+each look has its share of the error that the verdict may make, so that a model whose true drop is
+the limit is told to pass too early in at most that many cases. The verdict on all samples then has
+its own.
+
+A replay has one model, and its verdict is that of the first look that tells, the one at all samples
+being the last: a pass or a refusal, both as of the gate, all looks sharing the one error that the
+verdict may make.
 """
 
 from collections.abc import Sequence
@@ -29,11 +32,11 @@ from quantize.intervals import (
     paired_bounds,
     zero_loss_samples,
 )
+from quantize.looks import SHARES, Look, looks_at, share
 from quantize.resampling import mean_bounds
 from quantize.tolerance import Tolerance
 
 ERROR = 0.01
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 # Fewer say too little about the spread of scores that are not 0 or 1.
 _FEWEST = 32
 
@@ -93,55 +96,73 @@ class Foresight:
         tolerance: How much worse the candidate may be.
         confidence: Of the whole claim, one-sided.
         at: Numbers of samples at which it is looked, which share the error.
+        ends: Whether what a look tells is the verdict, and ends the evaluation; the last look is
+            then the one at all samples.
     """
 
     tolerance: Tolerance
     confidence: float
     at: tuple[int, ...]
+    ends: bool = False
 
     @property
     def limit(self) -> float:
         """The drop tolerated, in the metric's own unit."""
         return self.tolerance.value / (100 if self.tolerance.unit == "pt" else 1)
 
-    def pass_of(self, baseline: Evaluation, candidate: Evaluation, done: int) -> Verdict | None:
-        """The verdict on the samples so far, if it is a pass; None too where none is looked for.
+    def look(self, done: int) -> Look | None:
+        """The look after so many samples, if there is one."""
+        if done not in self.at:
+            return None
+        error = 1 - self.confidence
+        early = len(self.at) - self.ends
+        each = share(error, early, ends=self.ends)
+        last = self.ends and done == self.at[-1]
+        return Look(done, self.at, error - early * each if last else each)
+
+    def told(self, baseline: Evaluation, candidate: Evaluation, done: int) -> Verdict | None:
+        """What the samples so far tell; None where it is not looked, or they leave it open.
 
         Args:
             baseline: Of FP32, on the first `done` samples.
             candidate: Of INT8, on the same.
             done: Samples run.
         """
-        if done not in self.at:
+        if (look := self.look(done)) is None:
             return None
-        confidence = 1 - (1 - self.confidence) / len(self.at)
         try:
-            verdict = judge(baseline, candidate, self.tolerance, confidence=confidence)
+            verdict = judge(
+                baseline, candidate, self.tolerance, confidence=self.confidence, look=look
+            )
         except InputError:
             return None  # FP32 itself is not sure to be any good yet; all samples will tell.
-        return verdict if verdict.outcome == "pass" else None
+        return verdict if verdict.outcome != "inconclusive" else None
 
 
-def foresight(tolerance: Tolerance, confidence: float, total: int) -> Foresight | None:
+def foresight(
+    tolerance: Tolerance, confidence: float, total: int, *, ends: bool = False
+) -> Foresight | None:
     """Looks for a pass where one can be seen: where even right-or-wrong scores could show it.
 
     Args:
         tolerance: In points or absolute, so that it is known before FP32's scores are.
         confidence: Of the claim that the model passes, one-sided.
         total: Samples in all.
+        ends: Whether the first look that tells ends the evaluation.
 
     Returns:
-        None where there is no such look.
+        None where there is no look before all samples have run.
     """
-    found = Foresight(tolerance, confidence, looks_at(total))
+    found = Foresight(tolerance, confidence, looks_at(total), ends)
     if not 0 < found.limit < 1:
         return None
-    # The share of one look in the error is the least where there are four.
-    fewest = zero_loss_samples(found.limit, 1 - (1 - confidence) / len(SHARES))
-    at = tuple(n for n in found.at if n >= max(fewest, _FEWEST))
-    return replace(found, at=at) if at else None
 
+    def is_told(n: int, early: int) -> bool:
+        sure = 1 - share(1 - confidence, early, ends=ends)
+        return n >= max(zero_loss_samples(found.limit, sure), _FEWEST)
 
-def looks_at(total: int) -> tuple[int, ...]:
-    """Numbers of samples after which it is looked, rising."""
-    return tuple(sorted({round(total * share) for share in SHARES}))
+    at = found.at
+    # Without those that come too soon, the others have more of the error.
+    while at and not is_told(at[0], len(at)):
+        at = at[1:]
+    return replace(found, at=(*at, total) if ends else at) if at else None

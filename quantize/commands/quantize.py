@@ -116,7 +116,9 @@ def quantize(
     rounds: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Fresh processes per timed variant (5). Makes a replay time everything."
+            min=1,
+            help="Fresh processes per timed variant (5). A replay then times everything, and "
+            "judges by every sample.",
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Sampling time of one such process.")] = 0.3,

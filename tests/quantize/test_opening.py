@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from bench.render import render
 from bench.store import load
 from quantize import evaluate as evaluating
 from quantize import opening, pipeline
+from quantize.document import document
 from quantize.evaluate import Scoring
 from quantize.gate import Verdict
 from quantize.ground import Ground
 from quantize.inference import Run
 from quantize.job import Job
+from quantize.looks import Look
 from quantize.pipeline import run
 from quantize.report import Report
 from tests import classifier
@@ -48,12 +51,12 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     return seen
 
 
-def wrong_from(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have INT8 be wrong on all samples from one on."""
+def wrong_from(first: int, monkeypatch: pytest.MonkeyPatch, stop: int = TOTAL) -> None:
+    """Have INT8 be wrong on all samples from one on, or to another."""
     real = evaluating._Tally.add
 
     def add(self: Any, run: Run) -> None:
-        if self.reference is not None and run.index >= first:
+        if self.reference is not None and first <= run.index < stop:
             run = replace(run, outputs={n: -a for n, a in run.outputs.items()})
         real(self, run)
 
@@ -178,3 +181,81 @@ def test_a_second_candidate_is_judged_as_always(
     monkeypatch.setattr(opening.Opening, "__call__", call)
     assert run(job, staging, Silent()).verdict.n == TOTAL
     assert asked == [None]
+
+
+# --- replays ---
+
+
+@pytest.fixture
+def replay(job: Job, shelf: Path) -> Job:
+    """Of a model that passed; it is searched for once."""
+    folder = shelf / "searched"
+    if not folder.exists():
+        folder.mkdir()
+        run(job, folder, Silent())
+    return replace(job, effort=replace(job.effort, recipe=folder / "recipe.toml"))
+
+
+def test_a_replay_ends_with_the_look_that_tells(
+    replay: Job, staging: Path, scored: Sequence[tuple[str, int, int]]
+) -> None:
+    heard = Silent()
+    report = run(replay, staging, heard)
+    assert scored == [("model.fp32.onnx", 0, 200), ("trial", 0, 200)]
+    assert "baseline" not in heard.stages
+    verdict = report.verdict
+    assert (verdict.outcome, verdict.n, verdict.confidence) == ("pass", 200, 0.95)
+    assert verdict.look == Look(200, (200, 400), pytest.approx(0.025))
+    assert [e.count for e in report.evaluations] == [200, 200]
+    assert report.data.evaluation_count == 200
+    # What is told of parts is that of the same samples.
+    assert sum(s.n for s in report.slices if s.column == "class") == 200
+    (note,) = (n for n in report.notes if n.startswith("judged by"))
+    assert note.startswith("judged by 200 of 400 samples")
+    assert note.endswith("With --rounds 5 all of them judge")
+    text = render(document(report), "text")
+    assert "bounds alone hold with 97.5 %" in " ".join(text.split())
+
+
+def test_what_the_samples_leave_open_goes_to_the_last_look(
+    replay: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # 3 in 200: too many to pass at once, and too few in 400 to refuse.
+    wrong_from(197, monkeypatch, 200)
+    report = run(replay, staging, Silent(), work=tmp_path / "work")
+    look = report.verdict.look
+    assert look is not None
+    assert (look.done, report.verdict.n) == (400, 400)
+    assert look.error == pytest.approx(0.025)
+    assert report.evaluations[0].samples_sha256 == report.data.evaluation_sha256
+    assert not any(n.startswith("judged by") for n in report.notes)
+
+
+def test_a_lost_replay_is_refused_by_the_look_that_shows_it(
+    replay: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong_from(0, monkeypatch)
+    report = run(replay, staging, Silent())
+    assert (report.verdict.outcome, report.verdict.n) == ("refuse", 200)
+    assert report.conclusion.exit_code == 3
+
+
+def test_in_full_a_replay_has_one_look_at_all_samples(replay: Job, staging: Path) -> None:
+    full = replace(replay, effort=replace(replay.effort, full=True))
+    report = run(full, staging, Silent())
+    assert (report.verdict.n, report.verdict.look) == (TOTAL, None)
+
+
+def test_a_replay_that_was_killed_after_its_last_look_does_not_forget_the_others(
+    replay: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+    wrong_from(197, monkeypatch, 200)
+    whole = run(replay, tmp_path / "whole", Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(replay, tmp_path / "killed", Ending(at="verify"), work=work)
+    shutil.rmtree(tmp_path / "killed")
+    monkeypatch.setattr(Scoring, "run_to", lambda *_: pytest.fail("scored again"))
+    assert timeless(run(replay, staging, Silent(), work=work)) == timeless(whole)
