@@ -22,6 +22,7 @@ from quantize.graphs import release, save
 from quantize.placement import place
 from quantize.quantizers import inc, native, nncf
 from quantize.quantizers.native import QuantizedLayer
+from quantize.quantizers.sidestepping import sidestep
 from quantize.quantizers.tables import compress_tables
 from quantize.recipe import Engine, Recipe
 from quantize.sources.seam import ModelSpec
@@ -89,6 +90,7 @@ def quantize(
                 f"{', '.join(anchor.modes)}. Change its mode in the recipe."
             )
     model, layers = QUANTIZERS[recipe.engine](source, anchors, calibration, recipe)
+    sidestep(model)
     tables = compress_tables(model) if recipe.engine == "native" else 0
     _check_scales(model)
     save(model, out)
