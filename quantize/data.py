@@ -6,13 +6,13 @@ evaluation apart, and pairs the scores of two models.
 """
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter_ns
 
 import numpy as np
 
@@ -27,10 +27,11 @@ from quantize.plugins import is_function_text, nearest
 
 logger = logging.getLogger(__name__)
 
-# Samples that are compared to find out which axes vary.
+# Samples that tell which axes vary, and how long one takes to read.
 _PEEK = 8
-# Samples that one thread reads and hashes at a time, at most.
-_RUN = 64
+_RUN = 64  # Samples that one thread reads and hashes at a time, at most.
+# What takes less is read before threads have handed the interpreter to each other.
+_SLOW_NS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,14 +295,18 @@ def _checked(rows: Rows, index: int, request: Request, *, values: bool) -> Feeds
 
 
 def _digests(load: Callable[[int], Feeds], count: int) -> tuple[str, ...]:
-    """Read every sample once. Decoding and hashing leave the interpreter to other threads."""
-    workers = min(8, available_threads())
-    # In runs, since handing over one small sample takes longer than to hash it.
+    """Read every sample once; where one takes long, in threads, which decode and hash at once."""
+    first, least_ns = [], _SLOW_NS
+    for i in range(min(_PEEK, count)):
+        start_ns = perf_counter_ns()
+        first.append(feeds.digest(load(i)))
+        least_ns = min(least_ns, perf_counter_ns() - start_ns)  # The first may import a decoder.
+    workers = 1 if least_ns < _SLOW_NS else min(8, available_threads())
     size = max(1, min(_RUN, count // (8 * workers)))
-    runs = (range(i, min(i + size, count)) for i in range(0, count, size))
+    runs = (range(i, min(i + size, count)) for i in range(len(first), count, size))
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda run: [feeds.digest(load(i)) for i in run], runs)
-        return tuple(itertools.chain.from_iterable(found))
+        rest = pool.map(lambda run: [feeds.digest(load(i)) for i in run], runs)
+        return (*first, *(d for found in rest for d in found))
 
 
 def _calibration_count(samples: Samples, distinct: int, asked: int) -> int:

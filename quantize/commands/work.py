@@ -13,12 +13,16 @@ from bench.store import dump, load
 from quantize.commands.asked import asked_job, preprocessing
 from quantize.imports import swift_imports
 
+# A thread needs the interpreter back after every inference, which may take 20 µs. By itself Python
+# lets it wait 5 ms while another thread has something to do.
+_SWITCH_S = 0.0005
 # More samples than the export of a program looks at would only be read.
 _SAMPLES = 8
 
 
 def quantize(order: dict[str, Any]) -> str:
     """Make, judge and time a model; the name of the report in the staging folder."""
+    sys.setswitchinterval(_SWITCH_S)
     with swift_imports():
         job = asked_job(order["asked"], order["command"])
         from quantize.pipeline import run
@@ -42,6 +46,7 @@ def quantize(order: dict[str, Any]) -> str:
 
 def gate(order: dict[str, Any]) -> str:
     """Judge a pair of models; the report as JSON."""
+    sys.setswitchinterval(_SWITCH_S)
     with swift_imports():
         from quantize.gating import run_gate
         from quantize.job import GateJob

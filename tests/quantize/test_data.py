@@ -3,6 +3,7 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from bench.errors import InputError, ResourceError, UsageError
 from bench.models import Feeds, TensorSpec
 from quantize import archives
+from quantize import data as data_module
 from quantize.data import Samples, _digests, infer_inputs, read_samples, refuse_overlap, split
 from quantize.feeds import digest
 
@@ -520,7 +522,31 @@ def test_every_sample_has_its_own_digest_whatever_thread_read_it(count: int) -> 
     assert _digests(load, count) == tuple(digest(load(i)) for i in range(count))
 
 
-def test_the_first_bad_sample_is_told_whatever_thread_read_it() -> None:
+@pytest.mark.parametrize("slow_ns", [0, 10**12])
+def test_samples_that_take_long_are_read_at_once(
+    slow_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "available_threads", lambda: 2)
+    monkeypatch.setattr(data_module, "_SLOW_NS", slow_ns)
+    both, threads = Barrier(2, timeout=30), set()
+
+    def load(i: int) -> Feeds:
+        # The first of the first run of each thread, after those that are timed.
+        if not slow_ns and i in (8, 70):
+            both.wait()
+        threads.add(get_ident())
+        return {"x": np.full(3, i, np.float32)}
+
+    assert _digests(load, 1000)[999] == digest(load(999))
+    assert len(threads - {get_ident()}) == (1 if slow_ns else 2)
+
+
+@pytest.mark.parametrize("slow_ns", [0, 10**12])
+def test_the_first_bad_sample_is_told_whatever_thread_read_it(
+    slow_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "_SLOW_NS", slow_ns)
+
     def load(i: int) -> Feeds:
         if i in (500, 501, 990):
             raise InputError(f"sample {i}")
