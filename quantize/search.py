@@ -165,12 +165,19 @@ class _Search:
 
     def _first_pass(self, trials: Sequence[Trial]) -> bool:
         for trial in trials:
-            if trial.noise_db < HOPELESS_DB:
-                self.say(f"{trial.name}: outputs are noise, not evaluated")
+            # The evaluations that it would take find which layers cost accuracy.
+            if trial.noise_db < self._refused_db():
+                noise = "noise" if trial.noise_db < HOPELESS_DB else "noisier than what was refused"
+                self.say(f"{trial.name}: outputs are {noise}, not evaluated")
                 continue
             if self._passes(trial):
                 return True
         return False
+
+    def _refused_db(self) -> float:
+        """Signal over noise of the least noisy candidate that was refused."""
+        refused = (j.trial.noise_db for j in self.judged if j.verdict.outcome == "refuse")
+        return max(refused, default=HOPELESS_DB)
 
     def _improve(self, ready: Sequence[Trial]) -> None:
         """A slower candidate passed; a faster one may, with its noisiest layers in float."""

@@ -89,6 +89,7 @@ class World:
         gain_ms: What each static layer saves; a dynamic one saves half.
         worse: Factor on drops by target.
         noise_db: Of every candidate.
+        fading_db: What each candidate has less of it than the one made before.
         few: Whether samples are too few, so that nothing passes.
         pays: Layers whose kernel gains nothing.
         impossible: Plans that leave nothing in INT8.
@@ -107,6 +108,7 @@ class World:
     gain_ms: float = 1.0
     worse: dict[str, float] = field(default_factory=dict)
     noise_db: float = 30.0
+    fading_db: float = 0.0
     few: bool = False
     pays_not: frozenset[str] = frozenset()
     impossible: Callable[[Recipe], bool] = lambda _: False
@@ -146,7 +148,8 @@ class World:
         if self.sizes:
             made = replace(made, size_bytes=sum(self.sizes[m] for m in recipe.modes.values()))
         quantized = QuantizedModel(made, recipe, (), "", "")
-        return Trial(name, quantized, self.noise_db, {})
+        noise_db = self.noise_db - self.fading_db * len(self.made)
+        return Trial(name, quantized, noise_db, {})
 
     def best_variant(self, bench: Workbench, plan: Recipe, name: str) -> Trial | None:
         return self.attempt_or_none(bench, replace(plan, ranges="minmax"), name)
@@ -444,6 +447,18 @@ def test_hopeless_noise_is_not_evaluated(world: Build) -> None:
     assert any("outputs are noise, not evaluated" in line for line in w.lines)
     # The report needs one all the same.
     assert found.best is not None
+
+
+def test_what_is_noisier_than_a_refused_candidate_is_not_evaluated(world: Build) -> None:
+    """Similar candidates would use up the evaluations, and no layer be tried in float."""
+    evaluated = {}
+    for fading_db in (0.0, 0.1):
+        ops = {f"n{i}": "Gemm" for i in range(6)}
+        w = world([20.0, *[0.1] * 5], ops=ops, gain_ms=9, fading_db=fading_db)
+        assert floats(w.search()) == {"n0"}
+        evaluated[fading_db] = len(w.judged)
+    assert evaluated == {0.0: 3, 0.1: 2}
+    assert any("noisier than what was refused, not evaluated" in line for line in w.lines)
 
 
 def test_where_nothing_can_be_made_there_is_no_best(world: Build) -> None:
