@@ -1,5 +1,6 @@
 """What a person sees while a job runs: a live line on a terminal, plain lines anywhere else."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -41,6 +42,12 @@ def progress_for(stream: TextIO) -> Iterator[Progress]:
     )
     with Live(*columns, console=Console(file=stream), transient=True) as live:
         yield _Terminal(live)
+
+
+def tell_of_interrupt(stream: TextIO) -> None:
+    """Answer a person at once, from a handler, which may have cut into a write of the stream."""
+    text = "stopping: the best so far is verified and kept; once more ends the run without it"
+    os.write(stream.fileno(), f"\n  {text}\n".encode())
 
 
 class _Plain:

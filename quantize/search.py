@@ -210,7 +210,6 @@ class _Search:
             return
         found = self.judge(trial.quantized, trial.fastest)
         if found is None:
-            self.say("interrupted: the best so far is kept; once more ends the run without it")
             return
         evaluation, verdict = found
         cost = None if self.need_speed else self._cost(trial)

@@ -6,7 +6,7 @@ The process that is told hands the first signal on and ends the run on the secon
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,12 +14,16 @@ from types import FrameType
 class Interrupt:
     """Whether a person asked the run to come to its end.
 
+    Args:
+        tell: Called, from the handler of the signal, where the run goes on to publish.
+
     Attributes:
         asked: Once true, nothing new is searched; what was found is verified and published.
         armed: Whether there is something to publish; before, the run simply ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
+        self.tell = tell
         self.asked = False
         self.armed = False
 
@@ -36,6 +40,7 @@ class Interrupt:
         self.asked = True
         if not self.armed:
             raise KeyboardInterrupt
+        self.tell()
 
 
 @contextmanager

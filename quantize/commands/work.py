@@ -6,6 +6,7 @@ command line is imported: people wait for it in one process already.
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ def quantize(order: dict[str, Any]) -> str:
     with swift_imports():
         job = asked_job(order["asked"], order["command"])
         from quantize.pipeline import run
-        from quantize.progress import progress_for
+        from quantize.progress import progress_for, tell_of_interrupt
         from quantize.stopping import Interrupt, listening
 
-    staging, interrupt = Path(order["staging"]), Interrupt()
+    staging, interrupt = Path(order["staging"]), Interrupt(partial(tell_of_interrupt, sys.stderr))
     with listening(interrupt), progress_for(sys.stderr) as progress:
         report = run(
             job,

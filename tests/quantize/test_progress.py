@@ -1,10 +1,11 @@
 import io
+from pathlib import Path
 
 import pytest
 
 from quantize import progress
 from quantize.job import Progress
-from quantize.progress import progress_for
+from quantize.progress import progress_for, tell_of_interrupt
 
 
 class Terminal(io.StringIO):
@@ -31,6 +32,14 @@ def test_a_file_gets_plain_lines() -> None:
     with progress_for(stream) as shown:
         use(shown)
     assert stream.getvalue() == "scoring FP32 …\n  FP32: top1 0.9\nsearching …\n"
+
+
+def test_an_interrupt_is_answered_past_what_the_stream_holds_back(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write("half a line")
+        tell_of_interrupt(stream)
+        assert "once more ends the run" in path.read_text()
 
 
 def test_steps_come_at_most_every_few_seconds(clock: list[float]) -> None:

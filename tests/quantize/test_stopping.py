@@ -14,11 +14,13 @@ def test_with_nothing_to_keep_the_run_ends() -> None:
 
 
 def test_with_something_to_keep_it_is_only_asked() -> None:
-    interrupt = Interrupt()
+    told: list[bool] = []
+    interrupt = Interrupt(lambda: told.append(True))
     interrupt.arm()
     assert not interrupt.asked
     interrupt.ask()
     assert interrupt.asked
+    assert told
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
