@@ -30,9 +30,9 @@ from quantize.report import Data, Report
 from quantize.search import search
 from quantize.slices import Looked, look_into, slice_limit
 from quantize.smoothing import even_out, even_out_as
-from quantize.speeds import Speeds
+from quantize.speeds import Speeds, is_close
 from quantize.targets import find_target
-from quantize.timing import Question, Timing, time_models
+from quantize.timing import FEWEST, Question, Timing, time_models
 from quantize.trials import Workbench
 
 if TYPE_CHECKING:
@@ -215,11 +215,20 @@ class _Conclusion:
             run.notes.append(note)
         else:
             fp32 = sorted(fp32_ms, key=fp32_ms.__getitem__) or serving_fp32(bench)
+        # A speed-up that was asked for has to be certain, however long that takes.
+        demanded = self.job.bounds.min_speedup is not None or run.lock is not None
+        once = self.speeds is not None and is_close(self.speeds, fp32[0]) and not demanded
+        if once:
+            run.notes.append(
+                f"by the recipe INT8 is about as fast as FP32, so {FEWEST} processes of each were "
+                "timed, which may leave open which is faster"
+            )
         asked = (self.job.bounds.min_speedup, 1.0 if self.job.limits.need_speed else None)
         question = Question(
             tuple(limit for limit in asked if limit is not None),
             brief=short or self.interrupt.asked,
             quick=self.speeds is not None,
+            once=once,
         )
         quantized, step = found.best.trial.quantized, run.progress.step
         return time_models(bench, quantized.model, (fp32, int8), self.effort(), question, step)

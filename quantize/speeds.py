@@ -20,7 +20,8 @@ from quantize.timing import Timing, timed_feeds
 from quantize.trials import Workbench
 
 # FP32 in a runtime that surely stays below this share of the fastest one's speed is not timed
-# again. Less than 1: two CPUs of one class, or two trainings, may differ by some per cent.
+# again, and what is closer than that is no clear difference. Less than 1: two CPUs of one class, or
+# two trainings, may differ by some per cent.
 _SURELY = 0.9
 # Inputs this many times larger or smaller are other work.
 _ALIKE = 2.0
@@ -166,6 +167,12 @@ def difference(then: Place, now: Place) -> str | None:
     if not then.values <= _ALIKE * now.values <= _ALIKE**2 * then.values:
         return f"on inputs of {then.values:,} values, and now they have {now.values:,}"
     return None
+
+
+def is_close(speeds: Speeds, beside: str) -> bool:
+    """Whether INT8 is about as fast as FP32 in the runtime `beside`, or may be here."""
+    (_, low, high), (fp32, *_) = speeds.int8, speeds.fp32[beside]
+    return _SURELY * low <= fp32 <= high / _SURELY
 
 
 def contenders(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@
     ─▶ twice as many
 
 Where a recipe tells which FP32 is the fastest, FP32 runs beside itself at the last look alone: what
-that shows, how noisy the machine is, matters only where the side is still open.
+that shows, how noisy the machine is, matters only where the side is still open. Where it tells that
+INT8 is about as fast as FP32, the first look is the only one.
 
 What is looked at more than once may end at a lucky moment. So each look has an error of its own,
 and they add up to that of one interval: by Bonferroni's inequality the true ratio is inside at
@@ -22,7 +23,7 @@ from quantize.job import Effort
 from quantize.trials import Workbench
 
 # Rounds of the first look.
-_FEWEST = 3
+FEWEST = 3
 # Of each look's interval, the first one first.
 _ERRORS = (0.02, 0.02, 0.01)
 # Ends of an interval this far apart are narrow.
@@ -44,11 +45,14 @@ class Question:
         brief: Whether that is all, and no narrow interval is waited for.
         quick: Whether processes are short, and FP32 runs beside itself at the last look alone; for
             a replay whose recipe tells which FP32 is the fastest.
+        once: Whether the first look is the only one; where the side was open before, and more
+            rounds would hardly tell it.
     """
 
     limits: tuple[float, ...]
     brief: bool = False
     quick: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,10 @@ def time_models(
     ]
     seconds = min(effort.seconds, _QUICK_S) if question.quick else effort.seconds
     found: tuple[Latency, ...] = ()
-    for look, (rounds, error) in enumerate(_looks(effort.rounds)):
+    looks = _looks(effort.rounds)
+    if question.once:
+        looks = [(min(FEWEST, effort.rounds), 1 - CONFIDENCE)]
+    for look, (rounds, error) in enumerate(looks):
         done = len(found[0].rounds) if found else 0
         more = measure(
             variants if question.quick and rounds <= effort.rounds else with_control(variants),
@@ -121,9 +128,9 @@ def _looks(rounds: int) -> list[tuple[int, float]]:
     if rounds == 1:
         return [(1, 1 - CONFIDENCE)]
     last, errors = [rounds, 2 * rounds], _ERRORS
-    if rounds <= _FEWEST:
+    if rounds <= FEWEST:
         return list(zip(last, (errors[0] + errors[1], errors[2]), strict=True))
-    return list(zip([_FEWEST, *last], errors, strict=True))
+    return list(zip([FEWEST, *last], errors, strict=True))
 
 
 def _joined(before: tuple[Latency, ...], more: tuple[Latency, ...]) -> tuple[Latency, ...]:

@@ -642,6 +642,22 @@ def test_a_retrained_model_that_is_slower_is_refused_by_a_short_replay_too(
     assert report.conclusion.exit_code == ExitCode.REFUSED
 
 
+def test_what_the_recipe_left_open_is_timed_in_few_rounds(
+    job: Job, ranked: Path, tmp_path: Path, stopwatch: Stopwatch
+) -> None:
+    text = ranked.read_text(encoding="utf-8")
+    close = re.sub(r'"int8" = .*', '"int8" = [1.02, 0.95, 1.09]', text)
+    ranked.write_text(close, encoding="utf-8")
+    stopwatch.speedup = 1.0
+    both = ("onnxruntime", "openvino")
+    report = replayed(job, ranked, tmp_path / "again", runtimes=both)
+    assert {len(x.rounds) for x in report.latencies} == {3}
+    assert any("INT8 is about as fast as FP32, so 3 processes" in n for n in report.notes)
+    asked = replace(job, bounds=GateBounds(min_speedup=1.0))
+    report = replayed(asked, ranked, tmp_path / "asked", runtimes=both)
+    assert {len(x.rounds) for x in report.latencies} == {10}
+
+
 # --- objectives ---
 
 

@@ -18,6 +18,7 @@ from quantize.speeds import (
     Speeds,
     contenders,
     difference,
+    is_close,
     place_of,
     read_speeds,
     speeds_of,
@@ -120,6 +121,20 @@ def bench() -> Workbench:
     feeds = tuple({"x": np.zeros((1, n), np.float32), "y": np.zeros(1)} for n in (3, 5, 3, 5, 99))
     rest: Any = (None, (), None, feeds, (), ("onnxruntime",), 2, Path())
     return Workbench(*rest)
+
+
+def test_what_came_within_a_tenth_of_fp32_is_close() -> None:
+    def close(*int8: float, beside: str = "onnxruntime") -> bool:
+        return is_close(replace(FOUND, int8=int8), beside)
+
+    assert close(1.0, 0.9, 1.1)
+    assert close(0.95, 0.92, 0.98)
+    assert close(1.2, 1.1, 1.3)
+    assert not close(1.2, 1.12, 1.3)
+    assert not close(0.8, 0.7, 0.89)
+    # FP32 that reaches 0.78 of the fastest one's speed is what INT8 is compared with.
+    assert close(0.8, 0.7, 0.89, beside="openvino")
+    assert not close(1.0, 0.9, 1.1, beside="openvino")
 
 
 def test_what_is_kept_is_measured_against_the_fastest_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

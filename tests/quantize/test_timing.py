@@ -128,6 +128,23 @@ def test_fp32_runs_beside_itself_once_the_side_is_open() -> None:
     assert len(found.latencies) == 2
 
 
+def test_what_was_open_before_is_looked_at_once() -> None:
+    asked: list[dict[str, Any]] = []
+    once = replace(quick(), once=True)
+    found = timed(waves(0.05), once, speedup=1.001, asked=asked)
+    assert [(a["rounds"], len(a["variants"])) for a in asked] == [(3, 2)]
+    # The one look has the whole error, and a narrower interval for it.
+    (low, high), several = (
+        (c.low, c.high) for c in (f.comparisons[0] for f in (found, timed(waves(0.05), quick())))
+    )
+    assert low is not None
+    assert high is not None
+    assert several[0] is not None
+    assert several[1] is not None
+    assert high / low < several[1] / several[0]
+    assert rounds_of(timed(waves(0.05), once, effort=Effort(rounds=2))) == 2
+
+
 def test_every_limit_counts() -> None:
     assert rounds_of(timed(waves(0.05), Question((1.0, 2.01)))) == 10
     assert rounds_of(timed(waves(0.05), Question(()), speedup=1.0)) == 5
