@@ -224,7 +224,7 @@ def _accuracy(report: Report) -> Section:
         (
             Paragraph(
                 f"{v.method}, {v.confidence * 100:.4g} % one-sided, on {v.n:,} paired samples: "
-                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}.{_looks(v)}"
+                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}.{_looks(v)}{_shared(v)}"
             ),
             Forest(
                 title=f"Drop of {_metric_name(report)} against the limit",
@@ -270,6 +270,16 @@ def _looks(verdict: Verdict) -> str:
         f" Looks were to come after {', '.join(early)} and all {last} samples; this is the one "
         f"after {look.done:,}. Its bounds alone hold with {(1 - look.error) * 100:.4g} %, so that "
         f"those of all looks together do with {verdict.confidence * 100:.4g} %."
+    )
+
+
+def _shared(verdict: Verdict) -> str:
+    """Why the bounds are wider than those of a single test; nothing where they are not."""
+    if verdict.share == 1 or verdict.look is not None:
+        return ""
+    return (
+        f" All candidates of the search together err as rarely as that, so the bounds of this one "
+        f"are those of {verdict.level * 100:.4g} %."
     )
 
 

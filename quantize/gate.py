@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Literal
 
 from bench.errors import InputError, UsageError
-from quantize.amounts import Scale, drop_text, score_text
+from quantize.amounts import Scale, drop_text
 from quantize.evaluate import Evaluation
 from quantize.intervals import (
     binomial_tail,
@@ -22,9 +22,10 @@ from quantize.intervals import (
     samples_to_certify,
     zero_loss_samples,
 )
-from quantize.looks import Look
+from quantize.looks import Look, level_of
 from quantize.pairing import Paired, own_bounds, pair
 from quantize.resampling import FEW_CHANGES
+from quantize.sentences import Words
 from quantize.tolerance import Tolerance
 
 # Fewer say too little about the spread of a score to certify anything.
@@ -47,8 +48,8 @@ class Verdict:
         low: The drop is above this, at `confidence`.
         high: The drop is below this, at `confidence`.
         limit: The drop tolerated.
-        confidence: Of each of the two bounds, and so of a pass or a refusal; where one of several
-            looks told, of those of all looks together.
+        confidence: Of a pass or a refusal; where several verdicts or looks share the error, of all
+            of them together. Each bound has `level`.
         method: How the bounds were computed.
         n: Samples in the comparison.
         baseline_value: FP32's mean score.
@@ -62,6 +63,7 @@ class Verdict:
         suspicious: What a person should look at, whatever the outcome.
         scale: How scores and drops are written.
         look: Which look told, where there was more than one.
+        share: Of the error of all verdicts that together have `confidence`, what this one may make.
     """
 
     outcome: Outcome
@@ -82,6 +84,12 @@ class Verdict:
     suspicious: tuple[str, ...]
     scale: Scale = "plain"
     look: Look | None = None
+    share: float = 1.0
+
+    @property
+    def level(self) -> float:
+        """Confidence of each bound."""
+        return level_of(self.confidence, self.share, self.look)
 
 
 def judge(
@@ -90,6 +98,7 @@ def judge(
     tolerance: Tolerance,
     *,
     confidence: float = 0.95,
+    share: float = 1.0,
     units: Sequence[int] | None = None,
     look: Look | None = None,
 ) -> Verdict:
@@ -106,6 +115,7 @@ def judge(
         candidate: Of INT8, on the same samples with the same metric.
         tolerance: How much worse it may be.
         confidence: One-sided, above 0.5.
+        share: What this verdict may make of the error, where several have `confidence` together.
         units: Number of the independent unit (person, document, video) of each sample; None where
             each sample is one. Whole units are then resampled.
         look: Which of several looks this is, each with a part of the error.
@@ -122,10 +132,9 @@ def judge(
     _refuse_broken(baseline)
     limit = _limit(baseline, candidate, tolerance)
     scale = scale_of(baseline)
-    sure = confidence if look is None else 1 - look.error
-    paired = pair(baseline, candidate, sure, units)
-    words = _Words(baseline, scale, confidence)
-    outcome, needed, reason = _decide(paired, limit, sure, words)
+    level = level_of(confidence, share, look)
+    paired = pair(baseline, candidate, level, units)
+    outcome, needed, reason = _decide(paired, limit, level, Words(baseline, scale, confidence))
     if candidate.nonfinite:
         outcome, needed = "refuse", None
         reason = (
@@ -151,6 +160,7 @@ def judge(
         suspicious=_suspicions(paired, limit, scale),
         scale=scale,
         look=look,
+        share=share,
     )
 
 
@@ -236,86 +246,41 @@ def _refuse_guessing(baseline: Evaluation, chance: float) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """How one comparison is put into sentences."""
-
-    baseline: Evaluation
-    scale: Scale
-    confidence: float
-
-    @property
-    def sure(self) -> str:
-        """How sure the whole claim is, whichever look makes it."""
-        return f"at {self.confidence * 100:.4g} % confidence"
-
-    def drop(self, drop: float) -> str:
-        """A drop; of a ratio in decibels, the ratio that it leaves."""
-        if self.scale == "decibels":
-            return score_text(self.baseline.value - drop, self.scale)
-        return drop_text(drop, self.scale)
-
-    def observed(self, paired: Paired) -> str:
-        """What was seen."""
-        if self.scale == "decibels":
-            return f"The observed ratio is {self.drop(paired.drop)} over {paired.n:,} samples"
-        if self.baseline.metric == "agreement" and paired.binary:
-            return (
-                f"INT8 names another class than FP32 on {paired.losses:,} of {paired.n:,} samples, "
-                f"so whatever the labels are, its top-1 accuracy there is at most "
-                f"{self.drop(paired.drop)} lower"
-            )
-        if paired.drop < 0:
-            return f"INT8 scores {self.drop(-paired.drop)} better over {paired.n:,} samples"
-        return f"The observed drop is {self.drop(paired.drop)} over {paired.n:,} samples"
-
-    def it(self, paired: Paired) -> str:
-        """What is held against the limit, after `observed`."""
-        named = self.scale == "decibels" or paired.drop >= 0
-        return "it" if named else "the drop"
-
-    @property
-    def below(self) -> str:
-        """The good side of the limit."""
-        return "above" if self.scale == "decibels" else "below"
-
-    @property
-    def above(self) -> str:
-        """The bad side."""
-        return "below" if self.scale == "decibels" else "above"
-
-
 def _decide(
-    paired: Paired, limit: float, confidence: float, words: _Words
+    paired: Paired, limit: float, level: float, words: Words
 ) -> tuple[Outcome, int | None, str]:
-    """Outcome, samples needed where inconclusive, and the reason."""
+    """Outcome, samples needed where inconclusive, and the reason; `level` is that of the bounds."""
     observed, allowed, it = words.observed(paired), words.drop(limit), words.it(paired)
-    sure = words.sure
-    if paired.low > limit and _may_refuse(paired, confidence):
-        return "refuse", None, f"{observed}; {sure} {it} is {words.above} the limit of {allowed}."
+    if paired.low > limit and _may_refuse(paired, level):
+        return (
+            "refuse",
+            None,
+            f"{observed}; {words.sure} {it} is {words.above} the limit of {allowed}.",
+        )
     below = paired.high < limit or (paired.constant and paired.high <= limit)
-    if below and _may_pass(paired, limit, confidence):
+    if below and _may_pass(paired, limit, level):
         if paired.unchanged:
-            return (
-                "pass",
-                None,
-                f"INT8 scores exactly as FP32 does on each of {paired.n:,} samples.",
-            )
-        return "pass", None, f"{observed}; {sure} {it} is {words.below} the limit of {allowed}."
-    needed = _samples_needed(paired, limit, confidence)
+            reason = f"INT8 scores exactly as FP32 does on each of {paired.n:,} samples."
+            return "pass", None, reason
+        return (
+            "pass",
+            None,
+            f"{observed}; {words.sure} {it} is {words.below} the limit of {allowed}.",
+        )
+    needed = _samples_needed(paired, limit, level)
     if needed is not None and below and limit == 0:
         reason = (
-            f"{observed}; chance does that too often to claim anything {sure}. About {needed:,} "
-            "samples would settle it if that stays so."
+            f"{observed}; chance does that too often to claim anything {words.sure}. About "
+            f"{needed:,} samples would settle it if that stays so."
         )
     elif needed is not None and below:
         reason = (
-            f"{observed}, too few to claim anything {sure}, whatever they show: the limit of "
+            f"{observed}, too few to claim anything {words.sure}, whatever they show: the limit of "
             f"{allowed} asks for {needed:,}."
         )
     elif needed is not None:
         reason = (
-            f"{observed}, but {sure} {it} is only known to be {words.below} "
+            f"{observed}, but {words.sure} {it} is only known to be {words.below} "
             f"{words.drop(paired.high)}; the limit is {allowed}. About {needed:,} samples would "
             "settle it if that stays so."
         )
@@ -326,8 +291,8 @@ def _decide(
         )
     else:
         reason = (
-            f"{observed}, no better than the limit of {allowed}, yet too few to refuse {sure}. "
-            "More samples are unlikely to make it pass."
+            f"{observed}, no better than the limit of {allowed}, yet too few to refuse "
+            f"{words.sure}. More samples are unlikely to make it pass."
         )
     return "inconclusive", needed, reason
 
@@ -388,7 +353,7 @@ def _suspicions(paired: Paired, limit: float, scale: Scale) -> tuple[str, ...]:
         return ()
     note = (
         f"INT8 is better than FP32 by {drop_text(-paired.drop, scale)}, more than the tolerance "
-        f"of {drop_text(limit, scale)}. "
-        "Quantization adds no accuracy: check that FP32 got the preprocessing it was trained with."
+        f"of {drop_text(limit, scale)}. Quantization adds no accuracy: check that FP32 got the "
+        "preprocessing it was trained with."
     )
     return (note,)

@@ -16,6 +16,7 @@ from quantize.looks import Look
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.sequential import Foresight, Looks, foresight
+from quantize.shares import FIRST, Shares
 from quantize.slices import Division, slice_limit
 from quantize.slices import divide as divided
 from quantize.stopping import Interrupt
@@ -117,9 +118,10 @@ class Ground:
         judge(baseline, baseline, tolerance, confidence=limits.confidence)
         slice_limit(limits, baseline)
         self.division = divided(limits, self.samples, baseline.count)
+        searches = self.job.effort.recipe is None
         hang_together = bool(self.job.data.states) or self.division.units is not None
         # A replay has one model, and reports what it scores.
-        whole = hang_together or self.job.effort.recipe is not None
+        whole = hang_together or not searches
         judging = Judging(
             samples=self.samples,
             metric=self.metric,
@@ -136,9 +138,11 @@ class Ground:
             looks=None if whole else looks(baseline, tolerance, limits),
             units=self.division.units,
             look=look,
+            shares=Shares() if searches else None,
         )
         # Once: a metric of the whole data set is resampled thousands of times for it.
-        self.can_pass = can_pass(baseline, judging.judge(baseline))
+        itself = judging.judge(baseline, FIRST if searches else 1.0)
+        self.can_pass = can_pass(baseline, itself)
         return judging
 
     def watch(self, _scores: object, done: int, total: int) -> bool:

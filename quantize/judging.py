@@ -17,6 +17,7 @@ from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
 from quantize.sequential import Looks
+from quantize.shares import FIRST, Shares
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 from quantize.tolerance import Tolerance, exactly
@@ -32,7 +33,7 @@ class Judging:
         reference: FP32's outputs for them.
         baseline: FP32's scores.
         tolerance: How much worse INT8 may be.
-        confidence: One-sided, of the verdict.
+        confidence: One-sided, of all verdicts together.
         threads: That may be used.
         states: Output to input names that carry state.
         watch: Told after every sample.
@@ -42,6 +43,7 @@ class Judging:
         units: Number of the independent unit of each sample; None where each sample is one.
         looks: When an evaluation of a candidate may end early; None: never.
         look: Which of several looks at growing parts of the samples these are.
+        shares: What the candidates of a search share the error by; None where there is one.
     """
 
     samples: Samples
@@ -59,6 +61,7 @@ class Judging:
     looks: Looks | None = None
     units: Sequence[int] | None = None
     look: Look | None = None
+    shares: Shares | None = None
 
     def __call__(
         self, quantized: QuantizedModel, runtime: str, *, whole: bool = False
@@ -84,13 +87,21 @@ class Judging:
     def told(self, found: Evaluation) -> tuple[Evaluation, Verdict]:
         """A candidate's scores with the verdict; from here on there is something to publish."""
         self.interrupt.arm()
+        name = (found.model_sha256, found.runtime)
+        share = self.shares.of(name) if self.shares is not None else 1.0
         if found.count < self.baseline.count:
-            return found, self._lost(found)
-        return found, self.judge(found)
+            verdict = self._lost(found)
+        else:
+            verdict = self.judge(found, share)
+        # What is not finite had no chance to pass.
+        if self.shares is not None and not found.nonfinite:
+            self.shares.note(name, verdict)
+        return found, verdict
 
-    def judge(self, found: Evaluation) -> Verdict:
-        """The verdict on scores of every sample."""
-        return judge(
+    def judge(self, found: Evaluation, share: float = 1.0) -> Verdict:
+        """The verdict on scores of every sample; a refusal has the whole error."""
+        whole = partial(
+            judge,
             self.baseline,
             found,
             self.tolerance,
@@ -98,6 +109,11 @@ class Judging:
             units=self.units,
             look=self.look,
         )
+        verdict = whole(share=share)
+        if share < FIRST and verdict.outcome == "inconclusive":
+            plain = whole()
+            return plain if plain.outcome == "refuse" else verdict
+        return verdict
 
     def _lost(self, found: Evaluation) -> Verdict:
         """The verdict on a candidate whose evaluation ended early."""

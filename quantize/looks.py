@@ -47,3 +47,8 @@ def share(error: float, early: int, *, ends: bool) -> float:
         ends: Whether there is a last one at all samples, with the rest of the error.
     """
     return error * (_BEFORE_THE_LAST if ends else 1.0) / early
+
+
+def level_of(confidence: float, part: float, look: Look | None) -> float:
+    """Confidence of one bound of a verdict that has a part of the error, or is one of its looks."""
+    return 1 - (part * (1 - confidence) if look is None else look.error)

@@ -182,7 +182,8 @@ class _Search:
     def _improve(self, ready: Sequence[Trial]) -> None:
         """A slower candidate passed; a faster one may, with its noisiest layers in float."""
         winner = min(self.judged, key=lambda j: j.rank)
-        ms = winner.trial.latency_ms[winner.runtime]
+        # The first model may have gained so much that it passes where no other can.
+        ms = winner.trial.latency_ms.get(winner.runtime, 0.0)
         failed = [
             j.trial
             for j in self.judged

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from bench.machine import describe
 from bench.models import Array, Model, read_model
 from bench.runtimes import Settings, find_runtime
 from quantize.data import Samples, read_samples
-from quantize.evaluate import Execution, evaluate
+from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.evidence import Evidence
 from quantize.intervals import (
     clopper_pearson_lower,
@@ -34,11 +36,14 @@ from quantize.intervals import (
     tango_z,
     zero_loss_samples,
 )
+from quantize.judging import Judging
 from quantize.metric import Metric
 from quantize.metrics import METRICS
 from quantize.outputs import OutputStore
 from quantize.pairing import whole_bounds
 from quantize.resampling import mean_bounds
+from quantize.shares import Shares
+from quantize.tolerance import Tolerance
 
 LIMITS = (0.01, 0.0)
 SIZES = (10, 100, 200, 300, 500, 1000, 2000, 5000, 10_000)
@@ -47,7 +52,11 @@ BEGIN, END = "<!-- bench-gate:begin -->", "<!-- bench-gate:end -->"
 _CONFIDENCE = 0.95
 Draw = Callable[[np.random.Generator, int], tuple[Array, Array]]
 _UNLIKELY = 1e-10
+# Of a simulated run: the share of samples that FP32 has right, and candidates, as many as a search
+# judges at most.
+_RIGHT, _CANDIDATES = 0.9, 10
 _TIMED = _TRIALS = 1000
+_FEW_TRIALS = 300
 
 
 # --- error rates ---
@@ -181,6 +190,80 @@ def corpus_errors(n: int, trials: int, seed: int = 0) -> dict[str, tuple[float, 
     return found
 
 
+def run_errors(
+    n: int, alike: float, trials: int, *, shared: bool = True, binary: bool = True, seed: int = 0
+) -> float:
+    """Share of runs that pass a model, where all of ten candidates are at the limit of 1 pt.
+
+    Each candidate answers 4 in 100 samples otherwise than FP32, or is off by 5 pt in scores that
+    are not 0 or 1.
+
+    Args:
+        n: Samples of a run.
+        alike: Correlation of what decides which samples two candidates change: 0 for none.
+        trials: Runs.
+        shared: Whether candidates share the error, as those of a search do.
+        binary: Whether scores are 0 and 1.
+        seed: Of the draws.
+    """
+    rng, passed = np.random.default_rng(seed), 0
+    for _ in range(trials):
+        before = rng.random(n) < _RIGHT if binary else rng.standard_normal(n)
+        judging = searching(_scores(before), Shares() if shared else None)
+        common = rng.standard_normal(n)
+        for candidate in range(_CANDIDATES):
+            own = rng.standard_normal(n)
+            push = math.sqrt(alike) * common + math.sqrt(1 - alike) * own
+            after = _answers(before, push) if binary else before - 0.01 - 0.05 * push
+            found = _scores(after, str(candidate))
+            if judging.told(found)[1].outcome == "pass":
+                passed += 1
+                break
+    return passed / trials
+
+
+def _answers(before: Array, push: Array) -> Array:
+    """Whether INT8 is right: of 1,000 samples FP32 alone is on 25, INT8 alone on 15."""
+    quantile = NormalDist().inv_cdf
+    lost, gained = (quantile(1 - r) for r in (0.025 / _RIGHT, 0.015 / (1 - _RIGHT)))
+    return np.where(before, push <= lost, push > gained)
+
+
+def _scores(scores: Array, model: str = "fp32") -> Evaluation:
+    return Evaluation(
+        model_sha256=model,
+        runtime="onnxruntime",
+        runtime_version="",
+        arithmetic="exact",
+        metric="any",
+        output=None,
+        higher_is_better=True,
+        binary=scores.dtype == bool,
+        bounded=True,
+        chance=None,
+        scores=tuple(map(float, scores)),
+        nonfinite=0,
+        first_nonfinite=None,
+        samples_sha256="",
+        outputs=(),
+        seconds=0.0,
+    )
+
+
+def searching(baseline: Evaluation, shares: Shares | None) -> Judging:
+    """What judges the candidates of a run that keeps nothing, against these scores of FP32."""
+    rest: Any = {"samples": None, "metric": None, "reference": None, "watch": None}
+    return Judging(
+        **rest,
+        baseline=baseline,
+        tolerance=Tolerance(1.0, "pt"),
+        confidence=_CONFIDENCE,
+        threads=1,
+        states={},
+        shares=shares,
+    )
+
+
 def _evidence(metric: Metric, rows: Array) -> Evidence:
     assert metric.corpus is not None
     return Evidence(rows, metric.corpus, metric.name, metric.spoil, additive=metric.additive)
@@ -268,7 +351,27 @@ def tables(model: Model, samples: Samples) -> str:
     for n, found in rates:
         for name, (high, low) in found.items():
             lines.append(f"| {name} | {n:,} | {high * 100:.1f} | {low * 100:.1f} |")
-    return "\n".join([*lines, "", *costs])
+    return "\n".join([*lines, "", *_runs(), "", *costs])
+
+
+def _runs() -> list[str]:
+    """What a search does with ten candidates that are all at the limit."""
+    lines = [
+        "Runs that pass one of ten candidates, %: the true drop of each is the limit of 1 pt.",
+        "",
+        "| Ten candidates, judged | Scores | n | runs | not alike | alike by 0.5 | by 0.9 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    cases = (("0 or 1", True, 1000, _TRIALS), ("other", False, 100, _FEW_TRIALS))
+    for judged, shared in (("each by itself", False), ("as `quantize` does", True)):
+        for scores, binary, n, trials in cases:
+            rates = [
+                run_errors(n, alike, trials, shared=shared, binary=binary)
+                for alike in (0.0, 0.5, 0.9)
+            ]
+            cells = " | ".join(f"{r * 100:.1f}" for r in rates)
+            lines.append(f"| {judged} | {scores} | {n:,} | {trials:,} | {cells} |")
+    return lines
 
 
 def _costs(model: Model, samples: Samples) -> list[str]:

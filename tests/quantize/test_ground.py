@@ -148,3 +148,18 @@ def test_samples_that_hang_together_are_run_to_the_end(shelf: tuple[Model, Sampl
     found = looks(evaluation([1.0] * 500), Tolerance(1, "pt"), Limits())
     assert found is not None
     assert (found.limit, found.can_pass) == (0.01, True)
+
+
+def test_candidates_of_a_search_share_the_error_and_a_recipe_has_it_alone(
+    shelf: tuple[Model, Samples],
+) -> None:
+    def can_pass(lossless: int, recipe: Path | None) -> bool:
+        made = ground(shelf, effort={"recipe": recipe})
+        judging = made.settle(lambda: evaluation([1.0] * lossless))
+        assert (judging.shares is None) == (recipe is not None)
+        return made.can_pass
+
+    # Without a loss 299 samples show 1 pt at 95 %, and 309 at 95.5 %.
+    assert can_pass(300, Path("recipe.toml"))
+    assert not can_pass(308, None)
+    assert can_pass(309, None)

@@ -199,7 +199,13 @@ class World:
 
     # The search itself
 
-    def search(self, *targets: str, need_speed: bool = True, deadline_s: float = 1e18) -> Found:
+    def search(
+        self,
+        *targets: str,
+        need_speed: bool = True,
+        deadline_s: float = 1e18,
+        first: Sequence[Judged] = (),
+    ) -> Found:
         anchors = tuple(anchor(n, self.ops.get(n, "Conv")) for n in self.drops)
         bench = Workbench(
             model("fp32"),
@@ -219,7 +225,7 @@ class World:
             stopped=lambda: self.stopped(),
             keep=self.kept.append,
         )
-        return search(bench, self.judge, targets or ("portable",), aim)
+        return search(bench, self.judge, targets or ("portable",), aim, first)
 
 
 CALLED = (
@@ -659,6 +665,18 @@ def test_where_samples_are_too_few_the_first_within_the_limit_is_taken(world: Bu
     assert found.best is not None
     assert found.best.verdict.outcome == "inconclusive"
     assert found.best.trial.quantized.recipe == w.judged[-1]
+
+
+def test_a_first_model_that_gained_passes_where_the_samples_are_too_few(world: Build) -> None:
+    w = world([0.6, 0.6, 0.1], ops={"n1": "Gemm"}, few=True, fp32_ms=10)
+    recipe = Recipe("portable", "mse", correct_bias=False, modes={"n0": "static"})
+    gained = Trial("first", QuantizedModel(model("first"), recipe, (), "", ""), 30.0, {})
+    first = Judged(gained, "onnxruntime", evaluation(), verdict("pass", -0.5))
+    found = w.search("portable", first=[first])
+    assert found.best is not None
+    assert found.best.verdict.outcome == "pass"
+    # It is timed all the same.
+    assert found.best.trial.latency_ms
 
 
 # --- time ---

@@ -1,0 +1,62 @@
+"""How one comparison is put into sentences."""
+
+from dataclasses import dataclass
+
+from quantize.amounts import Scale, drop_text, score_text
+from quantize.evaluate import Evaluation
+from quantize.pairing import Paired
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Parts of the sentences on one comparison.
+
+    Attributes:
+        baseline: Of FP32.
+        scale: How scores and drops are written.
+        confidence: That the whole claim has.
+    """
+
+    baseline: Evaluation
+    scale: Scale
+    confidence: float
+
+    @property
+    def sure(self) -> str:
+        """How sure the whole claim is, whichever look makes it."""
+        return f"at {self.confidence * 100:.4g} % confidence"
+
+    def drop(self, drop: float) -> str:
+        """A drop; of a ratio in decibels, the ratio that it leaves."""
+        if self.scale == "decibels":
+            return score_text(self.baseline.value - drop, self.scale)
+        return drop_text(drop, self.scale)
+
+    def observed(self, paired: Paired) -> str:
+        """What was seen."""
+        if self.scale == "decibels":
+            return f"The observed ratio is {self.drop(paired.drop)} over {paired.n:,} samples"
+        if self.baseline.metric == "agreement" and paired.binary:
+            return (
+                f"INT8 names another class than FP32 on {paired.losses:,} of {paired.n:,} samples, "
+                f"so whatever the labels are, its top-1 accuracy there is at most "
+                f"{self.drop(paired.drop)} lower"
+            )
+        if paired.drop < 0:
+            return f"INT8 scores {self.drop(-paired.drop)} better over {paired.n:,} samples"
+        return f"The observed drop is {self.drop(paired.drop)} over {paired.n:,} samples"
+
+    def it(self, paired: Paired) -> str:
+        """What is held against the limit, after `observed`."""
+        named = self.scale == "decibels" or paired.drop >= 0
+        return "it" if named else "the drop"
+
+    @property
+    def below(self) -> str:
+        """The good side of the limit."""
+        return "above" if self.scale == "decibels" else "below"
+
+    @property
+    def above(self) -> str:
+        """The bad side."""
+        return "below" if self.scale == "decibels" else "above"

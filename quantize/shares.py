@@ -1,0 +1,56 @@
+"""How much of a run's error each of its verdicts may make.
+
+The candidates of a search are judged on the same samples, and it ends with one that passes. Were
+each of ten at the limit and passed by chance in 5 % of cases, the search would find one that passes
+in up to 35 (`make bench-gate` has the simulation). So they share what the run may err in:
+
+- The first has nine tenths of it. After each candidate that failed the next has half of the rest.
+- A pass takes nothing, since what is judged after it could only err if it did not: tests in an
+  order that is not chosen by their results need no correction while they succeed.
+- What is surely above the limit takes nothing either, since it had no chance to pass.
+
+Which candidate comes next follows from noise on other samples, from the clock and from which ones
+failed, not from how they scored. The shares add up to one, so by Bonferroni's inequality a run
+passes a model that is not within the limit in at most 1 - confidence of all cases. To leave out
+sure losses adds a hundredth of that at most, where candidates have nothing in common, and nothing
+where they lose the same samples (J. Tian, A. Ramdas: Online control of the familywise error rate,
+Statistical Methods in Medical Research 30 (2021) 976-993).
+"""
+
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+from quantize.gate import Verdict
+
+FIRST = 0.9
+_SURE = 0.99
+
+
+@dataclass(slots=True)
+class Shares:
+    """Of the candidates of one run, in the order in which they are judged.
+
+    Attributes:
+        given: Share of each candidate that was judged, by what names it.
+        failed: Names of those that failed and might have passed.
+    """
+
+    given: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
+    failed: set[tuple[str, str]] = field(default_factory=set, init=False)
+
+    def of(self, name: tuple[str, str]) -> float:
+        """The share of a candidate, the same whenever it is asked for."""
+        count = len(self.failed)
+        return self.given.setdefault(name, (1 - FIRST) / 2**count if count else FIRST)
+
+    def note(self, name: tuple[str, str], verdict: Verdict) -> None:
+        """Learn what became of it."""
+        if verdict.outcome != "pass" and not is_surely_lost(verdict):
+            self.failed.add(name)
+
+
+def is_surely_lost(verdict: Verdict) -> bool:
+    """Whether the drop is above the limit with 99 % confidence, and so had no chance to pass."""
+    quantile = NormalDist().inv_cdf
+    below = (verdict.drop - verdict.low) * max(1.0, quantile(_SURE) / quantile(verdict.level))
+    return verdict.outcome == "refuse" and verdict.drop - below > verdict.limit

@@ -1,0 +1,90 @@
+"""What candidates of one search may err in: together no more than a single verdict."""
+
+from dataclasses import replace
+
+import pytest
+
+from quantize.gate import Verdict, judge
+from quantize.shares import FIRST, Shares, is_surely_lost
+from tests.benchmarks.gate import run_errors, searching
+from tests.quantize.test_gate import POINT, counted
+
+
+def verdict(losses: int, gains: int, n: int = 1000, share: float = 1.0) -> Verdict:
+    return judge(*counted(n, losses, gains), POINT, share=share)
+
+
+GOOD, UNDECIDED, LOST = verdict(2, 2), verdict(15, 5), verdict(80, 5)
+
+
+def given(*outcomes: Verdict) -> list[float]:
+    """Shares of candidates with these verdicts, and of the one after them."""
+    shares, found = Shares(), []
+    for i, outcome in enumerate(outcomes):
+        found.append(shares.of((str(i), "")))
+        shares.note((str(i), ""), outcome)
+    return [*found, shares.of(("next", ""))]
+
+
+def test_the_made_up_verdicts_are_what_they_are_called() -> None:
+    assert [v.outcome for v in (GOOD, UNDECIDED, LOST)] == ["pass", "inconclusive", "refuse"]
+
+
+def test_each_that_might_have_passed_leaves_half_of_the_rest() -> None:
+    assert given(UNDECIDED, UNDECIDED, UNDECIDED) == pytest.approx([0.9, 0.05, 0.025, 0.0125])
+    assert sum(given(*[UNDECIDED] * 50)) <= 1.0
+
+
+def test_neither_a_pass_nor_a_sure_loss_takes_anything() -> None:
+    assert given(GOOD, LOST, GOOD) == [FIRST] * 4
+    assert given(LOST, UNDECIDED, GOOD, LOST) == pytest.approx([0.9, 0.9, 0.05, 0.05, 0.05])
+
+
+def test_a_candidate_keeps_its_share_and_counts_once() -> None:
+    shares = Shares()
+    for _ in range(3):
+        assert shares.of(("a", "")) == FIRST
+        shares.note(("a", ""), UNDECIDED)
+    assert shares.of(("b", "")) == pytest.approx(0.05)
+
+
+def test_a_loss_is_sure_at_99_per_cent() -> None:
+    assert is_surely_lost(LOST)
+    assert not is_surely_lost(UNDECIDED)
+    # At 95 % the drop is above the limit, at 99 % it is not.
+    barely = next(v for v in (verdict(k, 0) for k in range(10, 40)) if v.outcome == "refuse")
+    assert not is_surely_lost(barely)
+    strict = judge(*counted(1000, barely.losses, 0), POINT, confidence=0.99)
+    assert strict.outcome != "refuse"
+    # A bound that is stricter already is taken as it is.
+    assert is_surely_lost(replace(LOST, share=0.01))
+
+
+def test_a_share_moves_the_bounds_and_not_what_they_are_called() -> None:
+    whole, part = verdict(2, 0), verdict(2, 0, share=0.05)
+    assert (whole.outcome, part.outcome) == ("pass", "inconclusive")
+    assert part.level == pytest.approx(0.9975)
+    assert part.high == judge(*counted(1000, 2, 0), POINT, confidence=0.9975).high
+    assert "95 % confidence" in part.reason
+    assert part.samples_needed is not None
+    assert part.samples_needed > 1000
+
+
+def test_a_refusal_has_the_whole_error() -> None:
+    fp32, lost = counted(1000, 18, 0)
+    judging = searching(fp32, Shares())
+    first, later = (
+        replace(e, model_sha256=n) for e, n in ((counted(1000, 15, 5)[1], "a"), (lost, "b"))
+    )
+    assert judging.told(first)[1].outcome == "inconclusive"
+    found = judging.told(later)[1]
+    assert judge(fp32, lost, POINT, share=0.05).outcome == "inconclusive"
+    assert (found.outcome, found.share) == ("refuse", 1.0)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5])
+def test_a_whole_run_errs_no_more_often_than_stated(alike: float) -> None:
+    runs = 300
+    # Three standard deviations of a rate of 0.05.
+    assert run_errors(500, alike, runs) <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+    assert run_errors(500, alike, runs, shared=False) > 0.2
