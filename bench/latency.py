@@ -334,6 +334,7 @@ def job_of(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
     """What `bench.sampling.run_round` takes."""
     return {
         "model": str(variant.model.path.resolve()),
+        "size_bytes": variant.model.size_bytes,
         "runtime": variant.runtime,
         "device": variant.device,
         "precision": variant.precision,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import InputError, UnsupportedError
+from bench.wire import split
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = dict[str, Array]
@@ -138,12 +139,10 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _looked_at(path: Path) -> tuple[Any, int, list[Path]]:
-    """The `onnx.ModelProto` without its external data, its opset, and all its files."""
-    import onnx
-
+    """The `onnx.ModelProto` without its large weights, its opset, and all its files."""
     _refuse_other_types(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = without_weights(path)
     except Exception as e:
         size = path.stat().st_size
         raise InputError(
@@ -162,6 +161,16 @@ def _looked_at(path: Path) -> tuple[Any, int, list[Path]]:
     for value in proto.graph.output:
         _spec(value, path)
     return proto, opset, [path, *external_files(proto, path)]
+
+
+def without_weights(path: Path) -> Any:
+    """The `onnx.ModelProto` in a file, without external data, and without what else is large."""
+    import onnx
+
+    try:
+        return onnx.ModelProto.FromString(split(path)[0])
+    except ValueError:
+        return onnx.load(str(path), load_external_data=False)
 
 
 def _inputs(proto: Any, path: Path) -> tuple[TensorSpec, ...]:

@@ -26,7 +26,7 @@ _WARMUP_S = 1.0
 _LEAST_S = 0.1
 # Of a turn that chooses what to measure.
 _ENOUGH_TO_CHOOSE = 64
-# Files of the models that are kept open between their turns.
+# Of the models that are kept open between their turns.
 _KEPT_BYTES = 512 * 2**20
 _WINDOW = 10
 _STABLE = 1.02
@@ -97,7 +97,7 @@ def run_turns(job: dict[str, Any]) -> list[float]:
     try:
         for turn in job["turns"]:
             key = tuple(turn[k] for k in ("model", "runtime", "device", "threads", "precision"))
-            size = Path(turn["model"]).stat().st_size
+            size = turn["size_bytes"]
             session = kept.pop(key)[0] if key in kept else _opened(turn)
             medians.append(_median_ns(session, turn))
             gc.collect()

@@ -27,9 +27,8 @@ def coverage_of(path: Path) -> Coverage:
     Args:
         path: Of a model that `bench.models.read_model` accepts.
     """
-    import onnx_ir as ir
-
+    from quantize.graphs import load
     from quantize.inspection.products import lifted, products
 
-    found = products(lifted(ir.load(path)))
+    found = products(lifted(load(path)))
     return Coverage(sum(p.mode in ("static", "dynamic") for p in found), len(found))

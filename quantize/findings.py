@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantize.anchors import Anchor
+from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
 from quantize.nodes import float_constant
 from quantize.placement import CONCAT_SPREAD
@@ -15,7 +16,7 @@ from quantize.quantizers import QuantizedModel
 from quantize.quantizers.native import QuantizedLayer
 from quantize.quantizers.weights import least_scales
 from quantize.ranges import RANGE_METHODS, Range, minmax_range, percentile_range
-from quantize.trials import Workbench
+from quantize.trials import Start, Workbench
 
 # A few values that widen a range by less cost less than two bits.
 _OUTLIER = 4.0
@@ -53,8 +54,12 @@ def find_causes(bench: Workbench, quantized: QuantizedModel) -> tuple[Finding, .
     if recipe.engine != "native":
         return ()
     start = bench.start(recipe)
-    model = ir.load(start.model.path)
-    nodes = {str(n.name): n for n in model.graph.all_nodes()}
+    with opened(start.model.path) as model:
+        return _causes_in(model, start, quantized)
+
+
+def _causes_in(model: ir.Model, start: Start, quantized: QuantizedModel) -> tuple[Finding, ...]:
+    recipe, nodes = quantized.recipe, {str(n.name): n for n in model.graph.all_nodes()}
     layers = {x.name: x for x in quantized.layers}
     found: list[Finding] = []
     for anchor in start.anchors:

@@ -3,11 +3,9 @@
 Results of the stages ─▶ conclude ─▶ `model.onnx` or `refused/model.onnx`, `recipe.toml` ─▶ Report
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import onnx_ir as ir
 
 from bench.forecast import Forecast
 from bench.isolate import Stage
@@ -22,6 +20,7 @@ from quantize.checks import size_checks, slices_check, speed_check
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import find_causes
+from quantize.graphs import opened
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
 from quantize.keeping import place_model, recipe_of
@@ -114,9 +113,11 @@ def finish(
     speeds = results.speeds or speeds_of(results.timing, best.runtime, results.bench)
     text += f"\n{speeds_toml(speeds)}" if speeds is not None else ""
     (quantized.path.parent / "recipe.toml").write_text(text, encoding="utf-8")
-    _, left = find_anchors(ir.load(fp32.path))
+    with opened(fp32.path) as model:
+        _, left = find_anchors(model)
     inside = _look_inside(job, results, quantized, left, staging / "scratch")
     models = (_relative(fp32, staging), _relative(quantized, staging))
+    named = dict(zip((fp32.sha256, made.model.sha256), models, strict=True))
     return Report(
         command=job.command,
         source=job.model.text,
@@ -139,7 +140,7 @@ def finish(
         flips=results.looked.flips,
         slice_limit=results.slice_limit,
         further=further,
-        latencies=tuple(_published(x, models) for x in results.timing.latencies),
+        latencies=tuple(_published(x, named) for x in results.timing.latencies),
         comparisons=results.timing.comparisons,
         control=results.timing.control,
         trials=_rows(results.found),
@@ -232,9 +233,15 @@ def _relative(model: Model, folder: Path) -> Model:
     return replace(model, path=model.path.relative_to(folder))
 
 
-def _published(latency: Latency, models: tuple[Model, ...]) -> Latency:
-    """The same, its model named by where it lies when the scratch folder is gone."""
-    model = next(m for m in models if m.sha256 == latency.variant.model.sha256)
+def _published(latency: Latency, models: Mapping[str, Model]) -> Latency:
+    """The same, its model named by where it lies when the scratch folder is gone.
+
+    Args:
+        latency: Measured on a file there.
+        models: The published ones, by the digest that they had there; a model whose weights lie
+            beside it names their file, and so has another digest now.
+    """
+    model = models[latency.variant.model.sha256]
     return replace(latency, variant=replace(latency.variant, model=model))
 
 

@@ -1,14 +1,20 @@
 """Graphs in files: read, written, and their memory given back.
 
-file ─▶ graph, weights inside or in a file beside it ─▶ file, with weights alike or shared
+file ─▶ graph, large weights left where they are ─▶ file, with weights inside, beside or shared
 """
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+
+from bench.wire import LEAST_BYTES, Place, join, split
 
 # protobuf cannot hold more in memory; beyond it weights go to a file of their own.
 EXTERNAL_BYTES = 1_500_000_000
@@ -33,10 +39,44 @@ def save(model: ir.Model, out: Path, *, share: bool = False) -> None:
         for value, tensor in before.items():
             value.const_value = tensor
     else:
+        _write_whole(model, out)
+
+
+def _write_whole(model: ir.Model, out: Path) -> None:
+    """Write a model with its weights inside, of the large ones one at a time."""
+    held = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    large = {i: t for i, v in enumerate(held) if (t := v.const_value) is not None and _is_apart(t)}
+    for i, tensor in large.items():
+        held[i].const_value = _stand_in(tensor)
+    try:
         for value in constants_of(model):
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
-        ir.save(model, out)
+        light = ir.serde.serialize_model(model).SerializeToString()
+    finally:
+        for i, tensor in large.items():
+            held[i].const_value = tensor
+    with out.open("wb") as file:
+        join(light, {i: (t.nbytes, t.tobytes) for i, t in large.items()}, file)
+
+
+def _is_apart(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is written by itself: it is large, and stored as its plain bytes."""
+    if tensor.nbytes < LEAST_BYTES or isinstance(tensor, ir.StringTensor):
+        return False
+    return not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.raw.HasField("raw_data")
+
+
+def _stand_in(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same without its bytes."""
+    import onnx
+
+    proto = onnx.TensorProto(data_type=tensor.dtype.value, dims=tensor.shape.numpy())
+    if tensor.doc_string:
+        proto.doc_string = tensor.doc_string
+    for key, value in tensor.metadata_props.items():
+        proto.metadata_props.add(key=key, value=value)
+    return ir.serde.TensorProtoTensor(proto)
 
 
 def _shared(model: ir.Model, out: Path) -> bool:
@@ -84,10 +124,60 @@ def constants_of(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
+def load(path: Path) -> ir.Model:
+    """The graph in a file; large weights are read when they are asked for, and each time again.
+
+    The file may be removed meanwhile, but must not change.
+    """
+    import onnx
+
+    try:
+        light, places = split(path)
+    except ValueError:
+        return ir.load(path)
+    file = _File(path)
+    proto = onnx.ModelProto.FromString(light)
+    lazy: dict[str, ir.LazyTensor] = {}
+    for place in places:
+        tensor = proto.graph.initializer[place.index]
+        kind = ir.DataType(tensor.data_type)
+        if kind.bitwidth < 8:
+            tensor.raw_data = file.read(place)
+            continue
+        shape = ir.Shape(tensor.dims)
+        read = partial(_tensor_at, file, place, kind, shape)
+        told = tensor.doc_string or None
+        lazy[tensor.name] = ir.LazyTensor(read, kind, shape, name=tensor.name, doc_string=told)
+    model = ir.serde.deserialize_model(proto)
+    for name, weights in lazy.items():
+        model.graph.initializers[name].const_value = weights
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+class _File:
+    """A file that stays open as long as anybody may want to read it."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.handle)
+
+    def read(self, place: Place) -> bytes:
+        """The bytes of one initializer."""
+        return os.pread(self.handle, place.length, place.offset)
+
+
+def _tensor_at(file: _File, place: Place, kind: ir.DataType, shape: ir.Shape) -> ir.Tensor[Any]:
+    values = np.frombuffer(file.read(place), kind.numpy().newbyteorder("<"))
+    return ir.Tensor(values.reshape(shape.numpy()), kind)
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[ir.Model]:
     """The graph in a file, its weights in memory until the block ends."""
-    model = ir.load(path)
+    model = load(path)
     try:
         yield model
     finally:

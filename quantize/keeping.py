@@ -3,13 +3,11 @@
 import shutil
 from pathlib import Path
 
-import onnx_ir as ir
-
 from bench.models import Model, read_model
 from bench.store import dump
 from quantize.drift import seen_ranges
 from quantize.gate import Verdict
-from quantize.graphs import save
+from quantize.graphs import opened, save
 from quantize.quantizers import QuantizedModel
 from quantize.recipe import fingerprints, to_toml
 from quantize.trials import Workbench
@@ -58,7 +56,8 @@ def recipe_of(
     """
     facts = {"fp32_sha256": bench.fp32.sha256, "calibration_sha256": calibration_sha256}
     facts["served_by"] = runtime
-    marks = fingerprints(ir.load(bench.fp32.path), bench.anchors)
+    with opened(bench.fp32.path) as model:
+        marks = fingerprints(model, bench.anchors)
     seen = seen_ranges(bench.calibration, bench.anchors)
     return to_toml(quantized.recipe, marks, facts, seen)
 
@@ -70,7 +69,8 @@ def place_model(quantized: QuantizedModel, folder: Path) -> Model:
     target.unlink(missing_ok=True)
     if source.with_name(f"{source.name}.data").exists():
         # The model names the file of its weights, so it is written again under its own.
-        save(ir.load(source), target)
+        with opened(source) as model:
+            save(model, target)
     else:
         try:
             target.hardlink_to(source)

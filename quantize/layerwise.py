@@ -4,8 +4,9 @@ A BLAS takes every core of the machine by itself, whatever share of it the proce
 threads wait for each other in every product. Layers do not have to.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from quantize.graphs import give_back
 
@@ -17,14 +18,20 @@ def side_by_side(jobs: Iterable[Callable[[], object]], threads: int) -> None:
     """Do every job; what it finds it keeps itself.
 
     Args:
-        jobs: Each is called once, by one of several threads.
+        jobs: Each is called once, by one of several threads; drawn here, a few ahead.
         threads: In all, those of the BLAS among them.
     """
     from threadpoolctl import threadpool_limits
 
     workers = max(min(threads, _LAYERS), 1)
     each = max(threads // workers, 1)
+    waiting: deque[Future[object]] = deque()
     with threadpool_limits(each, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda job: job(), jobs):
-            pass
+        # One that waits holds its weights already.
+        for job in jobs:
+            if len(waiting) > workers:
+                waiting.popleft().result()
+            waiting.append(pool.submit(job))
+        for done in waiting:
+            done.result()
     give_back()

@@ -18,8 +18,6 @@ from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from bench.errors import UnsupportedError
 from bench.isolate import Stage, stage
 from bench.machine import granted_threads
@@ -31,6 +29,7 @@ from quantize.candidates import Aim, Judge, Judged
 from quantize.data import Samples
 from quantize.early import first_models
 from quantize.gate import Verdict
+from quantize.graphs import load
 from quantize.ground import Ground
 from quantize.job import Effort, Job, Progress
 from quantize.journal import (
@@ -226,7 +225,7 @@ class Run:
 
     def calibrate(self, fp32: Model, samples: Samples) -> Workbench:
         """What all candidates share; says if there is nothing to quantize."""
-        model = ir.load(fp32.path)
+        model = load(fp32.path)
         anchors, left = find_anchors(model)
         if not anchors:
             why = "; ".join(sorted(set(left.values()))) or "it has no Conv, Gemm, MatMul or LSTM"

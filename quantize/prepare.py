@@ -22,7 +22,7 @@ from bench.models import Model, read_model
 from bench.runtimes.onnxruntime import first_line, open_errors, refusal, session_options
 from bench.runtimes.seam import Settings
 from quantize.einsums import write_out_einsums
-from quantize.graphs import constants_of, release, save, too_large, weight_bytes
+from quantize.graphs import constants_of, load, release, save, too_large, weight_bytes
 from quantize.loops import free_invariants
 from quantize.protos import load_graph
 from quantize.rewrites import rewrite
@@ -255,10 +255,10 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
         )
     except open_errors() as e:
         raise _refused(e, shown) from e
-    after = ir.load(folded)
+    after = load(folded)
     if any(n.domain not in ours for n in after.graph.all_nodes()):
         notes.append("constants not folded: the runtime's passes use operators of its own here")
-        return ir.load(path)
+        return load(path)
     count = nodes - sum(1 for _ in after.graph.all_nodes()) - _hard_swishes(after)
     if count > 0:
         notes.append(f"{count} nodes folded away (constants, batch norms, no-ops)")

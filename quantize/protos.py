@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bench.errors import UnsupportedError
-from bench.models import Model
-from quantize.graphs import too_large
+from bench.models import Model, without_weights
+from quantize.graphs import load, too_large
 
 # Per-channel DequantizeLinear needs opset 13. 17 is preferred: newer LayerNormalization, same Q/DQ.
 _OPSETS = (17, 15, 13)
@@ -33,10 +33,7 @@ def load_graph(source: Model, notes: list[str], shown: str) -> ir.Model:
     """
     import onnx
 
-    bare, large = (
-        onnx.load(str(source.path), load_external_data=False),
-        too_large(source.size_bytes),
-    )
+    bare, large = without_weights(source.path), too_large(source.size_bytes)
     # 13 would do for Q/DQ, but HardSwish came with 14.
     old = source.opset < _LOWEST_OPSET or (source.opset == _LOWEST_OPSET and not large)
     why = f"its opset {source.opset} has to be raised to {_LOWEST_OPSET}" if old else ""
@@ -45,9 +42,7 @@ def load_graph(source: Model, notes: list[str], shown: str) -> ir.Model:
     if mixed := any(_opset(f) not in (None, source.opset) for f in bare.functions):
         why = "it has functions of another opset than its graph"
     if not why:
-        # Its weights would stay in memory beside those of the graph.
-        del bare
-        return ir.load(source.path)
+        return load(source.path)
     if large:
         raise UnsupportedError(
             f"{shown}: {why}, which needs the whole model in one protobuf (2 GB). Export it again "

@@ -17,6 +17,7 @@ from bench.errors import InputError, UnsupportedError
 from bench.kernels import find_kernels
 from bench.profile import node_times
 from quantize.anchors import Anchor, Mode
+from quantize.graphs import load
 from quantize.placement import place
 from quantize.quantizers import quantize
 from quantize.recipe import Recipe
@@ -53,7 +54,7 @@ def fusion_groups(bench: Workbench, recipe: Recipe) -> tuple[Group, ...]:
     With one of them in float the other's output is no integer either, and the scale that they
     share, which may be what costs accuracy, is gone for all of them.
     """
-    model = ir.load(bench.fp32.path)
+    model = load(bench.fp32.path)
     magnitudes = bench.calibration.magnitudes()
     placement = place(model, bench.anchors, recipe.modes, magnitudes, recipe.fused_for)
     ends = {a.end: a.name for a in bench.anchors if placement.modes[a.name] == "static"}

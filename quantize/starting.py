@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from bench.errors import InputError, UnsupportedError, UsageError
@@ -15,7 +14,7 @@ from bench.models import Model, TensorSpec
 from bench.runtimes import RUNTIMES, Settings
 from bench.runtimes.seam import Session
 from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
-from quantize.graphs import save
+from quantize.graphs import load, save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
 from quantize.metrics import resolve_metric
@@ -110,7 +109,7 @@ def _opened(path: Path, settings: Settings, shown: str) -> Session:
     except InputError as refused:
         # Names of nodes mean nothing, but ONNX Runtime takes no two of one name.
         named = path.with_name("named.onnx")
-        save(NameFixPass()(ir.load(path)).model, named)
+        save(NameFixPass()(load(path)).model, named)
         try:
             return runtime.open(named, settings)
         except InputError:

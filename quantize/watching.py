@@ -22,7 +22,7 @@ from bench.models import Array, Feeds, Model
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.seam import Settings
 from quantize.data import Samples
-from quantize.graphs import give_back, opened, save, too_large
+from quantize.graphs import give_back, load, opened, save, too_large
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -228,7 +228,7 @@ def expose(path: Path, names: Iterable[str], out: Path) -> None:
 
     Weights that lie beside the model stay there, so `out` has to be in the same folder then.
     """
-    model = ir.load(path)
+    model = load(path)
     known = {v.name: v for node in model.graph for v in node.outputs}
     there = {v.name for v in model.graph.outputs}
     for name in names:
@@ -242,7 +242,7 @@ def expose(path: Path, names: Iterable[str], out: Path) -> None:
 
 def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str]:
     """Write a copy of a model whose outputs are the shapes of tensors; their names by tensor."""
-    model = ir.load(path)
+    model = load(path)
     known = {v.name: v for node in model.graph for v in node.outputs}
     shapes: dict[str, str] = {}
     for name in names:

@@ -83,6 +83,10 @@ def session_options(settings: Settings) -> Any:
     options.graph_optimization_level = (
         level.ORT_ENABLE_ALL if settings.optimize == "all" else level.ORT_DISABLE_ALL
     )
+    if settings.optimize == "none":
+        # As soon as it can, otherwise: every DequantizeLinear of weights before all else, so that
+        # they are in memory as floats together.
+        options.execution_order = package.ExecutionOrder.PRIORITY_BASED
     if not settings.packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if settings.exact:

@@ -21,7 +21,7 @@ from bench.kernels import Kernels, find_kernels
 from bench.models import Feeds, Model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.findings import Finding
-from quantize.graphs import too_large
+from quantize.graphs import load, opened, too_large, weight_bytes
 from quantize.inspection.causes import causes, told_beside
 from quantize.inspection.constants import array_of
 from quantize.inspection.difficulties import difficulties
@@ -234,12 +234,13 @@ def _noise(model: Model, means: Means, notes: list[str]) -> tuple[LayerNoise, ..
     if means.fp32 is None or not means.samples:
         return ()
     try:
-        if too_large(size := means.fp32.stat().st_size):
-            raise UnsupportedError(f"{means.fp32} has {size / 1e9:.1f} GB")
-        ours, theirs = (lifted(ir.load(p)) for p in (means.fp32, model.path))
-        return side_by_side(
-            ours, theirs, means.samples, threads=means.threads, scratch=means.scratch
-        )
+        with opened(means.fp32) as fp32, opened(model.path) as int8:
+            if too_large(size := weight_bytes(fp32)):
+                raise UnsupportedError(f"the weights of {means.fp32} have {size / 1e9:.1f} GB")
+            ours, theirs = lifted(fp32), lifted(int8)
+            return side_by_side(
+                ours, theirs, means.samples, threads=means.threads, scratch=means.scratch
+            )
     except (VnnifyError, OSError, *_DAMAGE) as e:
         # A look for the reader; the run that it belongs to may have taken hours.
         notes.append(f"noise of single layers is unknown: {e}")
@@ -248,7 +249,7 @@ def _noise(model: Model, means: Means, notes: list[str]) -> tuple[LayerNoise, ..
 
 def _read(model: Model, scratch: Path, notes: list[str]) -> tuple[ir.Model, tuple[Product, ...]]:
     """Graph and products; an FP32 file is looked at as `quantize` would prepare it."""
-    graph = lifted(ir.load(model.path))
+    graph = lifted(load(model.path))
     found = products(graph)
     if any(p.mode != "float" for p in found) or not found:
         return graph, found
@@ -258,7 +259,7 @@ def _read(model: Model, scratch: Path, notes: list[str]) -> tuple[ir.Model, tupl
         notes.append(f"vnnify quantize would refuse it: {e}")
         return graph, found
     notes += prepared.notes
-    graph = lifted(ir.load(prepared.model.path))
+    graph = lifted(load(prepared.model.path))
     return graph, products(graph)
 
 

@@ -18,7 +18,7 @@ from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Model, read_model
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
-from quantize.graphs import release, save
+from quantize.graphs import load, release, save
 from quantize.placement import place
 from quantize.quantizers import inc, native, nncf
 from quantize.quantizers.native import QuantizedLayer
@@ -110,7 +110,7 @@ def _native(
     source: Model, anchors: tuple[Anchor, ...], calibration: Calibration, recipe: Recipe
 ) -> Made:
     """Our own engine: pairs where the runtimes fuse them, written in one pass."""
-    model = ir.load(source.path)
+    model = load(source.path)
     placement = place(model, anchors, recipe.modes, calibration.magnitudes(), recipe.fused_for)
     if all(m == "float" for m in placement.modes.values()):
         reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]

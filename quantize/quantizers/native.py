@@ -142,7 +142,7 @@ class _Writer:
         if (rows := self.fitter.store) is not None:
             static = [a for a in self.anchors if self.placement.modes[a.name] == "static"]
             # What looks at the graph stays in this thread.
-            side_by_side([self._fit(a) for a in static], rows.threads)
+            side_by_side((self._fit(a) for a in static), rows.threads)
 
     def _fit(self, anchor: Anchor) -> Callable[[], Fit]:
         """What works out a static layer's integers."""

@@ -1,14 +1,18 @@
 """Graphs whose weights go when nobody needs them, and those in graphs inside."""
 
 import gc
+import tracemalloc
 import weakref
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import pytest
 from onnx import TensorProto, helper
 
-from quantize.graphs import opened, save, weight_bytes
+from bench.models import read_model
+from quantize.graphs import load, opened, save, weight_bytes
 from tests import tiny
 
 FLOAT = TensorProto.FLOAT
@@ -70,3 +74,102 @@ def test_weights_of_a_branch_are_taken_into_the_file_as_well(tmp_path: Path) -> 
     for value in inside:
         assert value.const_value is not None
         np.testing.assert_array_equal(value.const_value.numpy(), np.eye(64))
+
+
+MANY = 8
+SIDE = 256  # Of weights of 256 KiB.
+
+
+def many(path: Path) -> Path:
+    """A chain of products with large weights."""
+    names = ["x", *(f"t{i}" for i in range(MANY - 1)), "y"]
+    nodes = [
+        helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], f"mm{i}")
+        for i in range(MANY)
+    ]
+    random = np.random.default_rng(0)
+    weights = {f"w{i}": random.random((SIDE, SIDE), np.float32) for i in range(MANY)}
+    shape: list[int | str] = ["n", SIDE]
+    return tiny.save(path, nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)], weights)
+
+
+def peak_bytes() -> int:
+    """The most memory that Python held since the last call."""
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    return peak
+
+
+def test_large_weights_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
+    source, one = many(tmp_path / "m.onnx"), 4 * SIDE * SIDE
+    read_model(source)
+    tracemalloc.start()
+    try:
+        read_model(source)
+        assert peak_bytes() < 2 * one
+        with opened(source) as model:
+            total = sum(float(t.numpy().sum()) for t in held(model))
+            assert peak_bytes() < 2 * one
+            save(model, tmp_path / "out.onnx")
+            assert peak_bytes() < 3 * one
+    finally:
+        tracemalloc.stop()
+    assert total > 0
+    assert (tmp_path / "out.onnx").stat().st_size > MANY * one
+
+
+def held(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+
+
+def test_what_is_read_is_written_as_a_library_would(tmp_path: Path) -> None:
+    source = many(tmp_path / "m.onnx")
+    ir.save(ir.load(source), tmp_path / "wanted.onnx")
+    model = load(source)
+    save(model, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "wanted.onnx").read_bytes()
+    # What was saved is what it was.
+    assert all(isinstance(t, ir.LazyTensor) for t in held(model))
+
+
+def test_weights_outlast_the_name_of_their_file(tmp_path: Path) -> None:
+    source = many(tmp_path / "m.onnx")
+    wanted = [t.numpy() for t in held(ir.load(source))]
+    model = load(source)
+    source.unlink()
+    for tensor, values in zip(held(model), wanted, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), values)
+
+
+@pytest.mark.parametrize(
+    "kind", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.INT4]
+)
+def test_weights_of_every_width_read_as_a_library_reads_them(
+    tmp_path: Path, kind: ir.DataType
+) -> None:
+    shape, count = [512, 512], 512 * 512
+    raw = np.random.default_rng(1).integers(0, 60, int(count * kind.bitwidth / 8)).astype(np.uint8)
+    tensor = onnx.TensorProto(
+        name="w", data_type=kind.value, dims=shape, raw_data=raw.tobytes(), doc_string="told"
+    )
+    graph = helper.make_graph([], "g", [], [], [tensor])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    (found,), (wanted,) = held(load(path)), held(ir.load(path))
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(
+        found.numpy().astype(np.float32), wanted.numpy().astype(np.float32)
+    )
+    assert found.doc_string == wanted.doc_string
+
+
+def test_numbers_that_are_not_stored_as_bytes_stay_as_they_are(tmp_path: Path) -> None:
+    tensor = helper.make_tensor("w", FLOAT, [20_000], np.arange(20_000, dtype=np.float32))
+    assert not tensor.HasField("raw_data")
+    graph = helper.make_graph([], "g", [], [], [tensor])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    ir.save(ir.load(tmp_path / "m.onnx"), tmp_path / "wanted.onnx")
+    save(load(tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "wanted.onnx").read_bytes()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -43,3 +44,18 @@ def test_what_a_job_raises_ends_the_rest() -> None:
     with pytest.raises(ValueError, match="no"):
         side_by_side([broken, *[slow] * 1000], 1)
     assert len(done) < 1000
+
+
+def test_a_job_is_drawn_only_when_its_turn_is_near() -> None:
+    # Each that was drawn may hold a layer's weights.
+    drawn, done, ahead = list[int](), list[int](), list[int]()
+
+    def jobs() -> Iterator[Callable[[], object]]:
+        for i in range(20):
+            drawn.append(i)
+            ahead.append(len(drawn) - len(done))
+            yield partial(done.append, i)
+
+    side_by_side(jobs(), 2)
+    assert len(done) == 20
+    assert max(ahead) <= 5

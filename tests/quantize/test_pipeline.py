@@ -27,6 +27,7 @@ from bench.yardsticks import Bout, Yardsticks
 from quantize import (
     concluding,
     finishing,
+    graphs,
     ground,
     judging,
     pipeline,
@@ -76,6 +77,18 @@ def test_progress_hears_of_every_stage_in_order(job: Job, staging: Path) -> None
     assert ("calibrate", 32, 32) in heard.steps
     assert ("first model", 160, 160) in heard.steps
     assert "FP32: top1 1.0000 on 160 samples" in heard.said
+
+
+def test_a_model_whose_weights_lie_beside_it_is_published_with_them(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 100)
+    report = run(job, staging, Silent())
+    names = {"model.fp32.onnx", "model.onnx"}
+    assert {x.variant.model.path.name for x in report.latencies} == names
+    assert all((staging / f"{n}.data").is_file() for n in names)
+    assert report.inspection is not None
+    assert any("noise of single layers is unknown" in n for n in report.inspection.notes)
 
 
 def test_the_report_shows_where_noise_is_made(job: Job, staging: Path) -> None:
