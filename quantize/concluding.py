@@ -6,6 +6,7 @@
 They stand apart so that nobody who waits for the first verdict waits for the imports of these, too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -25,12 +26,19 @@ from quantize.judging import Judging
 from quantize.opening import Opening
 from quantize.proof.comparing import Proof
 from quantize.proof.proving import prove_model
-from quantize.replaying import drift_of, early_note, run_recipe, serving_fp32, what_to_time
+from quantize.replaying import (
+    Replay,
+    drift_of,
+    early_note,
+    run_recipe,
+    serving_fp32,
+    what_to_time,
+)
 from quantize.report import Data, Report
 from quantize.search import search
 from quantize.slices import Looked, look_into, slice_limit
 from quantize.smoothing import even_out, even_out_as
-from quantize.speeds import Speeds, is_close
+from quantize.speeds import Speeds, is_close, to_beat
 from quantize.targets import find_target
 from quantize.timing import FEWEST, Question, Timing, time_models
 from quantize.trials import Workbench
@@ -208,33 +216,48 @@ class _Conclusion:
         """FP32 beside the chosen model; what a recipe tells and holds here is not timed again."""
         assert found.best is not None
         run, served, fp32_ms = self.run, found.best.runtime, found.fp32_ms
-        short = run.replay is not None and not self.job.effort.full
         # Of a search, the fastest of its quick look first.
         int8 = list(found.best.trial.latency_ms) or [served]
-        if run.replay is not None and short:
-            # A baseline compares within one runtime.
-            beside = [served] if run.lock is not None else []
-            self.speeds, fp32, note = what_to_time(run.replay, bench, beside)
-            run.notes.append(note)
+        if run.replay is not None and not self.job.effort.full:
+            fp32 = self.recalled(run.replay, bench, served)
         else:
             fp32 = sorted(fp32_ms, key=fp32_ms.__getitem__) or serving_fp32(bench)
-        # A speed-up that was asked for has to be certain, however long that takes.
-        demanded = self.job.bounds.min_speedup is not None or run.lock is not None
-        once = self.speeds is not None and is_close(self.speeds, fp32[0]) and not demanded
+        quantized, step = found.best.trial.quantized, run.progress.step
+        return time_models(
+            bench, quantized.model, (fp32, int8), self.effort(), self.question(bench, fp32), step
+        )
+
+    def recalled(self, replay: Replay, bench: Workbench, served: str) -> list[str]:
+        """The runtimes to time FP32 in, by what the recipe tells of speeds and holds here."""
+        # A baseline compares within one runtime.
+        beside = [served] if self.run.lock is not None else []
+        self.speeds, fp32, note = what_to_time(replay, bench, beside, exactly=self.is_demanding)
+        self.run.notes.append(note)
+        return fp32
+
+    def question(self, bench: Workbench, fp32: Sequence[str]) -> Question:
+        """What the benchmark has to tell, where FP32 is timed in these runtimes."""
+        known, limits = self.speeds, {self.job.bounds.min_speedup}
+        if self.job.limits.need_speed:
+            limits |= {1.0, 1.0 if known is None else to_beat(known, bench.runtimes, fp32)}
+        once = known is not None and is_close(known, fp32[0]) and not self.is_demanding
         if once:
-            run.notes.append(
+            self.run.notes.append(
                 f"by the recipe INT8 is about as fast as FP32, so {FEWEST} processes of each were "
                 "timed, which may leave open which is faster"
             )
-        asked = (self.job.bounds.min_speedup, 1.0 if self.job.limits.need_speed else None)
-        question = Question(
-            tuple(limit for limit in asked if limit is not None),
+        short = self.run.replay is not None and not self.job.effort.full
+        return Question(
+            tuple(sorted(limit for limit in limits if limit is not None)),
             brief=short or self.interrupt.asked,
-            quick=self.speeds is not None,
+            quick=known is not None,
             once=once,
         )
-        quantized, step = found.best.trial.quantized, run.progress.step
-        return time_models(bench, quantized.model, (fp32, int8), self.effort(), question, step)
+
+    @property
+    def is_demanding(self) -> bool:
+        """Whether a speed-up was asked for, which has to be certain, however long that takes."""
+        return self.job.bounds.min_speedup is not None or self.run.lock is not None
 
     def verify(self, found: Found) -> tuple[tuple[Judged, ...], tuple[Evaluation, ...]]:
         """Judge the chosen model in every runtime that takes it, and natively where that differs.

@@ -10,7 +10,7 @@ from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
 from quantize.gate import Verdict
 from quantize.job import ROUNDS
 from quantize.recipe import Recipe, from_toml, served_by
-from quantize.speeds import Speeds, contenders, difference, place_of, read_speeds
+from quantize.speeds import Speeds, contenders, deciding, difference, place_of, read_speeds
 from quantize.trials import MOST_DB, Workbench, attempt, may_serve, serves
 
 
@@ -82,14 +82,16 @@ def serving_fp32(bench: Workbench) -> list[str]:
 
 
 def what_to_time(
-    replay: Replay, bench: Workbench, beside: Sequence[str] = ()
+    replay: Replay, bench: Workbench, beside: Sequence[str] = (), *, exactly: bool = False
 ) -> tuple[Speeds | None, list[str], str]:
-    """The runtimes to time FP32 in: all, unless the recipe tells which may be the fastest here.
+    """The runtimes to time FP32 in: all, unless the recipe tells which of them decide here.
 
     Args:
         replay: The recipe.
         bench: Where FP32 would be timed.
         beside: Runtimes to time it in besides, if they take it.
+        exactly: Whether to time all in which it may be the fastest, since more is asked of INT8
+            than to be faster.
 
     Returns:
         What of the recipe holds here, None where nothing does; runtimes, the fastest first; a line
@@ -103,7 +105,8 @@ def what_to_time(
         return None, serving_fp32(bench), f"the recipe tells no speeds, {anew}"
     if (other := difference(known.place, place_of(bench))) is not None:
         return None, serving_fp32(bench), f"the recipe's speeds were found {other}, {anew}"
-    if not (fastest := contenders(known, bench.runtimes)):
+    choose = contenders if exactly else deciding
+    if not (fastest := choose(known, bench.runtimes)):
         return None, serving_fp32(bench), f"the recipe tells no speed of FP32 here, {anew}"
     timed = list(dict.fromkeys([*fastest, *(r for r in beside if r in known.fp32)]))
     slower = {r: x for r, x in known.fp32.items() if r in bench.runtimes and r not in timed}
@@ -114,8 +117,9 @@ def what_to_time(
     ratio, low, high = known.int8
     note = (
         f"from the recipe: FP32 is the fastest in {' or '.join(fastest)}{ranking}; INT8 was "
-        f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f}). Timed here: FP32 in "
-        f"{' and '.join(timed)}, and INT8. With --rounds {ROUNDS} everything is"
+        f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f}). Timed here: INT8, and FP32 in "
+        f"{' and '.join(timed)}; the fastest FP32 of this report is of these. With --rounds "
+        f"{ROUNDS} everything is timed"
     )
     return known, timed, note
 

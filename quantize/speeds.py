@@ -180,3 +180,28 @@ def contenders(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:
     known = {r: speeds.fp32[r] for r in runtimes if r in speeds.fp32}
     order = sorted(known, key=lambda r: -known[r][0])
     return [r for r in order if known[r][2] >= _SURELY * known[order[0]][1]]
+
+
+def deciding(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:
+    """Of `runtimes`, those in which FP32 may decide whether INT8 is faster than all of them.
+
+    Of those in which it may be the fastest, the one that was does. The others do not where INT8 was
+    clearly slower than that one, or clearly faster than them.
+    """
+    first, *others = contenders(speeds, runtimes) or [""]
+    _, low, high = speeds.int8
+    if not first or high < _SURELY * speeds.fp32[first][0]:
+        return [first] if first else []
+    return [first, *(r for r in others if speeds.fp32[r][2] > _SURELY * low)]
+
+
+def to_beat(speeds: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> float:
+    """How many times as fast as the first of `timed` INT8 has to be, to be faster than all FP32.
+
+    Args:
+        speeds: Those that are not timed count with the upper ends of their intervals.
+        runtimes: That may serve.
+        timed: Of them, those in which FP32 is timed.
+    """
+    untimed = (speeds.fp32[r][2] for r in contenders(speeds, runtimes) if r not in timed)
+    return max([1.0, *(high / speeds.fp32[timed[0]][0] for high in untimed)])

@@ -573,7 +573,8 @@ def test_a_replay_times_int8_beside_the_fastest_fp32_of_its_recipe_alone(
     (note,) = (n for n in report.notes if n.startswith("from the recipe: "))
     assert "FP32 is the fastest in onnxruntime; in openvino it reached 0.50 of the" in note
     assert (
-        "INT8 was 3.00 times as fast (2.50 to 3.50). Timed here: FP32 in onnxruntime, and" in note
+        "INT8 was 3.00 times as fast (2.50 to 3.50). Timed here: INT8, and FP32 in onnxruntime; "
+        "the fastest FP32 of this report is of these." in note
     )
     for form in ("text", "html", "markdown", "junit"):
         assert "Timed here" in render(document(report), form) or form == "junit"
@@ -653,6 +654,28 @@ def test_a_retrained_model_that_is_slower_is_refused_by_a_short_replay_too(
     strict = replace(retrained, bounds=GateBounds(min_speedup=1.5))
     report = replayed(strict, ranked, tmp_path / "strict", runtimes=both)
     assert report.conclusion.exit_code == ExitCode.REFUSED
+
+
+def test_fp32_that_int8_surely_beats_is_not_timed_again_but_has_to_be_beaten(
+    job: Job, ranked: Path, tmp_path: Path, stopwatch: Stopwatch
+) -> None:
+    text = ranked.read_text(encoding="utf-8")
+    tied = re.sub(r'"openvino" = \[[^]]*\]', '"openvino" = [0.98, 0.92, 1.3]', text)
+    assert tied != text
+    ranked.write_text(tied, encoding="utf-8")
+    both = ("onnxruntime", "openvino")
+    report = replayed(job, ranked, tmp_path / "again", runtimes=both)
+    assert timed(report) == ["FP32 onnxruntime", "INT8 onnxruntime"]
+    assert {len(x.rounds) for x in report.latencies} == {3}
+    (note,) = (n for n in report.notes if n.startswith("from the recipe: "))
+    assert "in openvino it reached 0.98 of the fastest one's speed (0.92 to 1.30)" in note
+    stopwatch.speedup, stopwatch.spread = 1.3, 0.02
+    report = replayed(job, ranked, tmp_path / "open", runtimes=both)
+    assert {len(x.rounds) for x in report.latencies} == {10}
+    # A speed-up that is asked for is one over the fastest FP32 of this run.
+    asked = replace(job, bounds=GateBounds(min_speedup=1.1))
+    report = replayed(asked, ranked, tmp_path / "asked", runtimes=both)
+    assert timed(report) == ["FP32 onnxruntime", "FP32 openvino", "INT8 onnxruntime"]
 
 
 def test_what_the_recipe_left_open_is_timed_in_few_rounds(

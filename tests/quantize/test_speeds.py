@@ -17,11 +17,13 @@ from quantize.speeds import (
     Ratio,
     Speeds,
     contenders,
+    deciding,
     difference,
     is_close,
     place_of,
     read_speeds,
     speeds_of,
+    to_beat,
     to_toml,
 )
 from quantize.timing import Timing
@@ -110,6 +112,25 @@ def test_fp32_is_timed_where_it_may_be_the_fastest_and_nowhere_else() -> None:
     turned = replace(FOUND, fp32={"onnxruntime": (0.95, 0.9, 1.02), "openvino": (1.0, 1.0, 1.0)})
     assert contenders(turned, both) == ["openvino", "onnxruntime"]
     assert contenders(replace(FOUND, fp32={}), both) == []
+
+
+def test_of_fp32_as_fast_only_what_may_decide_is_timed() -> None:
+    both = ["onnxruntime", "openvino"]
+    tied = {"openvino": (1.0, 1.0, 1.0), "onnxruntime": (0.99, 0.94, 1.07)}
+
+    def known(*int8: float) -> Speeds:
+        return replace(FOUND, fp32=tied, int8=int8)
+
+    assert deciding(known(1.4, 1.2, 1.6), both) == ["openvino"]
+    assert deciding(known(1.3, 1.15, 1.5), both) == ["openvino", "onnxruntime"]
+    assert deciding(known(1.0, 0.9, 1.1), both) == ["openvino", "onnxruntime"]
+    assert deciding(known(0.7, 0.6, 0.8), both) == ["openvino"]
+    assert deciding(replace(FOUND, fp32={}), both) == []
+    # What is not timed has to be beaten all the same.
+    assert to_beat(known(1.4, 1.2, 1.6), both, ["openvino"]) == 1.07
+    assert to_beat(known(1.4, 1.2, 1.6), both, both) == 1.0
+    assert to_beat(known(1.4, 1.2, 1.6), both[:1], both[:1]) == 1.0
+    assert to_beat(FOUND, both, ["onnxruntime"]) == 1.0
 
 
 def compared(candidate: str, ratio: float, low: float | None, baseline: str) -> Comparison:
