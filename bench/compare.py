@@ -25,7 +25,7 @@ _CLOCK_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How many times faster the candidate is.
+    """How many times as fast the candidate is.
 
     Attributes:
         baseline: Name of one variant.
@@ -61,6 +61,16 @@ def speed_text(found: Comparison) -> str:
     if found.low is not None and found.high is not None:
         interval = f"{found.low:.2f} to {found.high:.2f}"
     return f"{found.ratio:.2f} times as fast ({interval})"
+
+
+def doubt_lines(found: Comparison) -> list[str]:
+    """What speaks against it, one sentence for each of the two and one for both."""
+    told: dict[str, list[str]] = {}
+    for doubt in found.doubts:
+        name, _, what = doubt.partition(": ")
+        own = name in (found.baseline, found.candidate)
+        told.setdefault(f" of {name}" if own else "", []).append(what if own else doubt)
+    return [f"Doubts about the speed{of}: {'; '.join(what)}." for of, what in told.items()]
 
 
 def compare(

@@ -1,5 +1,6 @@
 """The document that tells a run: what every report format renders, and what ends a terminal."""
 
+from bench.compare import doubt_lines
 from bench.forecast_document import forecast_lines, forecast_section
 from bench.render import (
     Banner,
@@ -141,7 +142,7 @@ def _banner(report: Report) -> Banner:
                 f"{_drop(verdict.high, report)} (limit {_drop(verdict.limit, report)})",
             ),
             KeyFigure(
-                "Faster than FP32",
+                "Times as fast as FP32",
                 f"{end.speedup:.2f}×",
                 f"{fastest.median_ms:.3g} ms at batch {fastest.variant.batch}; {interval}",
             ),
@@ -164,7 +165,14 @@ def _needs(report: Report) -> str:
 def _slices(report: Report) -> Section | None:
     v = report.verdict
     limit = v.limit if report.slice_limit is None else report.slice_limit
-    return slice_section(report.slices, report.flips, v.losses + v.gains, limit, v.scale)
+    return slice_section(
+        report.slices,
+        report.flips,
+        v.losses + v.gains,
+        limit,
+        v.scale,
+        asked=report.slice_limit is not None,
+    )
 
 
 def _caveats(report: Report) -> list[str]:
@@ -196,7 +204,7 @@ def _caveats(report: Report) -> list[str]:
                 f"Do not serve it with {e.runtime}: there it scores {_number(e.value, report)}."
             )
     served = next(c for c in report.comparisons if c.candidate == f"INT8 {report.served_by}")
-    lines += served.doubts
+    lines += doubt_lines(served)
     return lines + [f"Note: {n}." for n in report.notes]
 
 
@@ -278,8 +286,8 @@ def _shared(verdict: Verdict) -> str:
     if verdict.share == 1 or verdict.look is not None:
         return ""
     return (
-        f" All candidates of the search together err as rarely as that, so the bounds of this one "
-        f"are those of {verdict.level * 100:.4g} %."
+        f" A search may judge several candidates on these samples; so that all of them together "
+        f"err as rarely, the bounds of this one are those of {verdict.level * 100:.4g} %."
     )
 
 
@@ -354,8 +362,13 @@ def _checks(report: Report) -> tuple[Check, ...]:
 
 
 def _no_slower(end: Conclusion) -> Check:
-    ratio = f"{end.speedup:.2f}"
-    text = f"INT8 is {ratio} times as fast as the fastest FP32."
+    ratio, sure = f"{end.speedup:.2f}", end.speedup_low is not None and end.speedup_low > 1
+    interval = "no interval"
+    if end.speedup_low is not None and end.speedup_high is not None:
+        interval = f"{end.speedup_low:.2f} to {end.speedup_high:.2f}"
+    text = f"INT8 is {ratio} times as fast ({interval}) as the fastest FP32."
+    if not (sure or end.too_slow or end.too_noisy):
+        text += " That it is faster is not certain."
     outcome: CheckOutcome = "pass"
     if end.too_slow or end.too_noisy:
         outcome = "fail" if end.too_slow else "inconclusive"

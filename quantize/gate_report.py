@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.compare import Comparison, speed_text
+from bench.compare import Comparison, doubt_lines, speed_text
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.models import Model
@@ -150,7 +150,7 @@ def _banner(report: GateReport) -> Banner:
             lines += hidden_losses(j.slices, j.verdict.limit, j.evaluations[0])
         if j.speed is not None:
             told = any("times as fast" in c.message for c in failed)
-            lines += [*([] if told else [_speed_line(j)]), *j.speed.doubts]
+            lines += [*([] if told else [_speed_line(j)]), *doubt_lines(j.speed)]
     shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
     sizes = f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}"
     decibels = v.scale == "decibels"
@@ -232,7 +232,12 @@ def _slices(report: GateReport) -> Section | None:
     j = report.worst
     limit = j.verdict.limit if j.slice_limit is None else j.slice_limit
     return slice_section(
-        j.slices, j.flips, j.verdict.losses + j.verdict.gains, limit, j.verdict.scale
+        j.slices,
+        j.flips,
+        j.verdict.losses + j.verdict.gains,
+        limit,
+        j.verdict.scale,
+        asked=j.slice_limit is not None,
     )
 
 
@@ -258,7 +263,7 @@ def _speed(report: GateReport) -> Section:
         Column("Runtime"),
         Column("Median ms", "right"),
         Column("p90 ms", "right"),
-        Column("Times faster", "right"),
+        Column("Times as fast", "right"),
         Column("95 % interval", "right"),
     )
     note = (

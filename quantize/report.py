@@ -232,6 +232,11 @@ def conclude(
         headline = (
             f"INT8 may ship: {speed_text(speed)} as the fastest FP32, and as accurate as asked."
         )
+        if speed.holds_one and speed.low is not None:
+            headline = (
+                f"INT8 may ship: as accurate as asked, but it is not certain to be faster: "
+                f"{speed_text(speed)} as the fastest FP32."
+            )
     exit_code = ExitCode.OK
     if outcome == "refuse":
         exit_code = ExitCode.REFUSED

@@ -43,7 +43,7 @@ def latency_section(report: Report) -> Section:
                 Column("Variant"),
                 Column("Median ms", "right"),
                 Column("p90 ms", "right"),
-                Column("Times faster", "right"),
+                Column("Times as fast", "right"),
                 Column("95 % interval", "right"),
                 Column("Load ms", "right"),
                 Column("Peak memory", "right"),

@@ -17,6 +17,8 @@ def slice_section(
     changed: int,
     limit: float,
     scale: Scale,
+    *,
+    asked: bool,
 ) -> Section | None:
     """What a report says of slices and flips; None where there are none.
 
@@ -26,16 +28,17 @@ def slice_section(
         changed: Samples that changed, in all.
         limit: That slices were held against.
         scale: How scores and drops are written.
+        asked: Whether slices have a limit of their own, and so decide anything.
     """
     blocks: list[Block] = []
     if slices:
-        blocks += [_figure(slices, limit, scale), _slices(slices, scale)]
+        blocks += [_figure(slices, limit, scale, asked=asked), _slices(slices, scale)]
     if flips:
         blocks.append(_flips(flips, max(changed, len(flips)), scale))
     return Section("Slices and flips", tuple(blocks)) if blocks else None
 
 
-def _figure(slices: Sequence[SliceVerdict], limit: float, scale: Scale) -> Forest:
+def _figure(slices: Sequence[SliceVerdict], limit: float, scale: Scale, *, asked: bool) -> Forest:
     rows = tuple(
         ForestRow(
             s.name,
@@ -50,6 +53,8 @@ def _figure(slices: Sequence[SliceVerdict], limit: float, scale: Scale) -> Fores
         "The drop of each slice; right of the line is too much. Left ends are corrected for "
         f"{len(slices)} slices."
     )
+    if not asked:
+        about += " They decide nothing without --max-slice-drop; the line is the limit of the mean."
     return Forest("Worst slices", about, UNITS[scale], rows, scaled(limit, scale), "limit")
 
 
@@ -69,7 +74,7 @@ def _slices(slices: Sequence[SliceVerdict], scale: Scale) -> Table:
     right = ("Samples", "FP32", "INT8", "Drop", "At most")
     columns = (Column("Slice"), *(Column(n, "right") for n in right), Column("Verdict"))
     more = len(slices) - len(rows)
-    note = f"{more} more slices lost less." if more else ""
+    note = f"{more} more {'is' if more == 1 else 'are'} not shown." if more else ""
     return Table("Slices", columns, rows, note)
 
 

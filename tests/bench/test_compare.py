@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import compare as module
-from bench.compare import Comparison, compare
+from bench.compare import Comparison, compare, doubt_lines
 from bench.errors import UsageError
 from bench.latency import Latency, Round, Variant
 from bench.models import Model
@@ -187,3 +187,14 @@ def test_a_warmup_that_ran_out_of_time_is_a_doubt() -> None:
     )
     found = compare(_latency("a", 1, 1), dataclasses.replace(restless, rounds=rounds))
     assert found.doubts == ("b: the warm-up did not settle in 2 of 2 rounds",)
+
+
+def test_doubts_are_one_line_for_each_of_the_two_and_one_for_both() -> None:
+    doubts = ("one round only", "a: it was loud", "b: it was loud", "a: it was hot")
+    found = Comparison("a", "b", 1.0, None, None, 0.95, doubts)
+    assert doubt_lines(found) == [
+        "Doubts about the speed: one round only.",
+        "Doubts about the speed of a: it was loud; it was hot.",
+        "Doubts about the speed of b: it was loud.",
+    ]
+    assert doubt_lines(dataclasses.replace(found, doubts=())) == []

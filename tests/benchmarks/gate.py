@@ -56,7 +56,7 @@ _UNLIKELY = 1e-10
 # judges at most.
 _RIGHT, _CANDIDATES = 0.9, 10
 _TIMED = _TRIALS = 1000
-_FEW_TRIALS = 300
+_FEW_TRIALS = 200
 
 
 # --- error rates ---

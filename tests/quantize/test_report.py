@@ -90,6 +90,10 @@ def test_accuracy_and_speed_come_to_one_conclusion(
     [
         (speed(8.264, 2.41, 22.21), "8.26 times as fast (2.41 to 22.21) as the fastest FP32, "),
         (speed(2.0), "2.00 times as fast (no interval) as the fastest FP32, "),
+        (
+            SAME,
+            "as accurate as asked, but it is not certain to be faster: 1.01 times as fast (0.90 ",
+        ),
     ],
 )
 def test_a_pass_tells_how_sure_its_speed_is(ratio: Comparison, told: str) -> None:
@@ -485,6 +489,16 @@ def test_one_round_has_no_interval(report: Report) -> None:
     assert load(Report, dump(changed), "r") == changed
 
 
+def test_the_report_says_why_bounds_are_wider_than_those_of_one_test(report: Report) -> None:
+    def told(share: float) -> str:
+        return render(
+            document(replace(report, verdict=replace(report.verdict, share=share))), "text"
+        )
+
+    assert "bounds of this one are those of 95.5 %" in " ".join(told(0.9).split())
+    assert "bounds of this one" not in " ".join(told(1.0).split())
+
+
 def test_a_lost_class_is_named_and_flips_are_listed(report: Report) -> None:
     lost = SliceVerdict("class", "7", 100, 0.95, 0.6, 0.35, 0.2, 0.5, "refuse", None)
     flip = Flip(3, HOSTILE, "d" * 64, "7", "7", "1", 1.0)
@@ -493,6 +507,10 @@ def test_a_lost_class_is_named_and_flips_are_listed(report: Report) -> None:
     tables = blocks(document(told), Table)
     assert tables["Slices"].rows[0][:2] == ("class=7", "100")
     assert tables["Samples that changed"].rows[0] == ("3", HOSTILE, "7", "7", "1", "100 pt")
-    assert blocks(document(told), Forest)["Worst slices"].rows[0].outcome == "refuse"
+    figure = blocks(document(told), Forest)["Worst slices"]
+    assert figure.rows[0].outcome == "refuse"
+    assert "They decide nothing without --max-slice-drop" in figure.description
+    judged = blocks(document(replace(told, slice_limit=0.05)), Forest)["Worst slices"]
+    assert "They decide nothing" not in judged.description
     assert "<script" not in render(document(told), "html")
     assert load(Report, dump(told), "r") == told

@@ -1,5 +1,6 @@
 """When the benchmark that ends a run has told enough, and that it stays honest."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.compare import CONFIDENCE
-from bench.latency import Latency, Variant
+from bench.compare import CONFIDENCE, Comparison
+from bench.latency import Latency, Round, Variant, turns
 from bench.models import Model
 from quantize import timing
 from quantize.job import Effort
+from quantize.report import served_speed
 from quantize.timing import Question, Timing, _looks, time_models
 from quantize.trials import Workbench
 from tests.timing import latency
@@ -182,3 +184,64 @@ def test_intervals_hold_the_true_ratio_whatever_ended_them(
         misses += not speed.low <= speedup <= speed.high
     # Binomial: 5 % of 250 are 12.5; more than 22 come in less than 1 % of such runs.
     assert misses <= 22
+
+
+# --- nothing is faster than itself ---
+
+Weather = Callable[[np.random.Generator], Callable[[int], float]]
+
+
+def bimodal(rng: np.random.Generator) -> Callable[[int], float]:
+    """Half of all processes lie badly in memory."""
+    return lambda _: 1.1 if rng.random() < 0.5 else 1.0
+
+
+def heavy(rng: np.random.Generator) -> Callable[[int], float]:
+    """Some are disturbed, a few of them badly."""
+    return lambda _: 1 + 0.1 * float(rng.pareto(1.5)) if rng.random() < 0.3 else 1.0
+
+
+def drifting(rng: np.random.Generator) -> Callable[[int], float]:
+    """The machine becomes slower by 1 % with each process."""
+    return lambda process: 1 + 0.01 * process
+
+
+def stepping(rng: np.random.Generator) -> Callable[[int], float]:
+    """The clock falls by a quarter now and then, and comes back."""
+    slow = np.cumsum(rng.random(200) < 0.1) % 2
+    return lambda process: 4 / 3 if slow[process] else 1.0
+
+
+def beside_itself(weather: Weather, rng: np.random.Generator) -> Comparison:
+    """The same model as FP32 and as INT8 in two runtimes, all equally fast; what is reported."""
+    factor, process = weather(rng), itertools.count()
+
+    def measure(variants: Sequence[Variant], _: object, **options: Any) -> tuple[Latency, ...]:
+        found: list[list[Round]] = [[] for _ in variants]
+        for order in turns(len(variants), options["rounds"], options["seed"]):
+            for i in order:
+                ms = factor(next(process)) * math.exp(rng.normal(0, 0.01))
+                found[i] += latency(variants[i], ms, rounds=1).rounds
+        return tuple(
+            replace(latency(v, 1.0), rounds=tuple(r)) for v, r in zip(variants, found, strict=True)
+        )
+
+    rest: Any = ((), None, (), (), ("onnxruntime",), 1, Path())
+    both = ["onnxruntime", "openvino"]
+    before, timing.measure = timing.measure, measure  # type: ignore[assignment]
+    try:
+        bench, step = Workbench(model("fp32"), *rest), lambda *_: None
+        told = time_models(bench, model("int8"), (both, both), Effort(), FASTER, step)
+    finally:
+        timing.measure = before
+    int8 = [x for x in told.latencies if x.variant.name.startswith("INT8")]
+    served = min(int8, key=lambda x: x.median_ms).variant.runtime
+    return served_speed(told.comparisons, served)
+
+
+@pytest.mark.parametrize("weather", [bimodal, heavy, drifting, stepping])
+def test_a_model_beside_itself_is_seldom_surely_faster(weather: Weather) -> None:
+    rng = np.random.default_rng(11)
+    found = [beside_itself(weather, rng) for _ in range(100)]
+    # Binomial: 5 % of 100 are 5; more than 11 come in less than 1 % of such runs.
+    assert sum(not f.holds_one for f in found) <= 11
