@@ -99,6 +99,11 @@ def read_feeds(path: Path, model: Model, *, batch: int) -> list[Feeds]:
         # An .npy file loads too, as an array, which is no context: TypeError.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError as e:
+        raise InputError(
+            f"{path}: no such file. This takes an .npz file, one array per input, made by "
+            "numpy.savez(file, **inputs)."
+        ) from e
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as e:
         raise InputError(f"{path}: not an .npz file of plain arrays: {e}.") from e
     names = [s.name for s in model.inputs]

@@ -115,6 +115,13 @@ def test_other_files_are_refused(tmp_path: Path, model: Model, contents: bytes) 
         read_feeds(tmp_path / "data.npz", model, batch=1)
 
 
+def test_a_file_that_is_missing_is_told_from_one_of_another_kind(
+    tmp_path: Path, model: Model
+) -> None:
+    with pytest.raises(InputError, match=r"x\.py:samples: no such file\. This takes an \.npz file"):
+        read_feeds(tmp_path / "x.py:samples", model, batch=1)
+
+
 def test_a_single_array_is_refused(tmp_path: Path, model: Model) -> None:
     np.save(tmp_path / "data.npy", np.zeros((1, 4), np.float32))
     with pytest.raises(InputError, match=r"not an \.npz"):
