@@ -179,11 +179,11 @@ class Editor:
                 del node.attributes[name]
 
     def drop_unused(self) -> None:
-        """Remove constants that nothing reads any more."""
-        for name in list(self.graph.initializers):
-            value = self.graph.initializers[name]
-            if not value.uses() and not value.is_graph_output():
-                del self.graph.initializers[name]
+        """Remove constants that nothing reads any more, those of branches and loops too."""
+        for graph in (self.graph, *self.graph.subgraphs()):
+            for name, value in list(graph.initializers.items()):
+                if not value.uses() and not value.is_graph_output():
+                    del graph.initializers[name]
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

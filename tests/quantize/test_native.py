@@ -808,6 +808,8 @@ def test_products_inside_branches_are_dynamic(tmp_path: Path) -> None:
         # Both products of a branch read one set of codes.
         assert ops.count("DynamicQuantizeLinear") == 1
         assert "MatMul" not in ops
+        # The float weights are gone.
+        assert not attribute.g.initializer
 
 
 def test_an_lstm_inside_a_branch_is_dynamic(tmp_path: Path) -> None:
