@@ -21,6 +21,7 @@ from bench.errors import InputError, UnsupportedError, VnnifyError
 from bench.models import Model, read_model
 from bench.runtimes.onnxruntime import first_line, open_errors, refusal, session_options
 from bench.runtimes.seam import Settings
+from quantize.amounts import size_text
 from quantize.einsums import write_out_einsums
 from quantize.graphs import constants_of, load, release, save, too_large, weight_bytes
 from quantize.loops import free_invariants
@@ -108,7 +109,11 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     _leave_training(model, notes)
     if count := free_invariants(model):
         notes.append(f"{count} values that never change in their loops taken out of them")
-    _widen_half(model, notes)
+    if _widen_half(model):
+        notes.append(
+            "half precision widened to float inside; inputs and outputs keep their types. FP32 is "
+            f"that wider model; the source is {size_text(source.size_bytes)} large"
+        )
     model = tidy(model)
     # Here already, since folding renames weights and spreads what is in them.
     refuse_nonfinite(model, shown)
@@ -279,15 +284,19 @@ def _refused(error: Exception, shown: str) -> VnnifyError:
     return refusal(shown, error)
 
 
-def _widen_half(model: ir.Model, notes: list[str]) -> None:
-    """Turn half precision into float inside; inputs and outputs keep their types through casts."""
+def _widen_half(model: ir.Model) -> bool:
+    """Turn half precision into float inside; inputs and outputs keep their types through casts.
+
+    Returns:
+        Whether there was any.
+    """
     graph = model.graph
     ports, nodes = (*graph.inputs, *graph.outputs), graph.all_nodes()
     kinds = {*(p.dtype for p in ports), *(t.dtype for t in _tensors(graph))}
     held = not kinds.isdisjoint(_HALF)
     # As in a model that was exported under autocast, whose weights are float.
     if not held and not any(_makes_half(a) for n in nodes for a in n.attributes.values()):
-        return
+        return False
     for value in graph.outputs:
         if value.dtype in _HALF:
             value.meta["half"], value.dtype = value.dtype, ir.DataType.FLOAT
@@ -303,7 +312,7 @@ def _widen_half(model: ir.Model, notes: list[str]) -> None:
     for node in list(graph.all_nodes()):
         _widen_node(node)
     _cast_edges(graph)
-    notes.append("half precision widened to float inside; inputs and outputs keep their types")
+    return True
 
 
 def _makes_half(attribute: ir.Attr) -> bool:

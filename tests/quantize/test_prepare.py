@@ -14,6 +14,7 @@ from bench.models import Feeds, read_model
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from quantize import graphs
+from quantize.amounts import size_text
 from quantize.prepare import Prepared, prepare
 from tests import tiny
 from tests.int8 import run
@@ -260,7 +261,9 @@ def test_half_precision_is_widened_inside_and_kept_outside(tmp_path: Path) -> No
     graph = onnx.load(str(found.model.path)).graph
     assert {t.data_type for t in graph.initializer} & {HALF} == set()
     assert next(n for n in graph.node if n.op_type == "Conv")
-    assert any("half precision" in n for n in found.notes)
+    size = size_text(source.stat().st_size)
+    told = [n for n in found.notes if n.startswith("half precision widened")]
+    assert [n.endswith(f"; the source is {size} large") for n in told] == [True]
     sample = {"x": normal(9, 2, 3, 8, 8).astype(np.float16), "ids": np.array([3])}
     same_answers(source, found, sample, rtol=5e-3, atol=5e-3)
 
