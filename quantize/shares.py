@@ -2,7 +2,7 @@
 
 The candidates of a search are judged on the same samples, and it ends with one that passes. Were
 each of ten at the limit and passed by chance in 5 % of cases, the search would find one that passes
-in up to 35 (`make bench-gate` has the simulation). So they share what the run may err in:
+in up to 43 (`make bench-gate` has the simulation). So they share what the run may err in:
 
 - The first has nine tenths of it. After each candidate that failed the next has half of the rest.
 - A pass takes nothing, since what is judged after it could only err if it did not: tests in an

@@ -382,7 +382,8 @@ def test_an_existing_folder_is_replaced_only_by_force(run: Cli, shelf: Path, don
     assert digests_of(Path("o")) == before
     fewer = ("--limit", "300", "--max-drop", "5pt", "--force")
     assert run.quantize(shelf / "net.onnx", shelf / "data.npz", *options, *fewer)[0] == 0
-    assert stored(Path("o")).data.evaluation_count == 236
+    # Of 236, the look after half of them tells.
+    assert stored(Path("o")).data.evaluation_count == 118
     assert leftovers(Path()) == []
 
 
