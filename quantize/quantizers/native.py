@@ -106,13 +106,12 @@ class _Writer:
         }
 
     def run(self) -> tuple[QuantizedLayer, ...]:
-        self._fit_side_by_side()
-        layers = []
+        fits, layers = self._fits(), []
         for anchor in self.anchors:
             mode = self.placement.modes[anchor.name]
             codes: Codes | None = None
             if mode == "static":
-                codes = self._static(anchor)
+                codes = self._static(anchor, fits.pop(anchor.name))
             elif mode == "dynamic" and anchor.op == "LSTM":
                 codes = self.dynamic.lstm(anchor)
             elif mode == "dynamic":
@@ -137,12 +136,19 @@ class _Writer:
 
     # Static
 
-    def _fit_side_by_side(self) -> None:
-        """Have the integers of static layers worked out, for which they are asked in turn then."""
-        if (rows := self.fitter.store) is not None:
-            static = [a for a in self.anchors if self.placement.modes[a.name] == "static"]
-            # What looks at the graph stays in this thread.
-            side_by_side((self._fit(a) for a in static), rows.threads)
+    def _fits(self) -> dict[str, Fit]:
+        """The integers of static layers, worked out side by side, by name."""
+        found: dict[str, Fit] = {}
+
+        def keep(name: str, work: Callable[[], Fit]) -> None:
+            found[name] = work()
+
+        store = self.fitter.store
+        static = (a for a in self.anchors if self.placement.modes[a.name] == "static")
+        # What looks at the graph stays in this thread.
+        jobs = (partial(keep, a.name, self._fit(a)) for a in static)
+        side_by_side(jobs, store.threads if store is not None else 1)
+        return found
 
     def _fit(self, anchor: Anchor) -> Callable[[], Fit]:
         """What works out a static layer's integers."""
@@ -157,9 +163,8 @@ class _Writer:
         movable = anchor.op != "MatMul" or self.editor.added_constant(node, channels) is not None
         return partial(self.fitter.fit, anchor, weights, source, room, movable=movable)
 
-    def _static(self, anchor: Anchor) -> Codes:
-        found, node = self._fit(anchor)(), self.nodes[anchor.name]
-        channels = len(found.shift)
+    def _static(self, anchor: Anchor, found: Fit) -> Codes:
+        node, channels = self.nodes[anchor.name], len(found.shift)
         if anchor.op == "MatMul":
             self.editor.shift_following_add(node, found.shift)
             self.editor.keep_add_apart(node, channels)

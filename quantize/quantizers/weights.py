@@ -1,5 +1,6 @@
 """Weights and biases as integers: scales per output channel, and narrowing."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def quantize_weights(
         rounder: Rounds the weights; to the nearest where None.
     """
     flat = weights.reshape(weights.shape[0], -1)
-    largest = np.abs(flat).max(axis=1, initial=0.0)
+    largest = np.maximum(flat.max(axis=1, initial=0.0), -flat.min(axis=1, initial=0.0))
     importance = None if rounder is None else rounder.importance
     scales = np.maximum(_least_error_scales(flat, largest, importance), _MIN_SCALE)
     scales = np.where(largest > 0, scales, np.float32(1.0 / S8_MAX)).astype(np.float32)
@@ -150,8 +151,14 @@ def _least_error_scales(
 
 
 def _round(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
-    scaled = weights / _along_first(scales, weights.ndim)
-    codes: NDArray[np.int8] = np.clip(np.rint(scaled), -S8_MAX, S8_MAX).astype(np.int8)
+    """Codes to the nearest; channels in blocks that stay in cache."""
+    codes = np.empty(weights.shape, np.int8)
+    rows = max(1, _BLOCK // max(math.prod(weights.shape[1:]), 1))
+    for start in range(0, len(weights), rows):
+        part = slice(start, start + rows)
+        scaled = weights[part] / _along_first(scales[part], weights.ndim)
+        np.rint(scaled, out=scaled)
+        codes[part] = np.clip(scaled, -S8_MAX, S8_MAX, out=scaled)
     return codes
 
 
