@@ -41,3 +41,9 @@ def size_text(size_bytes: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+def size_change(before_bytes: int, after_bytes: int) -> tuple[float, str]:
+    """How many times, and whether "smaller" or "larger"."""
+    shrink = before_bytes / max(after_bytes, 1)
+    return (shrink, "smaller") if shrink >= 1 else (1 / shrink, "larger")

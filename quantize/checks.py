@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bench.compare import Comparison, speed_text
 from bench.render import Check, CheckOutcome
-from quantize.amounts import drop_text, size_text
+from quantize.amounts import drop_text, size_change, size_text
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict, scale_of
 from quantize.job import GateBounds
@@ -150,9 +150,9 @@ def size_check(size_bytes: int, most_bytes: int) -> Check:
 def compression_check(fp32_bytes: int, int8_bytes: int, least: float) -> Check:
     """Whether INT8 is so many times smaller."""
     ratio = fp32_bytes / max(int8_bytes, 1)
-    change = f"{ratio:.2f} times smaller" if ratio >= 1 else f"{1 / ratio:.2f} times larger"
+    times, way = size_change(fp32_bytes, int8_bytes)
     text = (
-        f"INT8 is {change} ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
+        f"INT8 is {times:.2f} times {way} ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
         f"at least {least:g} asked."
     )
     outcome: CheckOutcome = "pass" if ratio >= least else "fail"

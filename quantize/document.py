@@ -16,7 +16,7 @@ from bench.render import (
     Section,
     Table,
 )
-from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
+from quantize.amounts import UNITS, drop_text, scaled, score_text, size_change, size_text
 from quantize.checks import accuracy_check, finite_check, plausible_check
 from quantize.gate import Verdict
 from quantize.inspection.document import kernel_section, noise_sections
@@ -69,7 +69,7 @@ def summary(report: Report, folder: str) -> Document:
     speed = f"{end.speedup:.2f}× as fast"
     if end.speedup_low is not None and end.speedup_high is not None:
         speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
-    shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
+    times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     rows = (
         (
             _metric_name(report),
@@ -89,7 +89,7 @@ def summary(report: Report, folder: str) -> Document:
             "size",
             size_text(report.fp32.size_bytes),
             size_text(report.int8.size_bytes),
-            f"{shrink:.2f}× smaller",
+            f"{times:.2f}× {way}",
         ),
         ("layers in INT8", "0", report.coverage, report.recipe.name.partition(";")[0]),
     )
@@ -129,7 +129,7 @@ def _banner(report: Report) -> Banner:
     if end.speedup_low is not None and end.speedup_high is not None:
         interval = f"95 % interval {end.speedup_low:.2f} to {end.speedup_high:.2f}"
     fastest = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
-    size = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
+    times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     return Banner(
         outcome=end.outcome,
         headline=end.headline,
@@ -147,8 +147,8 @@ def _banner(report: Report) -> Banner:
                 f"{fastest.median_ms:.3g} ms at batch {fastest.variant.batch}; {interval}",
             ),
             KeyFigure(
-                "Smaller",
-                f"{size:.2f}×",
+                way.capitalize(),
+                f"{times:.2f}×",
                 f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}",
             ),
             KeyFigure("Layers in INT8", report.coverage, report.recipe.name),
@@ -203,6 +203,11 @@ def _caveats(report: Report) -> list[str]:
             lines.append(
                 f"Do not serve it with {e.runtime}: there it scores {_number(e.value, report)}."
             )
+    if report.int8.size_bytes > report.fp32.size_bytes:
+        lines.append(
+            "The file is larger than FP32: small models grow by the scales, and layers that share "
+            "weights hold their own each."
+        )
     served = next(c for c in report.comparisons if c.candidate == f"INT8 {report.served_by}")
     lines += doubt_lines(served)
     return lines + [f"Note: {n}." for n in report.notes]

@@ -21,7 +21,7 @@ from bench.render import (
     Section,
     Table,
 )
-from quantize.amounts import UNITS, drop_text, scaled, score_text, size_text
+from quantize.amounts import UNITS, drop_text, scaled, score_text, size_change, size_text
 from quantize.coverage import Coverage
 from quantize.evaluate import Evaluation
 from quantize.flips import Flip
@@ -151,7 +151,7 @@ def _banner(report: GateReport) -> Banner:
         if j.speed is not None:
             told = any("times as fast" in c.message for c in failed)
             lines += [*([] if told else [_speed_line(j)]), *doubt_lines(j.speed)]
-    shrink = report.fp32.size_bytes / max(report.int8.size_bytes, 1)
+    times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     sizes = f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}"
     decibels = v.scale == "decibels"
     top = v.candidate_value if decibels else v.drop
@@ -167,7 +167,7 @@ def _banner(report: GateReport) -> Banner:
             drop_text(edge, v.scale),
             f"{v.confidence * 100:.4g} % sure",
         ),
-        KeyFigure("Smaller" if shrink >= 1 else "Larger", f"{max(shrink, 1 / shrink):.2f}×", sizes),
+        KeyFigure(way.capitalize(), f"{times:.2f}×", sizes),
         KeyFigure("Layers in INT8", str(report.coverage), "between Q/DQ, or integer operators"),
     )
     return Banner(report.outcome, headline, tuple(dict.fromkeys(lines)), figures)

@@ -334,6 +334,17 @@ def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> No
     assert "out/report.html" in render(shown, "text")
 
 
+def test_a_file_that_grew_is_called_larger(report: Report) -> None:
+    grown = replace(report, int8=replace(report.int8, size_bytes=2 * report.fp32.size_bytes))
+    shown = summary(grown, "out")
+    assert ("4 MB", "8 MB", "2.00× larger") in [
+        r[1:] for r in blocks(shown, Table)["Before and after"].rows
+    ]
+    assert any("larger than FP32" in line for line in shown.verdict.lines)
+    assert not any("larger than FP32" in line for line in summary(report, "out").verdict.lines)
+    assert [f.value for f in document(grown).verdict.figures if f.label == "Larger"] == ["2.00×"]
+
+
 @pytest.mark.parametrize(
     ("drop", "high", "said"),
     [
