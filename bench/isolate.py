@@ -18,13 +18,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter_ns
 from types import FrameType
 from typing import Any
 
@@ -39,78 +36,14 @@ _NATIVE = ("onnxruntime", "openvino", "torch", "nncf", "onnx")
 # Looks for the packages where the parent found them, and never in the current folder (-P).
 _BOOTSTRAP = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
-    "from bench.isolate import child; child(sys.argv[2])"
+    "from bench.isolate import awaited, child; child(awaited(sys.argv[2]))"
 )
+# Children that were started before their order; see `head_start`.
+_waiting: list[subprocess.Popen[bytes]] = []
 
 
 class ChildError(RuntimeError):
     """A bug, raised in the child process; the message is its traceback."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What one stage of the work cost.
-
-    Attributes:
-        name: Of the stage.
-        seconds: How long it took.
-        peak_rss_bytes: The most memory that the process held during it; over the process's whole
-            life where the kernel does not let the mark be reset.
-    """
-
-    name: str
-    seconds: float
-    peak_rss_bytes: int
-
-
-@dataclass(slots=True)
-class StageWatch:
-    """Becomes complete when its `stage` ends."""
-
-    result: Stage | None = None
-
-
-@contextlib.contextmanager
-def stage(name: str) -> Iterator[StageWatch]:
-    """Measure time and memory of the enclosed code; `watch.result` holds them afterwards."""
-    watch = StageWatch()
-    reset_peak_rss()
-    start = perf_counter_ns()
-    try:
-        yield watch
-    finally:
-        watch.result = Stage(name, (perf_counter_ns() - start) / 1e9, peak_rss_bytes())
-
-
-def reset_peak_rss() -> None:
-    """Start a new high-water mark of resident memory, if the kernel allows (Linux, proc(5))."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_rss_bytes() -> int:
-    """The most resident memory of this process since `reset_peak_rss`, or ever."""
-    # Not ru_maxrss first: across fork and exec it remembers the memory of the parent.
-    with contextlib.suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-        if found:
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def started_ns() -> int:
-    """When the kernel made this process, on the clock of `perf_counter_ns`; see proc_pid_stat(5).
-
-    It is exact to a tick, usually 10 ms, and later than any import can tell.
-    """
-    now = perf_counter_ns()
-    try:
-        # Field 22; the second one, a name in brackets, may hold blanks itself.
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return now
-    return now - int(max(age_s, 0.0) * 1e9)
 
 
 def run_isolated(
@@ -173,20 +106,34 @@ def run_isolated(
             file.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def head_start(ready: str) -> Iterator[None]:
+    """Start a child that has no order yet; the next `run_isolated` inside gives it one.
+
+    Its interpreter starts and imports while this process finds out what there is to do. A child
+    that nobody needed ends with the block, and with this process in any case.
+
+    Args:
+        ready: `package.module:function`, which the child calls meanwhile.
+    """
+    try:
+        with _interrupts_later():
+            _waiting.append(_started(ready))
+        yield
+    finally:
+        while _waiting:
+            _end(_waiting.pop())
+
+
 def _run(
     order: Path, timeout_s: float | None, meanwhile: Callable[[], None], *, patient: bool
 ) -> int | None:
     """Exit status of a child that does `order`; None if it had to be ended."""
-    root = str(Path(__file__).resolve().parent.parent)
     process = None
     try:
         with _interrupts_later():
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOTSTRAP, root, str(order)],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                process_group=0,
-            )
+            process = _waiting.pop() if _waiting else _started("")
+        _send(order, process)
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
             meanwhile()
             on_time = _wait(process, timeout_s)
@@ -195,10 +142,33 @@ def _run(
             _wait(process, _GRACE_S)
     finally:
         if process is not None:
-            # Before the child is reaped, while its group's number cannot be another's.
-            _signal_group(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
     return process.returncode if on_time else None
+
+
+def _started(ready: str) -> subprocess.Popen[bytes]:
+    """A child that waits for its order, which comes through its stdin; see `awaited`."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _BOOTSTRAP, root, ready],
+        stdin=subprocess.PIPE,
+        stdout=2,
+        process_group=0,
+    )
+
+
+def _send(order: Path, process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    # A child that is dead by now is told of by its status.
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(os.fsencode(order))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a child and all that it started, whatever they do."""
+    with process:
+        # Before the child is reaped, while its group's number cannot be another's.
+        _signal_group(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -252,6 +222,22 @@ def _first_interrupt_to(child: int) -> Iterator[None]:
         ours_again()
 
 
+def awaited(ready: str) -> str:
+    """The file of the order that this child process gets, once it has come.
+
+    Args:
+        ready: `package.module:function`, called before; empty for none.
+    """
+    # What fails here fails again when it is needed, and is told then.
+    with contextlib.suppress(Exception):
+        if ready:
+            _function(ready)()
+    order_file = os.fsdecode(sys.stdin.buffer.read())
+    if not order_file:
+        os._exit(1)  # The parent died before it had an order; nobody waits for an answer.
+    return order_file
+
+
 def child(order_file: str) -> None:
     """Entry point of the child process: do the job of the file, leave the answer, exit."""
     order = json.loads(Path(order_file).read_text(encoding="utf-8"))
@@ -261,8 +247,7 @@ def child(order_file: str) -> None:
     with Path(order["fault"]).open("w", encoding="utf-8") as fault:
         faulthandler.enable(fault)
         try:
-            module, _, function = order["target"].partition(":")
-            value = getattr(importlib.import_module(module), function)(order["job"])
+            value = _function(order["target"])(order["job"])
             answer = json.dumps({"value": value})
         except VnnifyError as e:
             answer = json.dumps({"error": _public_class(e), "message": str(e)})
@@ -277,6 +262,13 @@ def child(order_file: str) -> None:
         sys.stderr.flush()
         # Native libraries may crash while Python takes them down; the answer is already complete.
         os._exit(status)
+
+
+def _function(text: str) -> Callable[..., Any]:
+    """`package.module:function`, imported."""
+    module, _, name = text.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _public_class(error: VnnifyError) -> str:

@@ -14,9 +14,9 @@ from typing import Any, cast
 from bench.disturbance import disturbance
 from bench.feeds import load_feeds
 from bench.gpu import first_visible, read_gpus
-from bench.isolate import peak_rss_bytes
 from bench.models import Feeds
 from bench.runtimes import Session, Settings, Staging, find_runtime
+from bench.stages import peak_rss_bytes
 
 MIN_SAMPLES = 5
 

@@ -1,30 +1,25 @@
-"""The command `vnnify`; its `bench` and `doctor` come from `bench`."""
+"""The command `vnnify`."""
 
-import typer
-
-from bench.cli import bench, doctor, guard
-from quantize.commands.arguments import Configured
-from quantize.commands.convert import convert
-from quantize.commands.gate import gate
-from quantize.commands.init import init
-from quantize.commands.inspect import inspect
-from quantize.commands.program import export_program
-from quantize.commands.quantize import quantize
-from quantize.commands.report import report
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Trained FP32 models to INT8 models that are proved accurate and fast on CPUs.",
-)
-for configured in (bench, quantize, gate):
-    app.command(cls=Configured)(configured)
-for plain in (doctor, convert, inspect, report, init):
-    app.command()(plain)
+import contextlib
+import sys
+from collections.abc import Sequence
 
 
 def main() -> None:
     """Entry point of the console script."""
-    guard(app, exporter=export_program)
+    with _head_start(sys.argv[1:]):
+        # Here: the process that will work imports what it needs meanwhile.
+        from bench.cli import guard
+        from quantize.commands.app import app
+        from quantize.commands.program import export_program
+
+        guard(app, exporter=export_program)
+
+
+def _head_start(words: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """Start the process that works before its options are read, where it is sure to be needed."""
+    if words[:1] != ["quantize"] or "--help" in words:
+        return contextlib.nullcontext()
+    from bench.isolate import head_start
+
+    return head_start("quantize.commands.work:get_ready")

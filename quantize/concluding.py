@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from bench.errors import UnsupportedError
 from bench.forecast import Forecast, forecast
-from bench.isolate import Stage
 from bench.machine import canary, describe
 from bench.models import Model
+from bench.stages import Stage
 from quantize.candidates import Found, Judged
 from quantize.data import Samples
 from quantize.drift import Drift, drift_note

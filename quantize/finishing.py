@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.forecast import Forecast
-from bench.isolate import Stage
 from bench.kernels import TELLING
 from bench.latency import Latency
 from bench.machine import describe
 from bench.models import Model
 from bench.render import Check
+from bench.stages import Stage
 from quantize.anchors import find_anchors
 from quantize.candidates import Found, Judged
 from quantize.checks import size_checks, slices_check, speed_check

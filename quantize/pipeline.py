@@ -19,10 +19,10 @@ from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING
 
 from bench.errors import UnsupportedError
-from bench.isolate import Stage, stage
 from bench.machine import granted_threads
 from bench.models import Model
 from bench.runtimes import find_runtime, installed_runtimes
+from bench.stages import Stage, stage
 from quantize.anchors import find_anchors
 from quantize.calibrate import Calibration, calibrate
 from quantize.candidates import Aim, Judge, Judged

@@ -7,11 +7,11 @@ from typing import Literal
 from bench.compare import Comparison, speed_text
 from bench.errors import ExitCode
 from bench.forecast import Forecast
-from bench.isolate import Stage
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.models import Model
 from bench.render import Check
+from bench.stages import Stage
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import Finding

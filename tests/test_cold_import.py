@@ -39,13 +39,14 @@ for command in ([], *([c] for c in {COMMANDS!r})):
 WAITING = """
 import sys
 from contextlib import suppress
-from quantize import cli, commands
+from quantize import cli
+from quantize.commands import quantize as command
 
 def start(*_, **__):
     print(*sys.modules)
     raise SystemExit(0)
 
-commands.quantize.run_isolated = start
+command.run_isolated = start
 sys.argv = ["vnnify", "quantize", "net.onnx", "--data", "data.npz"]
 with suppress(SystemExit):
     cli.main()
@@ -84,7 +85,7 @@ def test_help_needs_no_heavy_package(helps: list[str]) -> None:
     assert "max-drop" in others[COMMANDS.index("gate")]
 
 
-@pytest.mark.parametrize("package", ["bench", "quantize", "quantize.cli", "quantize.job"])
+@pytest.mark.parametrize("package", ["bench", "quantize", "quantize.commands.app", "quantize.job"])
 def test_importing_imports_no_heavy_package(package: str) -> None:
     loaded = _python(f"{BLOCKED}\nimport {package}\nprint(*sys.modules)").split()
     assert package in loaded
@@ -98,6 +99,11 @@ def test_the_process_that_waits_for_the_work_imports_nothing_heavy(tmp_path: Pat
     assert not {"numpy", "bench.models", "bench.render", "quantize.job"} & {*loaded}
 
 
+def test_the_process_that_works_starts_before_typer_is_imported() -> None:
+    loaded = _python("import sys, quantize.cli, bench.isolate\nprint(*sys.modules)").split()
+    assert not {"typer", "quantize.commands", "bench.cli"} & {*loaded}
+
+
 def test_the_process_that_works_imports_nothing_of_the_command_line() -> None:
     loaded = _python("import sys, quantize.commands.work\nprint(*sys.modules)").split()
     assert not {"typer", "pydantic", "bench.cli"} & {*loaded}
@@ -105,10 +111,10 @@ def test_the_process_that_works_imports_nothing_of_the_command_line() -> None:
 
 def test_the_command_line_alone_imports_no_module_that_works() -> None:
     """A stand-in for the time, which a busy machine makes a bad measure."""
-    loaded = _python("import sys, quantize.cli\nprint(*sys.modules)").split()
+    loaded = _python("import sys, quantize.commands.app\nprint(*sys.modules)").split()
     ours = [n for n in loaded if n.startswith("quantize")]
     beside = [n for n in ours if not n.startswith("quantize.commands")]
-    assert beside == ["quantize", "quantize.cli"]
+    assert beside == ["quantize"]
 
 
 def test_the_first_verdict_waits_for_no_later_stage() -> None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from bench.errors import ExitCode
-from quantize.cli import app
+from quantize.commands.app import app
 from quantize.config import read_config
 from quantize.data import read_samples
 from quantize.evidence import stacked

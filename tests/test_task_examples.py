@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.store import load
-from quantize import cli, commands
+from quantize import cli
+from quantize.commands import gate as gate_command
 from quantize.commands import work
 from quantize.gating import GateReport
 from quantize.metrics import METRICS
@@ -102,7 +103,7 @@ def test_an_example_runs(
     def directly(_target: str, job: dict[str, Any], **_: Any) -> Any:
         return json.loads(json.dumps(work.gate(job)))
 
-    monkeypatch.setattr(commands.gate, "run_isolated", directly)
+    monkeypatch.setattr(gate_command, "run_isolated", directly)
     monkeypatch.setattr(sys, "argv", [*shlex.split(line), "--json"])
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -1,1 +1,1 @@
-"""One file per command of `vnnify`, and what they share; `quantize.cli` puts them together."""
+"""One file per command of `vnnify`, and what they share; `app` puts them together."""

@@ -11,8 +11,9 @@ import typer
 
 from bench.cli import PREDICT, as_text, emit, refuse_existing, say
 from bench.errors import InputError, UnsupportedError, UsageError
-from bench.isolate import run_isolated, started_ns
+from bench.isolate import run_isolated
 from bench.publishing import publish, staging_for, write_manifest
+from bench.stages import started_ns
 from bench.store import dump, load, place_file
 from quantize.commands.arguments import (
     DATA,

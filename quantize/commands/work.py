@@ -21,15 +21,22 @@ _SWITCH_S = 0.0005
 _SAMPLES = 8
 
 
+def get_ready() -> None:
+    """Import what `quantize` needs up to the first verdict, before there is an order for it."""
+    with swift_imports():
+        import quantize.pipeline
+        import quantize.progress  # noqa: F401 - as above
+
+
 def quantize(order: dict[str, Any]) -> str:
     """Make, judge and time a model; the name of the report in the staging folder."""
     sys.setswitchinterval(_SWITCH_S)
-    with swift_imports():
-        job = asked_job(order["asked"], order["command"])
-        from quantize.pipeline import run
-        from quantize.progress import progress_for, tell_of_interrupt
-        from quantize.stopping import Interrupt, listening
+    get_ready()
+    from quantize.pipeline import run
+    from quantize.progress import progress_for, tell_of_interrupt
+    from quantize.stopping import Interrupt, listening
 
+    job = asked_job(order["asked"], order["command"])
     staging, interrupt = Path(order["staging"]), Interrupt(partial(tell_of_interrupt, sys.stderr))
     with listening(interrupt), progress_for(sys.stderr) as progress:
         report = run(

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from bench import isolate
 from bench.errors import InputError, ResourceError, UsageError
-from bench.isolate import ChildError, run_isolated, stage
+from bench.isolate import ChildError, head_start, run_isolated
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -39,6 +40,11 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    time.sleep(60)\n"
         "def brood(job):\n"
         "    return subprocess.Popen(['sleep', '60']).pid\n"
+        "def ready():\n"
+        "    open('ready', 'w').write(str(os.getpid()))\n"
+        "def unready():\n"
+        "    raise ValueError('too early')\n"
+        "def number(job): return os.getpid()\n"
         "def limits(job):\n"
         "    core = resource.getrlimit(resource.RLIMIT_CORE)[0]\n"
         "    return [core, os.getpgrp() == os.getpid()]\n"
@@ -254,6 +260,24 @@ def test_the_child_leaves_an_answer(
     assert found.items() >= answer.items()
 
 
+def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, where its lines can be seen to run."""
+
+    class Exited(BaseException):
+        pass
+
+    def leave(_status: int) -> None:
+        raise Exited
+
+    monkeypatch.setattr(os, "_exit", leave)
+    for text, ready in ((b"/a/b", ""), (b"/a/b", "math:isfinite")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        assert isolate.awaited(ready) == "/a/b"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(Exited):
+        isolate.awaited("")
+
+
 def test_an_orphan_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Exited(BaseException):
         pass
@@ -278,64 +302,6 @@ def test_an_unknown_error_class_cannot_be_forged() -> None:
     assert isolate._public_class(UsageError("x")) == "UsageError"
 
 
-def test_a_stage_measures_time_and_memory() -> None:
-    with stage("grow") as watch:
-        block = bytearray(60 * 2**20)
-        time.sleep(0.02)
-    del block
-    assert watch.result is not None
-    assert watch.result.name == "grow"
-    assert 0.02 <= watch.result.seconds < 5
-    assert watch.result.peak_rss_bytes > 60 * 2**20
-
-
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="mark is not resettable"
-)
-def test_memory_of_an_earlier_stage_does_not_count() -> None:
-    with stage("large") as large:
-        block = bytearray(200 * 2**20)
-        del block
-    with stage("small") as small:
-        pass
-    assert large.result is not None
-    assert small.result is not None
-    assert large.result.peak_rss_bytes - small.result.peak_rss_bytes > 150 * 2**20
-
-
-def test_a_stage_that_fails_is_measured_too() -> None:
-    with pytest.raises(ValueError, match="x"), stage("fails") as watch:
-        raise ValueError("x")
-    assert watch.result is not None
-
-
-def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **__: Any) -> str:
-        raise OSError
-
-    monkeypatch.setattr(Path, "read_text", refused)
-    assert isolate.peak_rss_bytes() > 2**20
-
-
-def test_a_process_began_before_its_first_line_and_after_its_parent() -> None:
-    code = "from bench.isolate import started_ns; print(started_ns())"
-    before, two_ticks = time.perf_counter_ns(), 20_000_000
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True
-    )
-    imported = time.perf_counter_ns()
-    assert before - two_ticks <= int(done.stdout) < imported - two_ticks
-
-
-def test_where_proc_tells_nothing_a_process_begins_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(*_: object, **__: object) -> str:
-        raise OSError
-
-    before = time.perf_counter_ns()
-    monkeypatch.setattr(Path, "read_text", unreadable)
-    assert before <= isolate.started_ns() <= time.perf_counter_ns()
-
-
 def test_the_time_of_the_child_can_be_used(jobs: str, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     (tmp_path / "more_jobs.py").write_text(
@@ -358,6 +324,64 @@ def test_the_child_ends_where_what_is_done_meanwhile_fails(jobs: str, tmp_path: 
     with pytest.raises(ValueError, match="meanwhile"):
         _run(f"{jobs}:stubborn", tmp_path, job={"ready": str(ready)}, meanwhile=fail)
     assert not list(tmp_path.glob("job-*"))
+
+
+def _ready(folder: Path) -> int:
+    """Number of the process that got ready in a folder."""
+    while not (folder / "ready").is_file() or not (folder / "ready").read_text():
+        time.sleep(0.02)
+    return int((folder / "ready").read_text())
+
+
+def test_a_child_with_a_head_start_gets_the_next_order(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:ready"):
+        first = _ready(tmp_path)
+        assert _run(f"{jobs}:number", tmp_path) == first
+        assert _run(f"{jobs}:number", tmp_path) not in (first, os.getpid())
+
+
+def test_a_child_that_nobody_needed_ends(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:ready"):
+        waiting = _ready(tmp_path)
+    assert not _alive(waiting)
+
+
+def test_a_child_that_waits_ends_with_its_parent(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    code = (
+        "import sys, time; from bench.isolate import head_start\n"
+        "with head_start(sys.argv[1]): time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, f"{jobs}:ready"], cwd=tmp_path)
+    waiting = _ready(tmp_path)
+    parent.kill()
+    parent.wait()
+    assert _gone_soon(waiting)
+
+
+def test_what_fails_before_the_order_is_told_by_the_order_alone(jobs: str, tmp_path: Path) -> None:
+    with head_start(f"{jobs}:unready"):
+        assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}) == 3
+    with head_start("no_such_module:ready"), pytest.raises(ChildError, match="no_such_module"):
+        _run("no_such_module:work", tmp_path)
+
+
+def test_a_child_that_died_before_its_order_is_a_matter_of_resources(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:ready"):
+        os.kill(_ready(tmp_path), signal.SIGKILL)
+        with pytest.raises(ResourceError, match="SIGKILL"):
+            _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

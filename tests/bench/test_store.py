@@ -82,7 +82,7 @@ def test_what_is_no_plain_value_is_a_bug_that_is_named() -> None:
 
 def test_writing_a_record_imports_no_pydantic() -> None:
     code = (
-        "import sys; from bench.store import dump; from bench.isolate import Stage; "
+        "import sys; from bench.store import dump; from bench.stages import Stage; "
         "dump(Stage('a', 1.0, 2)); print('pydantic' in sys.modules)"
     )
     environment = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from bench.isolate import started_ns
+from bench.stages import started_ns
 
 _ALL = 10**9
 

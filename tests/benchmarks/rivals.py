@@ -16,10 +16,10 @@ from time import perf_counter
 from typing import Any
 
 from bench.errors import UnsupportedError
-from bench.isolate import peak_rss_bytes, reset_peak_rss
 from bench.machine import available_threads
 from bench.models import Feeds, Model
 from bench.runtimes import RUNTIMES, Settings
+from bench.stages import peak_rss_bytes, reset_peak_rss
 from quantize.recipe import Engine
 from quantize.sources import ModelSpec
 from tests.benchmarks.cases import Case, Data, read_case

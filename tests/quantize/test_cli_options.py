@@ -1,6 +1,7 @@
 """Errors of the command line cost nothing: they are told before any work, with their status."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from bench.errors import ExitCode
-from quantize import cli, commands, pipeline
+from quantize import cli, pipeline
+from quantize.commands import gate as gate_command
+from quantize.commands import quantize as quantize_command
 from quantize.commands import work
 
 QUANTIZE = ("quantize", "m.onnx", "--data", "d.npz")
@@ -37,11 +40,30 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return caught.value.code, capfd.readouterr().err
 
     # `quantize` reads its options in the process that does the work.
-    monkeypatch.setattr(commands.quantize, "run_isolated", lambda _, o, **__: work.quantize(o))
+    monkeypatch.setattr(quantize_command, "run_isolated", lambda _, o, **__: work.quantize(o))
     monkeypatch.setattr(pipeline, "run", refuse)
-    monkeypatch.setattr(commands.gate, "run_isolated", refuse)
+    monkeypatch.setattr(gate_command, "run_isolated", refuse)
     monkeypatch.chdir(tmp_path)
     return run
+
+
+def test_the_process_that_works_starts_before_the_options_are_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Watched(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    status, _ = run(*QUANTIZE, "--no-such-option")
+    assert status == ExitCode.USAGE
+    assert [child.returncode for child in started] == [-signal.SIGKILL]
+    for other in (("quantize", "--help"), (*GATE, "--no-such-option"), ()):
+        run(*other)
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("command", [QUANTIZE, GATE])

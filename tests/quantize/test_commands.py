@@ -27,7 +27,10 @@ from bench.render import render
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from bench.store import load
-from quantize import cli, commands, gating, slices, timing, trials
+from quantize import cli, gating, slices, timing, trials
+from quantize.commands import convert as convert_command
+from quantize.commands import gate as gate_command
+from quantize.commands import quantize as quantize_command
 from quantize.gate_report import GateReport, gate_document
 from quantize.proof import debian, proving
 from quantize.proof.guest import Answer, Job, Visit
@@ -83,7 +86,7 @@ def directly(target: str, job: dict[str, Any], **_: Any) -> Any:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     stopwatch = Stopwatch()
-    for module in (commands.quantize, commands.gate, commands.convert):
+    for module in (quantize_command, gate_command, convert_command):
         monkeypatch.setattr(module, "run_isolated", directly)
     monkeypatch.setattr(trials, "glance", stopwatch.glance)
     for module in (timing, gating):
@@ -124,7 +127,7 @@ def done(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(commands.quantize, "run_isolated", directly)
+        patch.setattr(quantize_command, "run_isolated", directly)
         patch.setattr(trials, "glance", Stopwatch().glance)
         patch.setattr(timing, "measure", Stopwatch())
         command = ["vnnify", "quantize", str(shelf / "net.onnx"), "--data", str(shelf / "data.npz")]
@@ -186,14 +189,12 @@ def digest_of(folder: Path, kind: str) -> str:
     return digests_of(folder)[f"model.{kind}onnx"]
 
 
-def test_stages_stand_in_order_and_none_holds_another(done: Path) -> None:
+def test_stages_stand_in_order(done: Path) -> None:
     stages = stored(done).stages
     names = ["read", "prepare", "baseline", "calibrate", "first model", "even out", "search"]
     names += ["verify", "benchmark"]
     assert [s.name for s in stages] == names
     assert all(s.seconds > 0 and s.peak_rss_bytes > 1e6 for s in stages)
-    seconds = {s.name: s.seconds for s in stages}
-    assert seconds["baseline"] < seconds["search"]
 
 
 def test_the_report_names_no_file_that_is_gone(done: Path) -> None:

@@ -11,7 +11,10 @@ from bench.cli import bench
 from bench.errors import InputError, UsageError
 from bench.planning import Plan
 from bench.store import load
-from quantize import cli, commands
+from quantize.commands import app
+from quantize.commands import gate as gate_command
+from quantize.commands import quantize as quantize_command
+from quantize.commands.asked import asked_job
 from quantize.config import BENCH_OPTIONS, BENCH_SWITCHES, OPTIONS, TEMPLATE, Config, read_config
 from quantize.images import Preprocessing
 from quantize.job import GateJob, Job
@@ -26,7 +29,7 @@ class Asked:
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         self.jobs: list[dict[str, Any]] = []
-        for module in (commands.quantize, commands.gate):
+        for module in (quantize_command, gate_command):
             patch.setattr(module, "run_isolated", self._stop)
         patch.setattr(sys, "argv", ["vnnify"])
         patch.chdir(folder)
@@ -39,7 +42,7 @@ class Asked:
         raise _StoppedError(target)
 
     def __call__(self, *arguments: str) -> BaseException | None:
-        result = CliRunner().invoke(cli.app, arguments)
+        result = CliRunner().invoke(app.app, arguments)
         if result.exit_code == 2:
             return UsageError(result.output)
         return result.exception
@@ -54,7 +57,7 @@ class Asked:
 
 
 def _job(order: dict[str, Any]) -> Job:
-    return commands.asked.asked_job(order["asked"], order["command"])
+    return asked_job(order["asked"], order["command"])
 
 
 @pytest.fixture
@@ -146,7 +149,7 @@ def test_bench_reads_its_own_table_and_no_other(
         "no_peaks = true\n"
     )
     for arguments in ([], ["--batch", "4", "--seconds", "2"]):
-        CliRunner().invoke(cli.app, ["bench", "m.onnx", *arguments])
+        CliRunner().invoke(app.app, ["bench", "m.onnx", *arguments])
     first, second = plans
     assert (first.batches, first.threads, first.seconds) == ((1, 8), (2,), 0.5)
     assert (first.data, first.peaks, first.operators) == (None, False, True)
@@ -154,7 +157,7 @@ def test_bench_reads_its_own_table_and_no_other(
 
 
 def test_every_key_stands_for_an_option() -> None:
-    configured = (commands.quantize.quantize, commands.gate.gate)
+    configured = (quantize_command.quantize, gate_command.gate)
     known = {name for function in configured for name in inspect.signature(function).parameters}
     assert set(OPTIONS) <= known
 

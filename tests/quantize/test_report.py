@@ -9,11 +9,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench.compare import Comparison, compare
-from bench.isolate import Stage
 from bench.latency import Variant
 from bench.machine import Machine, describe
 from bench.models import Model
 from bench.render import FORMATS, Check, Document, Forest, Scatter, Table, render
+from bench.stages import Stage
 from bench.store import dump, load
 from quantize.document import document, summary
 from quantize.evaluate import Evaluation
