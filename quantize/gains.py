@@ -4,11 +4,12 @@
               ─▶ modes of the first plan
 
 A product in integers saves time per multiplication. It is paid for where floats become integers
-and integers floats, per node and per value, so what counts is the whole region between. The
-constants are ONNX Runtime's with one thread (`python -m tests.benchmarks.gains`; of LSTMs and
-pools, from profiles of such models). They lean towards INT8: a multiplication counts for about
-twice what it saves, since float kernels are slow for odd shapes. On other CPUs they are off by some
-factor, so they say what is tried first, and the clock says what is kept.
+and integers floats, per node and per value, so what counts is the whole region between.
+`python -m tests.benchmarks.gains` prints every time below beside what it takes on the CPU it runs
+on; they are round numbers from among the shapes it tries, of ONNX Runtime with one thread on a Xeon
+with AMX. For products the shape that gains most was taken, since a layer that is in float for no
+reason costs more than one that is not. On other CPUs they are off by some factor, so they say what
+is tried first, and the clock says what is kept.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -24,20 +25,25 @@ from quantize.placement import Placement, place
 NO_GAIN = "INT8 should gain nothing here: its kernel and the conversions around it cost more"
 
 # Saved per multiplication; depthwise products take longer in integers.
-_PRODUCT_NS, _DEPTHWISE_NS = 0.015, -0.01
-# An integer convolution copies its input once per tap of its kernel, pixel by pixel, which takes
-# longest for few channels: those of an image. Kernels with more taps are slow in float, too.
-_TAP_NS, _THIN_TAP_NS, _THIN, _MOST_TAPS = 3.0, 8.0, 4, 49
+PRODUCT_NS, DEPTHWISE_NS = 0.012, -0.01
+# An integer convolution copies its input for every pixel that it makes, row by row of its kernel;
+# rows of few channels, those of an image, take longest. Kernels of very many taps are as slow in
+# float.
+ROW_NS, THIN_ROW_NS = 1.0, 6.0
+_THIN, _MOST_TAPS = 4, 49
 # A conversion: the node, and each value with its move to another layout.
-_NODE_NS, _VALUE_NS = 500.0, 0.3
+NODE_NS, VALUE_NS = 400.0, 0.3
 # What ONNX Runtime computes within a float convolution, and apart behind an integer one.
-_WITHIN, _APART_NS = frozenset({"HardSwish", "HardSigmoid"}), 0.4
+APART_NS = 0.4
+_WITHIN = frozenset({"HardSwish", "HardSigmoid"})
 # A MaxPool before a conversion is moved behind it, and takes so long per value that it returns; it
 # is fast in integers only in the layout of an integer convolution before it, so many nodes away.
-_POOL_NS, _NEAR = 20.0, 6
-# One step of an LSTM: saved per weight, and what quantizing the state costs; how many steps there
+POOL_NS = 20.0
+_NEAR = 6
+# One step of an LSTM: saved per weight, and what quantizing the state costs. How many steps there
 # are does not change which is more.
-_LSTM_WEIGHT_NS, _LSTM_STEP_NS, _LSTM_STEPS = 0.02, 2000.0, 20
+LSTM_WEIGHT_NS, LSTM_STEP_NS = 0.02, 2000.0
+_LSTM_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ def find_regions(
     for edge in edges:
         region = region_of[edge.nodes[0]]
         if region in gains and edge.converted:
-            gains[region] -= _NODE_NS + edge.value_ns * sizes.get(edge.tensor, 0.0)
+            gains[region] -= NODE_NS + edge.value_ns * sizes.get(edge.tensor, 0.0)
     return tuple(Region(tuple(names), gains[r]) for r, names in members.items())
 
 
@@ -154,11 +160,11 @@ def _edges(model: ir.Model, placement: Placement) -> Iterator[_Edge]:
         readers = [use.node for use in value.uses()]
         taking = [str(n.name) for n in readers if n.name in integers]
         outside = [n.op_type for n in readers if n.name not in integers]
-        value_ns = _VALUE_NS
+        value_ns = VALUE_NS
         if not made and _pools_floats(producer, integers):
-            value_ns += _POOL_NS
+            value_ns += POOL_NS
         if made and _WITHIN.intersection(outside):
-            value_ns += _APART_NS
+            value_ns += APART_NS
         converted = not made or bool(outside) or value.is_graph_output()
         yield _Edge(name, (*([maker] if made else []), *taking), converted, value_ns)
 
@@ -189,7 +195,7 @@ def _joined(edges: Iterable[_Edge]) -> dict[str, str]:
 def _saved_ns(anchor: Anchor, node: ir.Node, sizes: Mapping[str, float]) -> float:
     """What a layer saves, conversions apart."""
     if anchor.op == "LSTM":
-        return _LSTM_STEPS * (_LSTM_WEIGHT_NS * anchor.weight_count - _LSTM_STEP_NS)
+        return _LSTM_STEPS * (LSTM_WEIGHT_NS * anchor.weight_count - LSTM_STEP_NS)
     read = anchor.end if anchor.op == "Conv" else anchor.data
     if read not in sizes:
         return inf
@@ -200,10 +206,9 @@ def _saved_ns(anchor: Anchor, node: ir.Node, sizes: Mapping[str, float]) -> floa
     channels = max(shape[anchor.out_axis], 1)
     inner = anchor.weight_count / channels
     if anchor.op != "Conv":
-        return _PRODUCT_NS * sizes[read] / inner * anchor.weight_count
+        return PRODUCT_NS * sizes[read] / inner * anchor.weight_count
     if anchor.depthwise:
-        return _DEPTHWISE_NS * sizes[read] * inner
-    taps = prod(shape[2:])
-    copied = sizes[read] / channels * taps if 1 < taps <= _MOST_TAPS else 0.0
-    each_ns = _THIN_TAP_NS if shape[1] <= _THIN else _TAP_NS
-    return _PRODUCT_NS * sizes[read] * inner - each_ns * copied
+        return DEPTHWISE_NS * sizes[read] * inner
+    rows = prod(shape[2:-1]) if 1 < prod(shape[2:]) <= _MOST_TAPS else 0
+    row_ns = THIN_ROW_NS if shape[1] <= _THIN else ROW_NS
+    return PRODUCT_NS * sizes[read] * inner - row_ns * sizes[read] / channels * rows

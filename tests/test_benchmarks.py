@@ -13,6 +13,8 @@ from bench import forecast as forecasts
 from bench.errors import UnsupportedError
 from bench.latency import Latency, Round
 from bench.yardsticks import Bout, Yardsticks
+from quantize import gains
+from tests.benchmarks import gains as gains_table
 from tests.benchmarks import graphs, predictions, quantizers, rivals, searches
 from tests.benchmarks.cases import find_case, read_case
 from tests.fakes import MS
@@ -174,3 +176,10 @@ def test_a_case_says_what_makes_it_in_pytorch(tmp_path: Path) -> None:
     (tmp_path / "case.json").write_text(json.dumps(facts), encoding="utf-8")
     found = find_case(tmp_path)
     assert (found.module, found.weights) == (f"{tmp_path}/net.py:build", "package.weights")
+
+
+def test_every_time_that_chooses_the_first_plan_has_a_measurement() -> None:
+    source = Path(gains_table.__file__).read_text(encoding="utf-8")
+    times = [name for name in vars(gains) if name.endswith("_NS")]
+    assert len(times) == 10
+    assert all(f'"{name}"' in source for name in times)

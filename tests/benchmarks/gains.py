@@ -1,14 +1,15 @@
-"""What INT8 saves and costs in ONNX Runtime, one kind of work at a time: `quantize.gains` is of it.
+"""What INT8 saves and costs in ONNX Runtime, kind by kind of work: the times of `quantize.gains`.
 
     python -m tests.benchmarks.gains
 
 Chains of equal layers are timed in float and in integers with one thread, the shortest of many runs
-each; of a long chain minus a short one nothing is left but the layers.
+each; of a long chain minus a short one nothing is left but the layers. The table has each constant,
+its value in the code, and what it comes out as here, by shape.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 
 from bench.machine import describe
 from bench.runtimes import RUNTIMES, Session, Settings
-from tests import tiny
+from quantize import gains
 from tests.graphs import Builder
 from tests.int8 import make
 
@@ -26,22 +27,35 @@ _FLOAT = TensorProto.FLOAT
 _SECONDS = 1.0
 _SHORT, _LONG = 2, 6
 Build = Callable[[Builder, str], str]
+Found = tuple[str, str, float]
+"""Name of a constant, the shape it was found with, nanoseconds."""
 
 
-def per_layer_ns(build: Build, shape: list[int], folder: Path) -> tuple[float, float]:
-    """One layer of a chain in float and in integers."""
+def saved_ns(build: Build, shape: list[int], folder: Path) -> float:
+    """What one layer of a chain saves in integers."""
+    short, long = (
+        graph_saves_ns(lambda b, x, n=n: _chain(b, x, build, n), shape, folder)  # type: ignore[misc]
+        for n in (_SHORT, _LONG)
+    )
+    return (long - short) / (_LONG - _SHORT)
+
+
+def _chain(b: Builder, x: str, build: Build, count: int) -> str:
+    for _ in range(count):
+        x = build(b, x)
+    return x
+
+
+def graph_saves_ns(build: Build, shape: list[int], folder: Path) -> float:
+    """What a whole graph saves in integers."""
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    files: list[Path] = []
-    for count in (_SHORT, _LONG):
-        b, y = Builder(), "x"
-        for _ in range(count):
-            y = build(b, y)
-        fp32 = b.save(folder / f"{count}.onnx", ("x", _FLOAT, list(shape)), y)
-        files += [fp32, make(fp32, [{"x": x}] * 2, correct_bias=False).path]
-    sessions = [RUNTIMES["onnxruntime"].open(f, Settings(threads=1)) for f in files]
-    short, short_int, long, long_int = shortest_ns(sessions, {"x": x})
-    layers = _LONG - _SHORT
-    return (long - short) / layers, (long_int - short_int) / layers
+    b = Builder()
+    y = build(b, "x")
+    fp32 = b.save(folder / "m.onnx", ("x", _FLOAT, list(shape)), y)
+    int8 = make(fp32, [{"x": x}] * 2, correct_bias=False).path
+    sessions = [RUNTIMES["onnxruntime"].open(f, Settings(threads=1)) for f in (fp32, int8)]
+    in_float, in_integers = shortest_ns(sessions, {"x": x})
+    return in_float - in_integers
 
 
 def shortest_ns(sessions: list[Session], feeds: dict[str, Any]) -> list[int]:
@@ -57,58 +71,113 @@ def shortest_ns(sessions: list[Session], feeds: dict[str, Any]) -> list[int]:
     return best
 
 
-def convolution(channels: int, taps: int, group: int = 1) -> Build:
-    """A convolution with a Relu."""
-    return lambda b, x: b.op("Relu", b.conv(x, channels, channels, taps, group=group))
+def convolution(channels: int, taps: int, group: int = 1, after: str = "Relu") -> Build:
+    """A convolution with an activation."""
+    return lambda b, x: b.op(after, b.conv(x, channels, channels, taps, group=group))
 
 
-def conversions(folder: Path, values: int) -> float:
-    """A QuantizeLinear and a DequantizeLinear of so many values."""
-    held = {"s": np.float32(0.02), "z": np.uint8(128)}
-    times = []
-    for count in (_SHORT, _LONG):
-        nodes, now = [], "x"
-        for i in range(count):
-            for op in ("QuantizeLinear", "DequantizeLinear"):
-                nodes.append(helper.make_node(op, [now, "s", "z"], [f"{op}{i}"]))
-                now = f"{op}{i}"
-            nodes.append(helper.make_node("Neg", [now], [f"y{i}"]))
-            now = f"y{i}"
-        port = ("x", _FLOAT, [1, values])
-        path = tiny.save(folder / "c.onnx", nodes, [port], [(now, _FLOAT, None)], held)
-        session = RUNTIMES["onnxruntime"].open(path, Settings(threads=1))
-        times += shortest_ns([session], {"x": np.ones((1, values), np.float32)})
-    return (times[1] - times[0]) / (_LONG - _SHORT)
+def lstm(hidden: int) -> Build:
+    """A layer of an LSTM of one direction, as wide as its input."""
+
+    def build(b: Builder, x: str) -> str:
+        w, r = (b.weight(1, 4 * hidden, hidden) for _ in range(2))
+        name = f"lstm_{len(b.nodes)}"
+        b.nodes.append(helper.make_node("LSTM", [x, w, r], [name], name, hidden_size=hidden))
+        return b.op("Squeeze", name, b.constant(np.array([1], np.int64)))
+
+    return build
+
+
+def _products(folder: Path) -> Iterator[Found]:
+    for channels, side, taps in (
+        (64, 14, 1),
+        (128, 28, 1),
+        (100, 28, 1),
+        (128, 14, 3),
+        (100, 14, 3),
+    ):
+        ns = saved_ns(convolution(channels, taps), [1, channels, side, side], folder)
+        shape = f"{taps}x{taps}, {channels} channels, {side}x{side}"
+        yield "PRODUCT_NS", shape, ns / (taps * channels * side) ** 2
+    for channels, side in ((64, 56), (256, 14)):
+        ns = saved_ns(convolution(channels, 3, channels), [1, channels, side, side], folder)
+        yield "DEPTHWISE_NS", f"3x3, {channels} channels", ns / (9 * channels * side * side)
+
+
+def _copies(folder: Path) -> Iterator[Found]:
+    side = 64
+    for name, channels in (("THIN_ROW_NS", 3), ("ROW_NS", 32)):
+        tall, wide = (saved_ns(_oblong(channels, k), [1, channels, side, side], folder)
+                      for k in ((9, 1), (1, 9)))  # fmt: skip
+        yield name, f"9x1 beside 1x9, {channels} channels", (wide - tall) / (8 * side * side)
+
+
+def _oblong(channels: int, kernel: tuple[int, int]) -> Build:
+    pads = [kernel[0] // 2, kernel[1] // 2] * 2
+    return lambda b, x: b.op(
+        "Relu",
+        b.op("Conv", x, b.weight(channels, channels, *kernel), b.weight(channels), pads=pads),
+    )
+
+
+def _conversions(folder: Path) -> Iterator[Found]:
+    """Per value from two sizes; per node what is left of the small one."""
+    channels, small, large = 64, 2, 112
+
+    def lost(side: int, between: str) -> float:
+        shape = [1, channels, side, side]
+        kept = saved_ns(convolution(channels, 1), shape, folder)
+        return kept - saved_ns(convolution(channels, 1, after=between), shape, folder)
+
+    few, many = (channels * side * side for side in (small, large))
+    low, high = lost(small, "Tanh"), lost(large, "Tanh")
+    value = (high - low) / (many - few)
+    # A layer has two conversions, one on either side.
+    yield "VALUE_NS", "convolutions with Tanh between", value / 2
+    yield "NODE_NS", "the same", (low - value * few) / 2
+    yield "APART_NS", "HardSwish beside Tanh", (lost(large, "HardSwish") - high) / many
+
+
+def _pools(folder: Path) -> Iterator[Found]:
+    channels, side = 16, 64
+    shape = [1, channels, side, side]
+    for window in (2, 3):
+        options = {"kernel_shape": [window] * 2, "strides": [2, 2], "pads": [0, 0, 1, 1]}
+        pooled, plain = (
+            graph_saves_ns(
+                lambda b, x, op=op, options=options: b.conv(  # type: ignore[misc]
+                    b.op(op, b.op("Tanh", x), **options), channels, channels, 1
+                ),
+                shape,
+                folder,
+            )
+            for op, options in (("MaxPool", options), ("Tanh", {}))
+        )
+        yield (
+            "POOL_NS",
+            f"MaxPool {window}x{window} of floats",
+            (plain - pooled) / (channels * side**2 / 4),
+        )
+
+
+def _lstms(folder: Path) -> Iterator[Found]:
+    steps, sizes = 20, (128, 256)
+    small, large = (saved_ns(lstm(n), [steps, 1, n], folder) / steps for n in sizes)
+    few, many = (8 * n * n for n in sizes)
+    weight = (large - small) / (many - few)
+    yield "LSTM_WEIGHT_NS", "128 and 256 wide", weight
+    yield "LSTM_STEP_NS", "the same", weight * few - small
 
 
 def main() -> int:
-    """Print what each kind of work saves, per multiplication, tap or value."""
+    """Print the table."""
     machine = describe()
     lines = [f"{machine.cpu}, class {machine.isa_class}, one thread; nanoseconds"]
     with tempfile.TemporaryDirectory(prefix="vnnify-gains-") as name:
-        folder = Path(name)
-        for channels, side in ((64, 14), (128, 28), (256, 14)):
-            before, after = per_layer_ns(
-                convolution(channels, 1), [1, channels, side, side], folder
-            )
-            products = channels * channels * side * side
-            lines.append(f"1x1, {channels} channels: saves {(before - after) / products:.4f} each")
-        for channels, side in ((3, 112), (16, 28), (64, 28)):
-            before, after = per_layer_ns(
-                convolution(channels, 3), [1, channels, side, side], folder
-            )
-            taps = 9 * side * side
-            lines.append(f"3x3, {channels} channels: {after / taps:.1f} per tap in integers, "
-                         f"{before / taps:.1f} in float")  # fmt: skip
-        for channels, side in ((64, 56), (256, 14)):
-            build = convolution(channels, 3, channels)
-            before, after = per_layer_ns(build, [1, channels, side, side], folder)
-            products = 9 * channels * side * side
-            lines.append(
-                f"depthwise, {channels} channels: saves {(before - after) / products:.4f} each"
-            )
-        few, many = conversions(folder, 64), conversions(folder, 65536)
-        lines.append(f"to integers and back: {few:.0f} per pair, {many / 65536:.2f} per value")
+        for part in (_products, _copies, _conversions, _pools, _lstms):
+            for constant, shape, here in part(Path(name)):
+                in_code = getattr(gains, constant)
+                lines.append(f"{constant:<15} {in_code:>8.4g} {here:>10.4f}  {shape}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -62,12 +62,38 @@ def test_where_nothing_gains_the_region_that_costs_least_is_in_int8(tmp_path: Pa
 
 def test_a_first_layer_of_few_channels_stays_in_float(tmp_path: Path) -> None:
     def build(b: Builder, x: str) -> str:
-        x = b.op("Relu", b.conv(x, 3, 64))
-        return b.conv(b.op("Relu", b.conv(x, 64, 64)), 64, 64)
+        x = b.op("Relu", b.conv(x, 3, 16))
+        return b.conv(b.op("Relu", b.conv(x, 16, 64)), 64, 64)
 
     found = judged(build, tmp_path, 3, 32)
     assert found.gains
     assert floats(found) == ["conv_0"]
+
+
+@pytest.mark.parametrize(("kernel", "left"), [((1, 9), []), ((9, 1), ["conv_0"])])
+def test_a_first_layer_pays_for_the_rows_of_its_kernel(
+    tmp_path: Path, kernel: tuple[int, int], left: list[str]
+) -> None:
+    def build(b: Builder, x: str) -> str:
+        pads = [kernel[0] // 2, kernel[1] // 2] * 2
+        x = b.op("Relu", b.op("Conv", x, b.weight(32, 3, *kernel), pads=pads))
+        return b.conv(x, 32, 64)
+
+    assert floats(judged(build, tmp_path, 3, 32)) == left
+
+
+def test_a_first_layer_of_many_products_gains(tmp_path: Path) -> None:
+    found = judged(lambda b, x: b.conv(x, 3, 64, 7, strides=[2, 2]), tmp_path, 3, 112)
+    assert found.gains
+
+
+def test_a_kernel_of_very_many_taps_is_slow_in_float_too(tmp_path: Path) -> None:
+    def build(b: Builder, x: str) -> str:
+        return b.op("Conv", x, b.weight(64, 1, 128, 1), pads=[63, 0, 64, 0])
+
+    b = Builder()
+    path = b.save(tmp_path / "m.onnx", ("x", _FLOAT, [1, 1, 1024, 1]), build(b, "x"))
+    assert expect(*seen(path)).gains
 
 
 def test_depthwise_layers_between_others_stay_with_them(tmp_path: Path) -> None:
