@@ -81,6 +81,10 @@ def serving_fp32(bench: Workbench) -> list[str]:
     return found
 
 
+# What a recipe says of the FP32 that it holds all others against.
+_SAME = (1.0, 1.0, 1.0)
+
+
 def what_to_time(
     replay: Replay, bench: Workbench, beside: Sequence[str] = (), *, exactly: bool = False
 ) -> tuple[Speeds | None, list[str], str]:
@@ -109,19 +113,21 @@ def what_to_time(
     if not (fastest := choose(known, bench.runtimes)):
         return None, serving_fp32(bench), f"the recipe tells no speed of FP32 here, {anew}"
     timed = list(dict.fromkeys([*fastest, *(r for r in beside if r in known.fp32)]))
-    slower = {r: x for r, x in known.fp32.items() if r in bench.runtimes and r not in timed}
-    ranking = "".join(
-        f"; in {r} it reached {ratio:.2f} of the fastest one's speed ({low:.2f} to {high:.2f})"
-        for r, (ratio, low, high) in slower.items()
-    )
-    ratio, low, high = known.int8
-    note = (
-        f"from the recipe: FP32 is the fastest in {' or '.join(fastest)}{ranking}; INT8 was "
-        f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f}). Timed here: INT8, and FP32 in "
+    return known, timed, _told(known, bench.runtimes, timed)
+
+
+def _told(known: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> str:
+    """What a recipe says of speed, and what was measured; every ratio is over the same FP32."""
+    found = {f"FP32 in {r}": known.fp32[r] for r in runtimes if r in known.fp32}
+    against = next((n for n, x in found.items() if x == _SAME), "the fastest FP32")
+    ratios = {**found, "INT8": known.int8}
+    ratios.pop(against, None)
+    told = ", ".join(f"{n} {x:.2f} ({a:.2f} to {b:.2f})" for n, (x, a, b) in ratios.items())
+    return (
+        f"from the recipe, times as fast as {against}: {told}. Timed here: INT8, and FP32 in "
         f"{' and '.join(timed)}; the fastest FP32 of this report is of these. With --rounds "
         f"{ROUNDS} everything is timed"
     )
-    return known, timed, note
 
 
 def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:
