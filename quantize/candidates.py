@@ -137,15 +137,15 @@ class Aim:
     """What a search is for, and who is told.
 
     Attributes:
-        can_pass: Whether a model as good as FP32 could pass; if not, the samples are too few for
-            any verdict, and the first candidate within the limit is taken.
+        can_pass: Whether a model as good as FP32 could pass next; if not, the samples are too few
+            for any verdict, or for one more, and the first candidate within the limit is taken.
         need_speed: Whether a candidate that is not faster than FP32 is of no use.
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.
         keep: Given each candidate that is the best so far.
     """
 
-    can_pass: bool
+    can_pass: Callable[[], bool]
     need_speed: bool
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
@@ -154,4 +154,4 @@ class Aim:
     @property
     def enough(self) -> int:
         """The first part of the rank of a candidate as good as the samples can show."""
-        return 0 if self.can_pass else 1
+        return 0 if self.can_pass() else 1

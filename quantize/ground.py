@@ -39,7 +39,7 @@ class Ground:
         journal: What a run that was killed found before.
         interrupt: Armed with the first verdict.
         division: Classes, slices and units of the samples; known once it is settled.
-        can_pass: Whether so many samples can show a pass; true until that is known.
+        judging: The judge; None until it is settled.
     """
 
     job: Job
@@ -52,7 +52,8 @@ class Ground:
     journal: Journal = field(default_factory=Journal)
     interrupt: Interrupt = field(default_factory=Interrupt)
     division: Division = field(default_factory=Division, init=False)
-    can_pass: bool = field(default=True, init=False)
+    judging: Judging | None = field(default=None, init=False)
+    _possible: dict[float, bool] = field(default_factory=dict, init=False)
 
     @property
     def execution(self) -> Execution:
@@ -140,10 +141,20 @@ class Ground:
             look=look,
             shares=Shares() if searches else None,
         )
-        # Once: a metric of the whole data set is resampled thousands of times for it.
-        itself = judging.judge(baseline, FIRST if searches else 1.0)
-        self.can_pass = can_pass(baseline, itself)
+        self.judging = judging
         return judging
+
+    @property
+    def can_pass(self) -> bool:
+        """Whether so many samples could show that the next model passes; true until it is known."""
+        if self.judging is None:
+            return True
+        baseline, shares = self.judging.baseline, self.judging.shares
+        share = 1.0 if shares is None else shares.next if baseline.binary else FIRST
+        if share not in self._possible:
+            # Once: a metric of the whole data set is resampled thousands of times for it.
+            self._possible[share] = can_pass(baseline, self.judging.judge(baseline, share))
+        return self._possible[share]
 
     def watch(self, _scores: object, done: int, total: int) -> bool:
         """Tell how far an evaluation is."""

@@ -292,7 +292,7 @@ class Run:
     def aim(self, bench: Workbench) -> Aim:
         """What candidates are judged and kept for."""
         return Aim(
-            can_pass=self.ground.can_pass,
+            can_pass=lambda: self.ground.can_pass,
             need_speed=self.job.limits.need_speed,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,

@@ -40,8 +40,13 @@ class Shares:
 
     def of(self, name: tuple[str, str]) -> float:
         """The share of a candidate, the same whenever it is asked for."""
+        return self.given.setdefault(name, self.next)
+
+    @property
+    def next(self) -> float:
+        """The share of a candidate that was not asked for yet."""
         count = len(self.failed)
-        return self.given.setdefault(name, (1 - FIRST) / 2**count if count else FIRST)
+        return (1 - FIRST) / 2**count if count else FIRST
 
     def note(self, name: tuple[str, str], verdict: Verdict) -> None:
         """Learn what became of it."""

@@ -163,3 +163,20 @@ def test_candidates_of_a_search_share_the_error_and_a_recipe_has_it_alone(
     assert can_pass(300, Path("recipe.toml"))
     assert not can_pass(308, None)
     assert can_pass(309, None)
+
+
+def test_a_search_that_failed_once_knows_when_the_samples_are_too_few_for_more(
+    shelf: tuple[Model, Samples],
+) -> None:
+    def more(samples: int) -> bool:
+        made = ground(shelf)
+        assert made.can_pass
+        judging = made.settle(lambda: evaluation([1.0] * samples))
+        assert made.can_pass
+        lost = evaluation([0.0] * 9 + [1.0] * (samples - 9), model_sha256="lost")
+        assert judging.told(lost)[1].outcome == "inconclusive"
+        return made.can_pass
+
+    # Without a loss it takes 788 to show 1 pt at 99.75 %, by the score test.
+    assert not more(780)
+    assert more(790)

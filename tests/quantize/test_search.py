@@ -219,7 +219,7 @@ class World:
             deadline_s=deadline_s,
         )
         aim = Aim(
-            can_pass=not self.few,
+            can_pass=lambda: not self.few,
             need_speed=need_speed,
             say=self.lines.append,
             stopped=lambda: self.stopped(),
