@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from quantize.anchors import Anchor
 from quantize.quantizers.editing import Editor
-from quantize.quantizers.fitting import Fitter
+from quantize.quantizers.fitting import Fit
 from quantize.quantizers.reading import bias_of, channels_at, constant_of
 from quantize.quantizers.weights import Codes, quantize_weights
 from quantize.targets import TARGETS
@@ -16,21 +16,14 @@ _MICROSOFT = "com.microsoft"
 class DynamicWriter:
     """Writes dynamic layers; remembers the codes of an input, so that siblings share them."""
 
-    def __init__(self, editor: Editor, fitter: Fitter) -> None:
-        self.editor, self.fitter = editor, fitter
-        self.narrow = TARGETS[fitter.recipe.target].narrow
+    def __init__(self, editor: Editor, target: str) -> None:
+        self.editor, self.narrow = editor, TARGETS[target].narrow
         self.inputs: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def linear(self, anchor: Anchor) -> Codes:
+    def linear(self, anchor: Anchor, found: Fit) -> Codes:
         """MatMul or Gemm as the pattern that ONNX Runtime fuses into DynamicQuantizeMatMul."""
         node = self.editor.nodes[anchor.name]
         graph = node.graph or self.editor.graph
-        if anchor.op == "Gemm":
-            self.editor.fold_gemm_factors(node)
-        weights = constant_of(node.inputs[1])
-        channels = weights.shape[anchor.out_axis]
-        place = anchor.op == "Gemm" or self.editor.added_constant(node, channels)
-        found = self.fitter.fit(anchor, weights, movable=bool(place))
         codes, shift = found.codes, found.shift
         name = str(node.name)
         data, data_scale, data_zero = self._input(node)
@@ -47,7 +40,7 @@ class DynamicWriter:
         result = ir.node("Mul", [cast.outputs[0], unit.outputs[0]], name=f"{name}_scaled")
         chain = [product, cast, unit, result]
         if anchor.op == "Gemm":
-            bias = bias_of(node, channels) + shift
+            bias = bias_of(node, len(shift)) + shift
             if np.any(bias):
                 held_bias = self.editor.constant(f"{name}_bias_float", bias.astype(np.float32))
                 added = ir.node("Add", [result.outputs[0], held_bias], name=f"{name}_biased")

@@ -96,7 +96,7 @@ class _Writer:
         self.anchors = anchors
         self.placement = placement
         self.fitter = Fitter(self.nodes, anchors, calibration.rows, recipe)
-        self.dynamic = DynamicWriter(self.editor, self.fitter)
+        self.dynamic = DynamicWriter(self.editor, recipe.target)
         self.ranges = choose_ranges(placement, calibration, recipe, anchors)
         static = {a.name for a in anchors if placement.modes[a.name] == "static"}
         self.integer_nodes = static | placement.glue
@@ -115,7 +115,7 @@ class _Writer:
             elif mode == "dynamic" and anchor.op == "LSTM":
                 codes = self.dynamic.lstm(anchor)
             elif mode == "dynamic":
-                codes = self.dynamic.linear(anchor)
+                codes = self.dynamic.linear(anchor, fits.pop(anchor.name))
             layers.append(self._layer(anchor, mode, codes))
         self._quantize_glue_constants()
         for name in self._in_order(self.placement.tensors):
@@ -134,34 +134,37 @@ class _Writer:
         order += [str(v.name) for n in self.graph for v in n.outputs]
         return [n for n in order if n in names]
 
-    # Static
-
     def _fits(self) -> dict[str, Fit]:
-        """The integers of static layers, worked out side by side, by name."""
+        """The integers of layers, worked out side by side, by name; an LSTM's are only rounded."""
         found: dict[str, Fit] = {}
 
         def keep(name: str, work: Callable[[], Fit]) -> None:
             found[name] = work()
 
         store = self.fitter.store
-        static = (a for a in self.anchors if self.placement.modes[a.name] == "static")
+        modes = self.placement.modes
+        fitted = (a for a in self.anchors if modes[a.name] != "float" and a.op != "LSTM")
         # What looks at the graph stays in this thread.
-        jobs = (partial(keep, a.name, self._fit(a)) for a in static)
+        jobs = (partial(keep, a.name, self._fit(a)) for a in fitted)
         side_by_side(jobs, store.threads if store is not None else 1)
         return found
 
     def _fit(self, anchor: Anchor) -> Callable[[], Fit]:
-        """What works out a static layer's integers."""
+        """What works out a layer's integers."""
         node = self.nodes[anchor.name]
         if anchor.op == "Gemm":
             self.editor.fold_gemm_factors(node)
         weights = constant_of(node.inputs[1])
         channels = weights.shape[anchor.out_axis]
-        source = self.ranges[self.placement.tensors[anchor.data]]
-        bias = bias_of(node, channels).astype(np.float32)
-        room = least_scales(bias, source.scale) if anchor.op != "MatMul" else None
+        source, room = None, None
+        if self.placement.modes[anchor.name] == "static":
+            source = self.ranges[self.placement.tensors[anchor.data]]
+            bias = bias_of(node, channels).astype(np.float32)
+            room = least_scales(bias, source.scale) if anchor.op != "MatMul" else None
         movable = anchor.op != "MatMul" or self.editor.added_constant(node, channels) is not None
         return partial(self.fitter.fit, anchor, weights, source, room, movable=movable)
+
+    # Static
 
     def _static(self, anchor: Anchor, found: Fit) -> Codes:
         node, channels = self.nodes[anchor.name], len(found.shift)

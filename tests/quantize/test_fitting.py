@@ -8,7 +8,10 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from quantize.anchors import Mode
+from quantize.quantizers import fitting
 from quantize.quantizers.fitting import Fit, Fitter, Rounded, fit
 from quantize.quantizers.reading import constant_of
 from quantize.quantizers.rounding import MAX_INPUTS, learn
@@ -139,6 +142,24 @@ def test_candidates_that_differ_in_ranges_share_their_codes(tmp_path: Path) -> N
     room = np.full(3, 1.0, np.float32)
     third = Fitter(nodes, made.anchors, store, recipe).fit(anchor, weights, Range(0, 1), room)
     assert (third.codes.scales >= room).all()
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_layers_of_either_mode_are_fitted_with_the_threads_that_there_may_be(
+    mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def fitted(*args: Any, **more: Any) -> Fit:
+        seen.extend(p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas")
+        return fit(*args, **more)
+
+    monkeypatch.setattr(fitting, "fit", fitted)
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 16), np.float32)} for i in range(9)]
+    with threadpool_limits(4, user_api="blas"):
+        make(tiny.linear(tmp_path / "m.onnx", size=16), feeds, mode=mode)
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_what_cannot_be_learned_from_is_said() -> None:
