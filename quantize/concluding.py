@@ -36,6 +36,7 @@ from quantize.replaying import (
 )
 from quantize.report import Data, Report
 from quantize.search import search
+from quantize.served import FEW, Served, serve
 from quantize.slices import Looked, look_into, slice_limit
 from quantize.smoothing import even_out, even_out_as
 from quantize.speeds import Speeds, is_close, to_beat
@@ -99,6 +100,7 @@ class _Conclusion:
             found = self.search(bench)
         with run.stage("verify"):
             served, elsewhere = self.verify(found)
+            served, tried = self.serve(bench, served)
         with run.stage("benchmark"):
             timing = self.benchmark(bench, found)
         predicted = self.predict(bench, timing)
@@ -125,6 +127,7 @@ class _Conclusion:
             proofs=proofs,
             drift=self.drift,
             speeds=self.speeds,
+            served=tried,
             first_pass_s=run.first_pass_s,
             first_pass_samples=run.first_pass_samples,
         )
@@ -286,6 +289,16 @@ class _Conclusion:
                 here = judging.evaluate(quantized, runtime, native=True)
                 native += [here] if here is not None else []
         return tuple(served), tuple(native)
+
+    def serve(
+        self, bench: Workbench, judged: tuple[Judged, ...]
+    ) -> tuple[tuple[Judged, ...], tuple[Served, ...]]:
+        """Where the model computes the same with any threads, if anywhere; and what was tried."""
+        path, few = judged[0].trial.quantized.model.path, bench.probes[:FEW]
+        wanted = bench.probe_outputs[:FEW]
+        tried = tuple(serve(path, j.runtime, few, wanted, bench.threads) for j in judged)
+        sound = tuple(j for j, s in zip(judged, tried, strict=True) if s.agrees)
+        return sound or judged, tried
 
     def prove(self, best: Judged) -> tuple[Proof, ...]:
         """On emulated CPUs, if that was asked for."""

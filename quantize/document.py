@@ -25,6 +25,7 @@ from quantize.proof.comparing import proof_checks, proof_section
 from quantize.report import Conclusion, Report
 from quantize.run_document import latency_section, machine_section
 from quantize.search_document import search_section
+from quantize.served import covered, threads_check
 from quantize.slice_document import slice_section
 from quantize.slices import hidden_losses
 
@@ -121,6 +122,7 @@ def _banner(report: Report) -> Banner:
     where = f"{report.int8.path} with {report.served_by} on {_needs(report)}"
     lines += [
         f"Serve {where}." if end.ships else f"Not to be served: {where}.",
+        *_served(report),
         *(f"{p.text[:1].upper()}{p.text[1:]}." for p in report.proofs),
         *verdict.suspicious,
         *_caveats(report),
@@ -154,6 +156,15 @@ def _banner(report: Report) -> Banner:
             KeyFigure("Layers in INT8", report.coverage, report.recipe.name),
         ),
     )
+
+
+def _served(report: Report) -> list[str]:
+    """Where it was checked, and the runtimes that it must not be served in."""
+    wrong = [s for s in report.served if not s.agrees and s.runtime != report.served_by]
+    lines = [f"Do not serve it there: {threads_check(s).message}" for s in wrong]
+    if any(s.agrees for s in report.served):
+        lines.append(covered(report.served, report.machine.isa_class))
+    return lines
 
 
 def _needs(report: Report) -> str:

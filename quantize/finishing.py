@@ -27,6 +27,7 @@ from quantize.keeping import place_model, recipe_of
 from quantize.lock import Lock, lock_checks, lock_of
 from quantize.proof.comparing import Proof
 from quantize.report import Data, Report, TrialRow, beside_fp32, conclude, served_speed
+from quantize.served import Served, threads_check
 from quantize.slices import Looked
 from quantize.speeds import Speeds, speeds_of
 from quantize.speeds import to_toml as speeds_toml
@@ -61,6 +62,7 @@ class Results:
         looked: How each class and slice fares, and what changed.
         slice_limit: What they are held against; None where nothing was asked.
         lock: The committed baseline to compare with.
+        served: What each runtime makes of the model with one thread and with all.
     """
 
     source: Model
@@ -82,6 +84,7 @@ class Results:
     first_pass_s: float | None = None
     first_pass_samples: int | None = None
     forecast: Forecast | None = None
+    served: tuple[Served, ...] = ()
 
 
 def finish(
@@ -148,6 +151,7 @@ def finish(
         machine=describe(),
         notes=tuple(dict.fromkeys(notes)),
         proofs=results.proofs,
+        served=results.served,
         drift=results.drift,
         remembered=results.speeds,
         forecast=results.forecast,
@@ -163,7 +167,7 @@ def further_checks(job: Job, results: Results) -> tuple[Check, ...]:
     """What was asked besides accuracy and being no slower: slices, speed, size, the baseline."""
     best, bounds = results.best, job.bounds
     int8 = best.trial.quantized.model
-    checks: list[Check] = []
+    checks = [threads_check(s) for s in results.served if s.runtime == best.runtime]
     if results.slice_limit is not None:
         looked, limit = results.looked, results.slice_limit
         checks.append(slices_check(looked.slices, looked.small, limit, results.evaluations[0]))

@@ -26,6 +26,7 @@ from quantize.coverage import Coverage
 from quantize.evaluate import Evaluation
 from quantize.flips import Flip
 from quantize.gate import Verdict
+from quantize.served import Served, covered
 from quantize.slice_document import slice_section
 from quantize.slices import SliceVerdict, hidden_losses
 
@@ -44,6 +45,7 @@ class Judgement:
         slice_limit: The drop that a slice may have; None where slices are only shown.
         flips: Samples that INT8 scores otherwise, what lost most first; at most a thousand.
         speed: INT8 against FP32; None where they were not timed.
+        served: INT8 with one thread and with all.
         small_slices: Slices that are too small to be judged.
     """
 
@@ -54,6 +56,7 @@ class Judgement:
     slice_limit: float | None
     flips: tuple[Flip, ...]
     speed: Comparison | None
+    served: Served
     small_slices: int = 0
 
 
@@ -151,6 +154,8 @@ def _banner(report: GateReport) -> Banner:
         if j.speed is not None:
             told = any("times as fast" in c.message for c in failed)
             lines += [*([] if told else [_speed_line(j)]), *doubt_lines(j.speed)]
+    if (served := [j.served for j in report.judged if j.served.agrees]) and not failed:
+        lines.append(covered(served, report.machine.isa_class))
     times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     sizes = f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}"
     decibels = v.scale == "decibels"

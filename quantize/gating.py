@@ -28,6 +28,7 @@ from quantize.job import GateJob, Limits, Progress, flips_file
 from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
+from quantize.served import FEW, Served, serve, threads_check
 from quantize.slices import divide, look_into, slice_limit
 from quantize.starting import chosen_metric, read_source
 from quantize.tolerance import Tolerance, parse_tolerance
@@ -120,6 +121,7 @@ def _checks(report: GateReport, job: GateJob) -> tuple[Check, ...]:
     for j in report.judged:
         where = j.runtime if several else ""
         checks.append(accuracy_check(j.verdict, where))
+        checks.append(threads_check(j.served, where))
         if j.slice_limit is not None:
             checks.append(
                 slices_check(j.slices, j.small_slices, j.slice_limit, j.evaluations[0], where)
@@ -174,7 +176,19 @@ def _judged(gate: _Gate, runtime: str, scratch: Path) -> Judgement:
         slice_limit=allowed,
         flips=looked.flips,
         speed=None,
+        served=_served(gate, runtime),
     )
+
+
+def _served(gate: _Gate, runtime: str) -> Served:
+    """What the runtime makes of INT8 with one thread and with all."""
+    feeds = [gate.samples[i].feeds for i in range(min(FEW, len(gate.samples)))]
+    session = find_runtime(runtime).open(gate.fp32.path, Settings(threads=gate.threads))
+    try:
+        wanted = [session.run(f) for f in feeds]
+    finally:
+        session.close()
+    return serve(gate.int8.path, runtime, feeds, wanted, gate.threads)
 
 
 def _evaluate(gate: _Gate, runtime: str) -> tuple[Evaluation, Evaluation]:

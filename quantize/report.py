@@ -21,6 +21,7 @@ from quantize.inspection import Inspection
 from quantize.proof.comparing import Proof
 from quantize.quantizers.native import QuantizedLayer
 from quantize.recipe import Recipe
+from quantize.served import Served
 from quantize.slices import SliceVerdict
 from quantize.speeds import Speeds
 
@@ -150,6 +151,8 @@ class Report:
             few for any to pass; None where there was none.
         first_pass_samples: On how many samples it had passed by then; more may have followed.
         forecast: Latencies predicted for another machine, if that was asked for.
+        served: What each runtime makes of INT8 with one thread and with all; none in reports of
+            older versions.
     """
 
     command: str
@@ -189,6 +192,7 @@ class Report:
     first_pass_s: float | None = None
     first_pass_samples: int | None = None
     forecast: Forecast | None = None
+    served: tuple[Served, ...] = ()
 
 
 def served_speed(comparisons: Sequence[Comparison], served_by: str) -> Comparison:

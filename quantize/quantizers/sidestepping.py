@@ -5,8 +5,8 @@
 Two kernels of OpenVINO return garbage. Neither shows in ONNX Runtime, and the second shows on CPUs
 with AMX only, so that a model may pass where it is made and fail where it is served:
 
-- Matrix products without a bias, of two axes, at most eight rows, fewer than 512 inputs and
-  outputs, whose input has a zero point and whose output is quantized too: wrong with one thread, or
+- Matrix products without a bias, of two axes, few rows (8, not 12), inputs and outputs (256, not
+  512), whose input has a zero point and whose output is quantized too: wrong with one thread, or
   with few rows per thread (2025.4 to 2026.4; not 2024.6).
 - Convolutions without dilation of 4, 8, … 28 input channels per group, where a row of the kernel
   with all its channels fills two or more tiles of 64 bytes exactly: wrong with any number of

@@ -214,7 +214,7 @@ def test_the_page_runs_no_script_and_loads_nothing(done: Path) -> None:
 def test_junit_has_one_passed_case_per_check(done: Path) -> None:
     root = ET.parse(done / "report.junit.xml").getroot()
     names = [c.get("name") for c in root.iter("testcase")]
-    assert names == ["accuracy", "speed", "finite", "plausible"]
+    assert names == ["accuracy", "speed", "finite", "plausible", "threads"]
     assert root.get("failures") == "0"
 
 
@@ -652,6 +652,7 @@ def test_a_gate_that_passes_writes_every_format(run: Cli, pair: tuple[object, ..
     cases = list(ET.parse(files["junit"]).getroot().iter("testcase"))
     assert [(c.get("name"), c.find("failure")) for c in cases] == [
         ("accuracy", None),
+        ("threads", None),
         ("finite", None),
         ("deterministic", None),
         ("plausible", None),

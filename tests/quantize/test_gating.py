@@ -106,6 +106,7 @@ def test_speed_is_refused_by_the_lower_end(
     assert ("times as fast" in shown.verdict.headline) == slow
     assert [(c.name, c.outcome) for c in shown.checks] == [
         ("accuracy", "pass"),
+        ("threads", "pass"),
         ("speed", "fail" if slow else "pass"),
         ("finite", "pass"),
         ("deterministic", "pass"),
@@ -195,8 +196,9 @@ def test_int8_is_judged_exactly_wherever_the_runtime_can(
     monkeypatch.setattr(gating, "find_runtime", lambda _: recorder)
     monkeypatch.setattr(gating, "canary", lambda _: canary)
     report = run_gate(replace(job, runtimes=(runtime,), native=native), tmp_path, Silent())
-    # Each is opened twice: once to see whether it always gives the same answer.
-    assert [s.exact for s in recorder.asked] == [False, False, exact, exact]
+    # Each is opened twice: once to see whether it always gives the same answer. FP32 runs a few
+    # samples once more, to see what INT8 makes of them with other threads.
+    assert [s.exact for s in recorder.asked] == [False, False, exact, exact, False]
     assert [e.arithmetic for e in report.evaluations] == ["native", "exact" if exact else "native"]
 
 
@@ -269,10 +271,12 @@ def test_each_runtime_has_a_verdict_and_a_latency(
         "FP32 openvino",
         "INT8 openvino",
     ]
-    assert [c.name for c in report.checks][:4] == [
+    assert [c.name for c in report.checks][:6] == [
         "accuracy in onnxruntime",
+        "threads in onnxruntime",
         "speed in onnxruntime",
         "accuracy in openvino",
+        "threads in openvino",
         "speed in openvino",
     ]
     text = render(gate_document(report), "text")
