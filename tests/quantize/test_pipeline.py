@@ -33,6 +33,7 @@ from quantize import (
     pipeline,
     ranking,
     replaying,
+    served,
     starting,
     trials,
 )
@@ -47,6 +48,7 @@ from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
 from quantize.report import Report, TrialRow
+from quantize.served import Served
 from quantize.sources.seam import ModelSpec
 from quantize.speeds import read_speeds, to_toml
 from quantize.stopping import Interrupt
@@ -389,6 +391,37 @@ def test_the_model_is_judged_in_every_runtime_that_takes_it(job: Job, staging: P
     names = {x.variant.name for x in report.latencies}
     assert {"FP32 onnxruntime", "FP32 openvino"} <= names
     assert all(c.baseline.startswith("FP32") for c in report.comparisons)
+
+
+@pytest.mark.parametrize("wrong", ["onnxruntime", "openvino"])
+def test_a_runtime_that_errs_with_some_threads_does_not_serve(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    pytest.importorskip("openvino")
+
+    def serve(path: Path, runtime: str, *rest: Any) -> Served:
+        found = served.serve(path, runtime, *rest)
+        return replace(found, noise_db={1: 30.0, 2: -5.0 if runtime == wrong else 30.0})
+
+    monkeypatch.setattr(concluding, "serve", serve)
+    both = replace(job.effort, runtimes=("onnxruntime", "openvino"))
+    report = run(replace(job, effort=both), staging, Silent())
+    (right,) = {"onnxruntime", "openvino"} - {wrong}
+    assert report.served_by == right
+    lines = " ".join(document(report).verdict.lines)
+    assert f"Do not serve it there: {wrong} " in lines
+    assert f"Checked in {right} " in lines
+
+
+def test_a_model_that_is_wrong_with_some_threads_everywhere_is_refused(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Served("onnxruntime", "1", 4, {1: 30.0, 2: -5.0})
+    monkeypatch.setattr(concluding, "serve", lambda *_: wrong)
+    report = run(job, staging, Silent())
+    assert (report.conclusion.exit_code, (staging / "model.onnx").exists()) == (3, False)
+    assert "computes INT8 wrong with some numbers of threads" in report.conclusion.headline
+    assert "Checked in" not in " ".join(document(report).verdict.lines)
 
 
 def test_a_recipe_that_no_runtime_takes_is_unsupported(
