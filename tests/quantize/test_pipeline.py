@@ -969,6 +969,7 @@ def test_slices_and_bounds_are_checks_of_the_model(job: Job, staging: Path, tmp_
     asked = replace(job, limits=limits, bounds=GateBounds(1.2, 10**6, 1.1))
     report = run(asked, staging, Silent())
     assert {c.name: c.outcome for c in report.further} == {
+        "threads": "pass",
         "slices": "pass",
         "speed": "pass",
         "size": "pass",
