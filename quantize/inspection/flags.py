@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantize.inspection.constants import array_of
 from quantize.inspection.products import Product, activation_of, dequantized
+from quantize.quantizers.sidestepping import misread
 
 # A scale beyond these was made by one absurd value, or by a tensor that never moved.
 LARGEST_SCALE, _LEAST_SCALE = 1e6, 1e-20
@@ -187,6 +188,10 @@ def _shared_zeros(model: ir.Model, _products: Sequence[Product]) -> Iterator[str
     yield from (name for name, count in readers.items() if count > 1)
 
 
+def _misread(model: ir.Model, _products: Sequence[Product]) -> Iterator[str]:
+    return misread(model)
+
+
 def _tensor(node: ir.Node) -> str:
     """What a QuantizeLinear rounds, or a DequantizeLinear makes."""
     value = node.inputs[0] if node.op_type == "QuantizeLinear" else node.outputs[0]
@@ -201,6 +206,15 @@ _LOOKS: tuple[tuple[str, str, Callable[[ir.Model, Sequence[Product]], Iterator[s
             "else rounds to nothing. Look for outliers or infinities in the calibration data."
         ),
         _absurd_scales,
+    ),
+    (
+        "Garbage in OpenVINO",
+        (
+            "OpenVINO up to 2026.4 (tried there) returns garbage for these: convolutions on CPUs "
+            "with AMX, products of few rows, mostly with one thread. Gate the file on the CPU, "
+            "with the threads and in the version that serve it; files of vnnify avoid both."
+        ),
+        _misread,
     ),
     (
         "Mask in 8 bits",

@@ -15,7 +15,7 @@ with AMX only, so that a model may pass where it is made and fail where it is se
 `tests/quantize/test_sidestepping.py` has both, and says so when OpenVINO mends them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,8 @@ from quantize.quantizers.pairs import data_pair, held, is_constant, weight_pair
 _TILE, _CHANNELS = 64, 32
 # Codes that AMX multiplies at once.
 _AT_ONCE = 4
+# Inputs or outputs from which on products are right.
+_LARGE = 512
 
 
 def sidestep(model: ir.Model) -> None:
@@ -43,6 +45,26 @@ def sidestep(model: ir.Model) -> None:
         elif node.op_type in ("MatMul", "Gemm"):
             _fold_zero_point(editor, node)
     editor.drop_unused()
+
+
+def misread(model: ir.Model) -> Iterator[str]:
+    """Names of the layers that OpenVINO computes wrong as they stand, in a file of any origin.
+
+    Args:
+        model: With Q/DQ pairs.
+    """
+    for node in model.graph:
+        pair = weight_pair(node) if node.op_type in ("Conv", "MatMul", "Gemm") else None
+        if pair is None or data_pair(node.inputs[0]) is None:
+            continue
+        kernel = held(pair.inputs[0]).shape
+        if node.op_type == "Conv":
+            wrong = len(kernel) > 2 and is_misread(kernel, _dilations(node, len(kernel) - 2)[-1])
+        else:
+            small = len(kernel) == 2 and max(kernel) < _LARGE
+            wrong = small and _loses_zero_point(node) is not None and _ends_quantized(node)
+        if wrong:
+            yield str(node.name)
 
 
 def is_misread(kernel: tuple[int, ...], dilation: int = 1) -> bool:
@@ -62,8 +84,8 @@ def _add_tap(editor: Editor, conv: ir.Node) -> None:
     pair = weight_pair(conv)
     if pair is None or data_pair(conv.inputs[0]) is None or len(pair.outputs[0].uses()) > 1:
         return
-    codes, axes = held(pair.inputs[0]), len(held(pair.inputs[0]).shape) - 2
-    dilations = conv.attributes.get_ints("dilations", [1] * axes)
+    codes = held(pair.inputs[0])
+    dilations = _dilations(conv, codes.ndim - 2)
     pads = _pads(conv, codes.shape[2:], dilations)
     if not is_misread(codes.shape, dilations[-1]) or not _is_symmetric(pair) or pads is None:
         return
@@ -74,6 +96,10 @@ def _add_tap(editor: Editor, conv: ir.Node) -> None:
     conv.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", wider.shape[2:])
     conv.attributes["pads"] = ir.AttrInt64s("pads", [*pads[:-1], pads[-1] + 1])
     conv.attributes.pop("auto_pad", None)
+
+
+def _dilations(conv: ir.Node, axes: int) -> Sequence[int]:
+    return conv.attributes.get_ints("dilations", [1] * axes)
 
 
 def _pads(conv: ir.Node, taps: tuple[int, ...], dilations: Sequence[int]) -> list[int] | None:
@@ -95,11 +121,8 @@ def _fold_zero_point(editor: Editor, node: ir.Node) -> None:
     (q - z) w = q w - z (sum of w), in whole numbers, so that not a bit changes. OpenVINO drops a
     bias of zeros, so that alone would not help.
     """
-    data, weights = node.inputs[0], weight_pair(node)
-    back = data.producer() if data is not None else None
-    if back is None or back.op_type != "DequantizeLinear" or not _has_zero_point(back):
-        return
-    if weights is None or not _is_symmetric(weights) or not _lacks_bias(node, back):
+    back, weights = _loses_zero_point(node), weight_pair(node)
+    if back is None or weights is None or not _is_symmetric(weights):
         return
     codes, step, point = held(weights.inputs[0]), held(back.inputs[1]), held(back.inputs[2])
     if codes.ndim != 2 or step.size != 1 or integer_of(node, "transA", 0):
@@ -112,6 +135,24 @@ def _fold_zero_point(editor: Editor, node: ir.Node) -> None:
         editor.graph.remove(back, safe=True)
     node.op_type = "Gemm"
     editor.integer_bias(node, shift, (step.reshape(-1)[0] * scales).astype(np.float32))
+
+
+def _loses_zero_point(node: ir.Node) -> ir.Node | None:
+    """What a product reads, where that has a zero point that OpenVINO cannot add to a bias."""
+    data = node.inputs[0]
+    back = data.producer() if data is not None else None
+    if back is None or back.op_type != "DequantizeLinear" or not _has_zero_point(back):
+        return None
+    return back if _lacks_bias(node, back) else None
+
+
+def _ends_quantized(node: ir.Node) -> bool:
+    """Whether what comes out, a Relu or Clip behind it included, is quantized."""
+    (end,) = node.outputs
+    readers = end.consumers()
+    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = readers[0].outputs[0].consumers()
+    return any(r.op_type == "QuantizeLinear" for r in readers)
 
 
 def _without_point(editor: Editor, node: ir.Node, back: ir.Node) -> ir.Value:
@@ -130,7 +171,9 @@ def _lacks_bias(node: ir.Node, back: ir.Node) -> bool:
     if node.op_type == "Gemm":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         pair = bias.producer() if bias is not None else None
-        return bias is None or not _is_shift(pair.inputs[0] if pair is not None else bias)
+        if pair is not None and pair.op_type == "DequantizeLinear":
+            bias = pair.inputs[0]
+        return bias is None or (is_constant(bias) and not _is_shift(bias))
     readers = [use.node for use in node.outputs[0].uses()]
     added = len(readers) == 1 and readers[0].op_type == "Add"
     return _rank(node, back) == 2 and not (added and any(map(_is_shift, readers[0].inputs)))

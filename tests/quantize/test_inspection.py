@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from bench.errors import InputError
 from bench.models import Feeds, read_model
 from bench.store import dump, load
-from quantize import inspection
+from quantize import inspection, quantizers
 from quantize.findings import Finding
 from quantize.inspection import Inspection, Layer, Means, inspect_model
 from quantize.inspection.causes import told_beside
@@ -414,6 +414,20 @@ def test_a_sound_file_has_no_flag(tmp_path: Path) -> None:
 def test_absurd_scales_are_flagged(scale: float, tmp_path: Path) -> None:
     found = flags_of(static(tmp_path / "m.onnx", ys=np.float32(scale)))
     assert found["Absurd scale"] == ("m", "y")
+
+
+def test_what_openvino_computes_wrong_is_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = np.random.default_rng(0).standard_normal((8, 16, 8)).astype(np.float32)
+    nodes = [node("Conv", ["x", "k"], ["y"])]
+    port: tiny.Port = ("x", FLOAT, [1, 16, 20])
+    source = tiny.save(tmp_path / "m.onnx", nodes, [port], [("y", FLOAT, None)], {"k": kernel})
+    samples: list[Feeds] = [{"x": np.linspace(-1, 1, 320, dtype=np.float32).reshape(1, 16, 20)}]
+    assert flags_of(make(source, samples).path) == {}
+    monkeypatch.setattr(quantizers, "sidestep", lambda _: None)
+    made = make(source, samples)
+    assert flags_of(made.path) == {"Garbage in OpenVINO": (made.anchors[0].name,)}
 
 
 def test_dead_ranges_are_flagged(tmp_path: Path) -> None:

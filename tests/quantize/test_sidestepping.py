@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import quantize.quantizers as quantizers
 from bench.models import Feeds
 from bench.runtimes import RUNTIMES, Settings
-from quantize.quantizers.sidestepping import is_misread
+from quantize.quantizers.sidestepping import is_misread, misread
 from tests import tiny
 from tests.int8 import Made, fused, make, run
 
@@ -87,10 +88,12 @@ def test_openvino_computes_the_form_that_is_written(
     build, shape = CASES[case]
     samples = feeds(*shape)
     made = make(build(tmp_path / "m.onnx"), samples, correct_bias=False)
+    assert list(misread(ir.load(made.path))) == []
     for threads in (1, 2):
         assert apart(made, samples, threads) < _NEAR
     monkeypatch.setattr(quantizers, "sidestep", lambda _: None)
     plain = make(build(tmp_path / "plain.onnx"), samples, correct_bias=False)
+    assert list(misread(ir.load(plain.path))) == [plain.anchors[0].name]
     if apart(plain, samples, 1) < _GROSS:
         version = RUNTIMES["openvino"].version()
         pytest.skip(f"OpenVINO {version} computes the plain form right on this CPU")
