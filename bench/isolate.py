@@ -228,11 +228,14 @@ def awaited(ready: str) -> str:
     Args:
         ready: `package.module:function`, called before; empty for none.
     """
+    # Nothing has begun that an interrupt could explain: it ends this process without a traceback.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     # What fails here fails again when it is needed, and is told then.
     with contextlib.suppress(Exception):
         if ready:
             _function(ready)()
     order_file = os.fsdecode(sys.stdin.buffer.read())
+    signal.signal(signal.SIGINT, before)
     if not order_file:
         os._exit(1)  # The parent died before it had an order; nobody waits for an answer.
     return order_file

@@ -42,6 +42,9 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return subprocess.Popen(['sleep', '60']).pid\n"
         "def ready():\n"
         "    open('ready', 'w').write(str(os.getpid()))\n"
+        "def never():\n"
+        "    ready()\n"
+        "    time.sleep(60)\n"
         "def unready():\n"
         "    raise ValueError('too early')\n"
         "def number(job): return os.getpid()\n"
@@ -372,6 +375,22 @@ def test_what_fails_before_the_order_is_told_by_the_order_alone(jobs: str, tmp_p
         assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}) == 3
     with head_start("no_such_module:ready"), pytest.raises(ChildError, match="no_such_module"):
         _run("no_such_module:work", tmp_path)
+
+
+def test_an_interrupt_before_the_order_is_read_needs_no_traceback(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:never"):
+        _ready(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            _run(
+                f"{jobs}:add",
+                tmp_path,
+                patient=True,
+                meanwhile=lambda: os.kill(os.getpid(), signal.SIGINT),
+            )
+    assert capfd.readouterr().err == ""
 
 
 def test_a_child_that_died_before_its_order_is_a_matter_of_resources(
