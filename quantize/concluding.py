@@ -147,8 +147,9 @@ class _Conclusion:
         """How classes and slices fare, and the limit that they are held against, if any."""
         baseline, confidence = self.judging.baseline, self.job.limits.confidence
         allowed = slice_limit(self.job.limits, baseline)
-        if allowed is not None:
-            # They are those of a candidate that was chosen by the same samples.
+        if allowed is not None or best.verdict.look is not None:
+            # They are those of a candidate that was chosen by the same samples, or of the look that
+            # ended a replay.
             confidence = best.verdict.level
         looked = look_into(
             (baseline, best.evaluation),

@@ -11,8 +11,8 @@ import pytest
 
 from bench.render import render
 from bench.store import load
+from quantize import concluding, opening, pipeline
 from quantize import evaluate as evaluating
-from quantize import opening, pipeline
 from quantize.document import document
 from quantize.evaluate import Scoring
 from quantize.gate import Verdict
@@ -197,8 +197,18 @@ def replay(job: Job, shelf: Path) -> Job:
 
 
 def test_a_replay_ends_with_the_look_that_tells(
-    replay: Job, staging: Path, scored: Sequence[tuple[str, int, int]]
+    replay: Job,
+    staging: Path,
+    scored: Sequence[tuple[str, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    real, asked = concluding.look_into, []
+
+    def look_into(*args: Any) -> Any:
+        asked.append(args[4])
+        return real(*args)
+
+    monkeypatch.setattr(concluding, "look_into", look_into)
     heard = Silent()
     report = run(replay, staging, heard)
     assert scored == [("model.fp32.onnx", 0, 200), ("trial", 0, 200)]
@@ -208,7 +218,8 @@ def test_a_replay_ends_with_the_look_that_tells(
     assert verdict.look == Look(200, (200, 400), pytest.approx(0.025))
     assert [e.count for e in report.evaluations] == [200, 200]
     assert report.data.evaluation_count == 200
-    # What is told of parts is that of the same samples.
+    # What is told of parts is that of the same samples, and as sure as their look.
+    assert asked == [pytest.approx(0.975)]
     assert sum(s.n for s in report.slices if s.column == "class") == 200
     (note,) = (n for n in report.notes if n.startswith("judged by"))
     assert note.startswith("judged by 200 of 400 samples")
