@@ -177,6 +177,6 @@ def test_a_search_that_failed_once_knows_when_the_samples_are_too_few_for_more(
         assert judging.told(lost)[1].outcome == "inconclusive"
         return made.can_pass
 
-    # Without a loss it takes 788 to show 1 pt at 99.75 %, by the score test.
+    # Without a loss it takes 786 to show 1 pt at 99.75 %, by the score test.
     assert not more(780)
     assert more(790)
