@@ -18,7 +18,6 @@ from bench.render import (
 )
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_change, size_text
 from quantize.checks import accuracy_check, finite_check, plausible_check
-from quantize.gate import Verdict
 from quantize.inspection.document import kernel_section, noise_sections
 from quantize.intervals import wilson
 from quantize.proof.comparing import proof_checks, proof_section
@@ -26,6 +25,7 @@ from quantize.report import Conclusion, Report
 from quantize.run_document import latency_section, machine_section
 from quantize.search_document import search_section
 from quantize.served import covered, threads_check
+from quantize.shares import bounds_note, later_note
 from quantize.slice_document import slice_section
 from quantize.slices import hidden_losses
 
@@ -119,6 +119,7 @@ def _metric_name(report: Report) -> str:
 def _banner(report: Report) -> Banner:
     verdict, end = report.verdict, report.conclusion
     lines = [] if end.headline.endswith(verdict.reason) else [verdict.reason]
+    lines += later_note(verdict)
     where = f"{report.int8.path} with {report.served_by} on {_needs(report)}"
     lines += [
         f"Serve {where}." if end.ships else f"Not to be served: {where}.",
@@ -248,7 +249,7 @@ def _accuracy(report: Report) -> Section:
         (
             Paragraph(
                 f"{v.method}, {v.confidence * 100:.4g} % one-sided, on {v.n:,} paired samples: "
-                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}.{_looks(v)}{_shared(v)}"
+                f"INT8 is worse on {v.losses:,} and better on {v.gains:,}.{bounds_note(v)}"
             ),
             Forest(
                 title=f"Drop of {_metric_name(report)} against the limit",
@@ -281,29 +282,6 @@ def _accuracy(report: Report) -> Section:
                 note=_arithmetic_note(report),
             ),
         ),
-    )
-
-
-def _looks(verdict: Verdict) -> str:
-    """Of a verdict that one of several looks told: which, and how sure its own bounds are."""
-    look = verdict.look
-    if look is None:
-        return ""
-    *early, last = (f"{n:,}" for n in look.at)
-    return (
-        f" Looks were to come after {', '.join(early)} and all {last} samples; this is the one "
-        f"after {look.done:,}. Its bounds alone hold with {(1 - look.error) * 100:.4g} %, so that "
-        f"those of all looks together do with {verdict.confidence * 100:.4g} %."
-    )
-
-
-def _shared(verdict: Verdict) -> str:
-    """Why the bounds are wider than those of a single test; nothing where they are not."""
-    if verdict.share == 1 or verdict.look is not None:
-        return ""
-    return (
-        f" A search may judge several candidates on these samples; so that all of them together "
-        f"err as rarely, the bounds of this one are those of {verdict.level * 100:.4g} %."
     )
 
 

@@ -59,3 +59,32 @@ def is_surely_lost(verdict: Verdict) -> bool:
     quantile = NormalDist().inv_cdf
     below = (verdict.drop - verdict.low) * max(1.0, quantile(_SURE) / quantile(verdict.level))
     return verdict.outcome == "refuse" and verdict.drop - below > verdict.limit
+
+
+def bounds_note(verdict: Verdict) -> str:
+    """Why its bounds are wider than those of a single test; nothing where they are not."""
+    alone, whole = (f"{x * 100:.4g} %" for x in (verdict.level, verdict.confidence))
+    if verdict.look is not None:
+        *early, last = (f"{n:,}" for n in verdict.look.at)
+        return (
+            f" Looks were to come after {', '.join(early)} and all {last} samples; this is the one "
+            f"after {verdict.look.done:,}. Its bounds alone hold with {alone}, so that those of "
+            f"all looks together do with {whole}."
+        )
+    if verdict.share == 1:
+        return ""
+    return (
+        f" A search may judge several candidates on these samples; so that all of them together "
+        f"err as rarely, the bounds of this one are those of {alone}."
+    )
+
+
+def later_note(verdict: Verdict) -> list[str]:
+    """What a reader has to know first of one that came after candidates that failed."""
+    if verdict.share >= FIRST:
+        return []
+    told = (
+        "Others failed on the same samples before, and of many one would pass by chance, so its "
+        f"bounds are those of {verdict.level * 100:.4g} %."
+    )
+    return [told]
