@@ -84,7 +84,7 @@ def _product(node: ir.Node) -> _Product | None:
 
 
 def _terms(node: ir.Node) -> list[str] | None:
-    """Axes of every operand and of the output as letters, each once; None where that fails."""
+    """Axes of every operand and of the output as letters; None where they cannot be told."""
     equation = node.attributes["equation"].as_string().replace(" ", "")
     if equation.count("->") != 1:
         return None
@@ -92,16 +92,14 @@ def _terms(node: ir.Node) -> list[str] | None:
     terms = [*inputs.split(","), output]
     if any("..." in t for t in terms):
         terms = _spelled_out(terms, node.inputs)
-    if any(len(set(t)) != len(t) or "." in t for t in terms):
-        return None
-    return terms
+    return None if any("." in t for t in terms) else terms
 
 
 def _spelled_out(terms: list[str], operands: Sequence[ir.Value | None]) -> list[str]:
-    """The terms with letters for `...`, where one operand alone has it and its rank is known."""
-    (first, *more) = [i for i, t in enumerate(terms[:-1]) if "..." in t] or [-1]
-    value = operands[first] if first >= 0 else None
-    if more or value is None or value.shape is None:
+    """The terms with letters for `...`, if the rank of the first operand that has it is known."""
+    first = next((i for i, t in enumerate(terms[:-1]) if "..." in t), None)
+    value = operands[first] if first is not None else None
+    if first is None or value is None or value.shape is None:
         return terms
     free = [a for a in _LETTERS if not any(a in t for t in terms)]
     letters = "".join(free[: len(value.shape) - len(terms[first].replace("...", ""))])

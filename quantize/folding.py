@@ -89,7 +89,7 @@ def fold_late_norms(model: ir.Model) -> int:
         factors, shift = affine
         uses, shown = list(node.outputs[0].uses()), node.outputs[0].is_graph_output()
         maker = _maker_behind(node)
-        if uses and not shown and all(_takes_shift(use.node, use.idx) for use in uses):
+        if uses and not shown and all(_takes_shift(use.node) for use in uses):
             for use in uses:
                 _fold_into_reader(use.node, factors, shift, graph)
             node.outputs[0].replace_all_uses_with(data)
@@ -138,9 +138,9 @@ def _has_constants(node: ir.Node) -> bool:
     return weights is not None and (bias is not None or not biased)
 
 
-def _takes_shift(node: ir.Node, index: int) -> bool:
+def _takes_shift(node: ir.Node) -> bool:
     """Whether a node's constants can take a factor and a shift of its input's channels."""
-    if index or node.domain or node.op_type not in ("Conv", "Gemm") or not _has_constants(node):
+    if node.domain or node.op_type not in ("Conv", "Gemm") or not _has_constants(node):
         return False
     known = node.attributes
     if node.op_type == "Gemm":

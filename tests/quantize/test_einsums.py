@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from bench.models import read_model
 from quantize.anchors import find_anchors
+from quantize.einsums import write_out_einsums
 from quantize.prepare import Prepared, prepare
 from quantize.trials import noise_shares, to_db
 from tests import tiny
@@ -86,6 +87,7 @@ def test_an_ellipsis_stands_for_the_axes_that_are_left(tmp_path: Path) -> None:
         "bd,d->b",  # a product with a vector
         "bl,fd->blfd",  # nothing is summed over
         "bdd,df->bf",  # a diagonal
+        "bd,df->b...f",  # axes of nobody
         "bld,df",  # its output is implied
     ],
 )
@@ -95,6 +97,14 @@ def test_other_sums_stay_and_say_why_they_are_in_float(equation: str, tmp_path: 
     assert ops(found) == ["Einsum"]
     _, left = find_anchors(ir.load(found.model.path))
     assert list(left.values()) == ["Einsum that is no single product with constant weights"]
+
+
+def test_other_types_stay(tmp_path: Path) -> None:
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], "sum", equation="bd,df->bf")
+    w = np.random.default_rng(0).standard_normal((6, 5))
+    x, y = ("x", TensorProto.DOUBLE, ["b", 6]), ("y", TensorProto.DOUBLE, None)
+    model = ir.load(tiny.save(tmp_path / "m.onnx", [node], [x], [y], {"w": w}))
+    assert write_out_einsums(model) == 0
 
 
 def test_a_sum_of_activations_alone_is_no_layer(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes import common as passes
 
 from quantize.anchors import Anchor, find_anchors
@@ -125,6 +126,66 @@ def test_a_pool_of_floats_is_no_place_to_become_integers(tmp_path: Path) -> None
     found = judged(build, tmp_path, 3, 32)
     # The first is too thin, so the second reads pooled floats.
     assert floats(found) == ["conv_0", "conv_3"]
+
+
+def test_a_pool_near_an_integer_convolution_is_fast(tmp_path: Path) -> None:
+    def build(b: Builder, x: str) -> str:
+        x = b.op("Tanh", b.conv(x, 64, 64))
+        x = b.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+        return b.conv(x, 64, 64, 1)
+
+    assert floats(judged(build, tmp_path, 64, 32)) == []
+
+
+@pytest.mark.parametrize(("channels", "gains"), [(40, False), (64, True)])
+def test_conversions_on_both_sides_are_counted(
+    tmp_path: Path, channels: int, *, gains: bool
+) -> None:
+    found = judged(lambda b, x: b.conv(x, channels, channels, 1), tmp_path, channels, 28)
+    assert found.gains == gains
+
+
+@pytest.mark.parametrize(("after", "gains"), [("Tanh", True), ("HardSwish", False)])
+def test_what_float_convolutions_compute_on_the_way_is_counted(
+    tmp_path: Path, after: str, *, gains: bool
+) -> None:
+    found = judged(lambda b, x: b.op(after, b.conv(x, 64, 64, 1)), tmp_path, 64, 28)
+    assert found.gains == gains
+
+
+def test_a_layer_that_costs_less_than_conversions_around_it_stays(tmp_path: Path) -> None:
+    def build(b: Builder, x: str) -> str:
+        x = b.op("Relu", b.conv(x, 64, 4))
+        x = b.op("Relu", b.conv(x, 4, 32))
+        return b.conv(x, 32, 64)
+
+    assert floats(judged(build, tmp_path, 64, 28)) == []
+
+
+def test_a_depthwise_layer_at_the_edge_stays_for_openvino(tmp_path: Path) -> None:
+    def build(b: Builder, x: str) -> str:
+        x = b.op("Relu", b.conv(x, 64, 64, group=64))
+        return b.conv(x, 64, 256, 1)
+
+    assert floats(judged(build, tmp_path, 64, 28)) == []
+
+
+def test_layers_in_subgraphs_are_expected_to_gain(tmp_path: Path) -> None:
+    def branch(bias: float) -> onnx.GraphProto:
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["p"], f"product_{bias}")]
+        nodes.append(helper.make_node("Add", ["p", f"b_{bias}"], ["q"]))
+        held = numpy_helper.from_array(np.full(8, bias, np.float32), f"b_{bias}")
+        return helper.make_graph(
+            nodes, f"branch_{bias}", [], [helper.make_tensor_value_info("q", _FLOAT, None)], [held]
+        )
+
+    choose = helper.make_node("If", ["yes"], ["y"], then_branch=branch(1), else_branch=branch(2))
+    ports: list[list[tiny.Port]] = [[("x", _FLOAT, [1, 8])], [("y", _FLOAT, None)]]
+    constants = {"yes": np.bool_(1), "w": np.ones((8, 8), np.float32)}
+    found = expect(*seen(tiny.save(tmp_path / "m.onnx", [choose], *ports, constants)))
+    assert found.gains
+    assert found.modes
+    assert floats(found) == []
 
 
 def test_products_that_share_an_input_share_its_conversion(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_a_pass_is_looked_for_where_right_or_wrong_scores_could_show_it(
         {"max_drop": "0.5pt"},  # too few samples
         {"max_drop": "0pt"},  # no number of samples
         {"max_drop": "1%"},  # of what FP32 scores on all samples
+        {"max_drop": "0.5%"},
         {"metric": "mse"},  # the same by default
         {"metric": "f1"},  # of all samples
         {"metric": "sqnr", "max_drop": "30dB"},

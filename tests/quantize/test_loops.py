@@ -46,6 +46,24 @@ def recurrent(path: Path, *, through: str = "", read: str = "", shown: bool = Fa
     return tiny.save(path, nodes, [("x", F, [1, 8])], outputs, constants)
 
 
+def handed_on(path: Path) -> Path:
+    """A Loop that returns the first of its states as both: the second changes after one turn."""
+    inside = [N("MatMul", ["b_in", "a_in"], ["m"]), N("Identity", ["c"], ["d"])]
+    takes: list[Any] = [("i", TensorProto.INT64, []), ("c", TensorProto.BOOL, [])]
+    takes += [("a_in", F, [8, 8]), ("b_in", F, [8, 8])]
+    gives: list[Any] = [("d", TensorProto.BOOL, []), ("a_in", F, [8, 8]), ("a_in", F, [8, 8])]
+    gives.append(("m", F, [8, 8]))
+    body = helper.make_graph(
+        inside, "body", *([helper.make_tensor_value_info(*p) for p in q] for q in (takes, gives))
+    )
+    loop = N("Loop", ["times", "go", "a", "b"], ["last_a", "last_b", "all"], "l", body=body)
+    a, b = np.random.default_rng(0).standard_normal((2, 8, 8)).astype(np.float32)
+    nodes = [loop, N("MatMul", ["x", "last_b"], ["p"]), N("ReduceSum", ["all"], ["q"], keepdims=0)]
+    nodes.append(N("Add", ["p", "q"], ["y"]))
+    constants = {"a": a, "b": b, "times": np.int64(3), "go": np.bool_(1)}
+    return tiny.save(path, nodes, [("x", F, [1, 8])], [("y", F, [1, 8])], constants)
+
+
 def rows(count: int) -> list[dict[str, Any]]:
     random = np.random.default_rng(1)
     return [{"x": random.standard_normal((1, 8)).astype(np.float32)} for _ in range(count)]
@@ -75,6 +93,16 @@ def test_what_never_changes_is_taken_out_of_a_loop(
         assert list(ours) == list(theirs)
         for name, wanted in theirs.items():
             np.testing.assert_allclose(ours[name], wanted, atol=1e-6)
+
+
+def test_what_is_returned_twice_goes_on_round(tmp_path: Path) -> None:
+    source = handed_on(tmp_path / "m.onnx")
+    found = prepare(read_model(source), tmp_path / "out.onnx")
+    assert not any("never change" in n for n in found.notes)
+    (sample,) = rows(1)
+    np.testing.assert_allclose(
+        run(found.model.path, sample)["y"], run(source, sample)["y"], rtol=1e-5
+    )
 
 
 def test_its_products_run_in_int8(tmp_path: Path) -> None:

@@ -465,6 +465,18 @@ def test_a_gemm_takes_the_norm_before_it(tmp_path: Path, turned: int) -> None:
     assert check(tmp_path, nodes, constants, shape=(4, 5)).ops == {"Relu": 1, "Gemm": 1}
 
 
+@pytest.mark.parametrize("options", [{"alpha": 2.0}, {"beta": 0.5}, {"transA": 1}])
+def test_a_gemm_that_scales_or_turns_leaves_the_norm(tmp_path: Path, options: Any) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("BatchNormalization", ["r", "s", "o", "m", "v"], ["n"]),
+        helper.make_node("Gemm", ["n", "g"], ["y"], **options),
+    ]
+    constants = {"g": small(5, 3), **NEGATIVE}
+    found = check(tmp_path, nodes, constants, shape=(5, 5))
+    assert found.ops["BatchNormalization"] == 1
+
+
 def test_a_norm_that_others_see_stays(tmp_path: Path) -> None:
     constants = {"w": W, "b": B, "k": small(2, 5, 1, 1)}
     reader = helper.make_node("Conv", ["n", "k"], ["y"])

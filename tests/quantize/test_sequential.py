@@ -97,6 +97,12 @@ def test_a_hopeless_candidate_is_out_of_reach_before_it_is_surely_lost() -> None
     assert end_of(sure, np.ones(400)) is None
 
 
+def test_where_no_model_can_pass_none_is_out_of_reach() -> None:
+    looks = Looks(scored(np.ones(100)), 0.01, 0.95, can_pass=False)
+    assert end_of(looks, np.ones(100)) is None
+    assert end_of(replace(looks, can_pass=True), np.ones(100)) == 50
+
+
 def test_lower_is_better_turns_the_direction() -> None:
     rng = np.random.default_rng(0)
     before = rng.random(400)
