@@ -185,7 +185,9 @@ def _is_shift(value: ir.Value | None) -> bool:
 
 def _rank(node: ir.Node, back: ir.Node) -> int | None:
     """Axes of what a product reads or returns, where a shape tells."""
-    for value in (node.outputs[0], *node.inputs[:1], back.inputs[0]):
+    maker = back.inputs[0].producer() if back.inputs[0] is not None else None
+    rounded = maker.inputs[:1] if maker is not None else ()
+    for value in (node.outputs[0], *node.inputs[:1], back.inputs[0], *rounded):
         if value is not None and value.shape is not None:
             return len(value.shape)
     return None

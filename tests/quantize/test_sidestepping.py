@@ -115,6 +115,19 @@ def test_both_forms_are_the_same_function(
         )
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_files_without_shapes_inside_are_flagged_too(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, shape = CASES[case]
+    monkeypatch.setattr(quantizers, "sidestep", lambda _: None)
+    made = make(build(tmp_path / "m.onnx"), feeds(*shape), correct_bias=False)
+    bare = onnx.load(made.path)
+    del bare.graph.value_info[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    assert list(misread(ir.load(tmp_path / "bare.onnx"))) == [made.anchors[0].name]
+
+
 def test_a_product_with_a_new_bias_still_runs_in_integers(tmp_path: Path) -> None:
     made = make(mlp(tmp_path / "m.onnx", "MatMul", 4), feeds(4, 64), correct_bias=False)
     assert made.modes == ["static", "static"]
