@@ -305,7 +305,10 @@ def test_an_unknown_error_class_cannot_be_forged() -> None:
     assert isolate._public_class(UsageError("x")) == "UsageError"
 
 
-def test_the_time_of_the_child_can_be_used(jobs: str, tmp_path: Path) -> None:
+def test_the_time_of_the_child_can_be_used(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "_ALONE_S", 0.0)
     begun = tmp_path / "begun"
     (tmp_path / "more_jobs.py").write_text(
         "import pathlib, time\n"
@@ -318,7 +321,19 @@ def test_the_time_of_the_child_can_be_used(jobs: str, tmp_path: Path) -> None:
     assert found == "done"
 
 
-def test_the_child_ends_where_what_is_done_meanwhile_fails(jobs: str, tmp_path: Path) -> None:
+def test_a_child_that_takes_a_moment_is_left_alone(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "_ALONE_S", 60.0)
+    begun = tmp_path / "begun"
+    assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}, meanwhile=begun.touch) == 3
+    assert not begun.exists()
+
+
+def test_the_child_ends_where_what_is_done_meanwhile_fails(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "_ALONE_S", 0.0)
     ready = tmp_path / "ready"
 
     def fail() -> None:
@@ -381,6 +396,7 @@ def test_an_interrupt_before_the_order_is_read_needs_no_traceback(
     jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(isolate, "_ALONE_S", 0.0)
     with head_start(f"{jobs}:never"):
         _ready(tmp_path)
         with pytest.raises(KeyboardInterrupt):
