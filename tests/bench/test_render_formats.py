@@ -36,7 +36,7 @@ from bench.render.tabulate import tabulate
 from bench.render.text import render_text
 
 hostile = st.text(max_size=40) | st.text(alphabet="|\\`<>@#&*_[]()~$!-+=:1. \n\ra", max_size=30)
-quick = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+quick = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 def report(*blocks, checks=(), outcome="pass"):

@@ -47,7 +47,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)  # The first one waits for pydantic to be imported.
+@settings(max_examples=30)
 @given(RECORDS)
 def test_records_survive_json(record: Record) -> None:
     data = dump(record)

@@ -231,7 +231,7 @@ def test_shared_weights_change_for_one_reader_only(tmp_path: Path) -> None:
     assert [g.inserted for g in groups] == [True, False, True]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     bias=st.booleans(),
     norm=st.booleans(),

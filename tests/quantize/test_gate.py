@@ -414,7 +414,7 @@ pairs_of_scores = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs_of_scores, st.floats(0, 0.5))
 def test_negated_scores_of_a_metric_turned_round_give_the_same_verdict(pairs, limit):
     ours, theirs = zip(*pairs, strict=True)
@@ -431,7 +431,7 @@ def test_negated_scores_of_a_metric_turned_round_give_the_same_verdict(pairs, li
     assert up.samples_needed is None or up.samples_needed > up.n
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs_of_scores, st.randoms(use_true_random=False))
 def test_the_order_of_samples_does_not_matter(pairs, random):
     shuffled = list(pairs)
@@ -448,7 +448,7 @@ def test_the_order_of_samples_does_not_matter(pairs, random):
 RANK = {"refuse": 0, "inconclusive": 1, "pass": 2}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000), st.data(), st.floats(0, 0.2))
 def test_one_more_loss_never_improves_the_verdict(n, data, limit):
     losses = data.draw(st.integers(0, min(n - 1, 200)))
@@ -459,7 +459,7 @@ def test_one_more_loss_never_improves_the_verdict(n, data, limit):
     assert RANK[after.outcome] <= RANK[before.outcome]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000), st.data(), st.just(0.0) | st.floats(0, 0.2), st.floats(0, 0.2))
 def test_a_wider_tolerance_never_worsens_the_verdict(n, data, limit, more):
     losses = data.draw(st.integers(0, min(n, 200)))

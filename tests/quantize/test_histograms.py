@@ -65,7 +65,7 @@ def test_empty_tensors_count_as_samples_only() -> None:
     assert (stats.samples, stats.count, stats.nonfinite) == (1, 0, 0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(1, 4),
     st.sampled_from([(7,), (16384,), (16385,), (16, 24, 50), (3, 16384), (64, 30, 31)]),

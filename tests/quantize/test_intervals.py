@@ -41,7 +41,6 @@ def test_clopper_pearson_of_all_is_one():
     assert clopper_pearson_upper(7, 7) == 1.0
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.data())
 def test_clopper_pearson_leaves_five_percent_below(n, data):
     k = data.draw(st.integers(0, n - 1))
@@ -50,7 +49,6 @@ def test_clopper_pearson_leaves_five_percent_below(n, data):
     assert below == pytest.approx(0.05, rel=1e-6)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.data(), st.floats(0.01, 0.99))
 def test_binomial_tail_is_the_sum_of_its_terms(n, data, rate):
     k = data.draw(st.integers(0, n))
@@ -77,7 +75,7 @@ def test_student_quantile_at_other_confidences():
     assert student_quantile(0.99, 4) == pytest.approx(3.746947, abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(5, 400), st.data(), st.integers(-900, 900))
 def test_tango_is_the_score_statistic_at_the_most_likely_rates(n, data, drop):
     drop /= 1000
@@ -133,7 +131,7 @@ def test_zero_loss_rule(limit, samples):
     assert paired_bounds(0, 0, samples)[1] < limit <= paired_bounds(0, 0, samples - 1)[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000), st.data())
 def test_paired_bounds_are_ordered_and_mirrored(n, data):
     losses = data.draw(st.integers(0, n))
@@ -143,7 +141,7 @@ def test_paired_bounds_are_ordered_and_mirrored(n, data):
     assert paired_bounds(gains, losses, n) == (-high, -low)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 2000), st.data())
 def test_more_losses_never_lower_the_bounds(n, data):
     losses = data.draw(st.integers(0, n - 1))

@@ -60,7 +60,7 @@ def test_mean_bounds_cover_the_truth(n, draw):
     assert below / trials <= 0.05 + 0.033
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40),
     st.sampled_from([1.0, 1e-9, 1e9]),
