@@ -1025,3 +1025,22 @@ def test_a_model_is_held_against_the_committed_baseline(
     with pytest.raises(UsageError, match="its metric is top5"):
         run(replace(job, lock=file), tmp_path / "other", heard)
     assert "baseline" not in heard.stages
+
+
+@pytest.mark.parametrize("limit", [None, "5pt"])
+def test_slices_with_a_limit_are_held_to_the_confidence_of_the_chosen_model(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None
+) -> None:
+    asked: list[float] = []
+    real = concluding.look_into
+
+    def look_into(*parts: Any) -> Any:
+        asked.append(parts[4])
+        return real(*parts)
+
+    monkeypatch.setattr(concluding, "look_into", look_into)
+    report = run(replace(job, limits=replace(job.limits, max_slice_drop=limit)), staging, Silent())
+    # The samples that judge slices have chosen the model, too.
+    level, confidence = report.verdict.level, job.limits.confidence
+    assert level > confidence
+    assert asked == [confidence if limit is None else level]
