@@ -143,6 +143,7 @@ class Aim:
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.
         keep: Given each candidate that is the best so far.
+        doubt: Told, before a candidate is judged, that it hardly passes.
     """
 
     can_pass: Callable[[], bool]
@@ -150,6 +151,7 @@ class Aim:
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     keep: Callable[[Judged], None] = lambda _: None
+    doubt: Callable[[], None] = lambda: None
 
     @property
     def enough(self) -> int:

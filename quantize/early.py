@@ -16,6 +16,8 @@ from quantize.trials import Workbench, attempt_or_none, may_serve, serves
 
 # A second one follows only where the first failed and the second leaves less noise.
 _TRIES = 2
+# Noise of a tenth of the outputs: few such models lose less than a point.
+_LOUD_DB = 20.0
 
 
 def first_models(bench: Workbench, judge: Judge, target: str, aim: Aim) -> tuple[Judged, ...]:
@@ -63,6 +65,8 @@ def _judged(
         runtime = next((r for r in fitting if serves(r, model, bench, trial.noise_db)), None)
         if runtime is None:
             continue
+        if trial.noise_db < _LOUD_DB:
+            aim.doubt()
         if (outcome := judge(trial.quantized, runtime)) is None:
             return
         yield Judged(trial, runtime, *outcome)

@@ -40,6 +40,7 @@ class Ground:
         interrupt: Armed with the first verdict.
         division: Classes, slices and units of the samples; known once it is settled.
         judging: The judge; None until it is settled.
+        shares: What the candidates of a search share the error by.
     """
 
     job: Job
@@ -53,6 +54,7 @@ class Ground:
     interrupt: Interrupt = field(default_factory=Interrupt)
     division: Division = field(default_factory=Division, init=False)
     judging: Judging | None = field(default=None, init=False)
+    shares: Shares = field(default_factory=Shares, init=False)
     _possible: dict[float, bool] = field(default_factory=dict, init=False)
 
     @property
@@ -139,7 +141,7 @@ class Ground:
             looks=None if whole else looks(baseline, tolerance, limits),
             units=self.division.units,
             look=look,
-            shares=Shares() if searches else None,
+            shares=self.shares if searches else None,
         )
         self.judging = judging
         return judging
@@ -155,6 +157,10 @@ class Ground:
             # Once: a metric of the whole data set is resampled thousands of times for it.
             self._possible[share] = can_pass(baseline, self.judging.judge(baseline, share))
         return self._possible[share]
+
+    def doubt(self) -> None:
+        """Expect little of the next candidate: it takes a small part of the error."""
+        self.shares.is_unlikely = True
 
     def watch(self, _scores: object, done: int, total: int) -> bool:
         """Tell how far an evaluation is."""

@@ -5,16 +5,18 @@ each of ten at the limit and passed by chance in 5 % of cases, the search would 
 in up to 43 (`make bench-gate` has the simulation). So they share what the run may err in:
 
 - The first has nine tenths of it. After each candidate that failed the next has half of the rest.
+- A first model so noisy that few like it pass has a twentieth, and leaves nine tenths of the rest
+  to the next one: what is made in the plainest way must not take from what is made with care.
 - A pass takes nothing, since what is judged after it could only err if it did not: tests in an
   order that is not chosen by their results need no correction while they succeed.
 - What is surely above the limit takes nothing either, since it had no chance to pass.
 
-Which candidate comes next follows from noise on other samples, from the clock and from which ones
-failed, not from how they scored. The shares add up to one, so by Bonferroni's inequality a run
-passes a model that is not within the limit in at most 1 - confidence of all cases. To leave out
-sure losses adds a hundredth of that at most, where candidates have nothing in common, and nothing
-where they lose the same samples (J. Tian, A. Ramdas: Online control of the familywise error rate,
-Statistical Methods in Medical Research 30 (2021) 976-993).
+Which candidate comes next, and what it has, follows from noise on other samples, from the clock and
+from which ones failed, not from how they scored. The shares add up to one, so by Bonferroni's
+inequality a run passes a model that is not within the limit in at most 1 - confidence of all cases.
+To leave out sure losses adds a hundredth of that at most, where candidates have nothing in common,
+and nothing where they lose the same samples (J. Tian, A. Ramdas: Online control of the familywise
+error rate, Statistical Methods in Medical Research 30 (2021) 976-993).
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from statistics import NormalDist
 from quantize.gate import Verdict
 
 FIRST = 0.9
+_UNLIKELY = 0.05
+_LATER = 0.5
 _SURE = 0.99
 
 
@@ -33,20 +37,31 @@ class Shares:
     Attributes:
         given: Share of each candidate that was judged, by what names it.
         failed: Names of those that failed and might have passed.
+        doubted: Names of those of which little was expected.
+        is_unlikely: Whether little is expected of the next one.
     """
 
     given: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
     failed: set[tuple[str, str]] = field(default_factory=set, init=False)
+    doubted: set[tuple[str, str]] = field(default_factory=set, init=False)
+    is_unlikely: bool = field(default=False, init=False)
 
     def of(self, name: tuple[str, str]) -> float:
         """The share of a candidate, the same whenever it is asked for."""
-        return self.given.setdefault(name, self.next)
+        if name not in self.given:
+            self.given[name] = self.next
+            if self.is_unlikely:
+                self.doubted.add(name)
+        self.is_unlikely = False
+        return self.given[name]
 
     @property
     def next(self) -> float:
         """The share of a candidate that was not asked for yet."""
-        count = len(self.failed)
-        return (1 - FIRST) / 2**count if count else FIRST
+        rest = 1 - sum(self.given[n] for n in self.failed)
+        if self.is_unlikely:
+            return _UNLIKELY * rest
+        return (_LATER if self.failed - self.doubted else FIRST) * rest
 
     def note(self, name: tuple[str, str], verdict: Verdict) -> None:
         """Learn what became of it."""
@@ -80,11 +95,11 @@ def bounds_note(verdict: Verdict) -> str:
 
 
 def later_note(verdict: Verdict) -> list[str]:
-    """What a reader has to know first of one that came after candidates that failed."""
+    """What a reader has to know first of one that has not the share of the first."""
     if verdict.share >= FIRST:
         return []
     told = (
-        "Others failed on the same samples before, and of many one would pass by chance, so its "
-        f"bounds are those of {verdict.level * 100:.4g} %."
+        "Of many candidates that are judged on the same samples one would pass by chance, so the "
+        f"bounds of this one are those of {verdict.level * 100:.4g} %."
     )
     return [told]

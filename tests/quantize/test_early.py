@@ -99,6 +99,19 @@ def test_where_the_first_fails_a_quieter_one_follows(world: Build) -> None:
     assert w.kept == [failed, passed]
 
 
+def test_little_is_expected_of_a_first_model_that_is_noisy(world: Build) -> None:
+    def doubts(*noises: float) -> list[int]:
+        w = world({"a": 9.0, "g": 9.0}, noises=noises, ops={"g": "Gemm"})
+        told: list[int] = []
+        w.aim = replace(w.aim, doubt=lambda: told.append(len(w.world.judged)))
+        assert len(w.first()) == 2
+        return told
+
+    assert doubts(20.0, 30.0) == []
+    assert doubts(19.0, 20.0) == [0]
+    assert doubts(10.0, 19.0) == [0, 1]
+
+
 def test_what_is_no_quieter_than_what_failed_is_not_judged(world: Build) -> None:
     w = world({"a": 0.1, "g": 1.0}, noises=(10.0, 10.0, 9.0), ops={"g": "Gemm"})
     assert len(w.first()) == len(w.world.judged) == 1

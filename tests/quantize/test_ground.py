@@ -166,6 +166,18 @@ def test_candidates_of_a_search_share_the_error_and_a_recipe_has_it_alone(
     assert can_pass(309, None)
 
 
+def test_a_search_may_fail_with_a_model_of_which_little_was_expected(
+    shelf: tuple[Model, Samples],
+) -> None:
+    made = ground(shelf)
+    made.doubt()
+    judging = made.settle(lambda: evaluation([1.0] * 400))
+    lost = evaluation([0.0] * 6 + [1.0] * 394, model_sha256="lost")
+    assert judging.told(lost)[1].level == pytest.approx(0.9975)
+    assert made.can_pass
+    assert judging.told(evaluation([1.0] * 400, model_sha256="good"))[1].outcome == "pass"
+
+
 def test_a_search_that_failed_once_knows_when_the_samples_are_too_few_for_more(
     shelf: tuple[Model, Samples],
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bench.render import render
 from bench.store import load
-from quantize import concluding, opening, pipeline
+from quantize import concluding, early, opening, pipeline
 from quantize import evaluate as evaluating
 from quantize.document import document
 from quantize.evaluate import Scoring
@@ -146,6 +146,17 @@ def test_a_candidate_that_is_lost_ends_and_fp32_goes_on(
     assert report.trials[0].samples == 50
     assert report.conclusion.outcome == "refuse"
     assert report.first_pass_s is report.first_pass_samples is None
+
+
+def test_of_a_noisy_first_model_a_pass_is_told_once_all_samples_have_run(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early, "_LOUD_DB", 1000.0)
+    heard = Silent()
+    report = run(job, staging, heard)
+    (line,) = (s for s in heard.said if s.startswith("first "))
+    assert "more follow" not in line
+    assert report.first_pass_samples == TOTAL
 
 
 def test_a_pass_that_all_samples_do_not_bear_out_is_taken_back(
