@@ -80,12 +80,12 @@ def _gone_soon(pid: int) -> bool:
 def test_a_value_comes_back_whatever_is_printed(
     jobs: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(tmp_path.iterdir())
     assert _run(f"{jobs}:add", tmp_path, job={"a": [1], "b": ["é"]}) == [1, "é"]
     out, err = capfd.readouterr()
     assert out == ""
     assert "noise" in err
-    assert sorted(tmp_path.iterdir()) == before
+    # Python may leave what it compiled.
+    assert {f.name for f in tmp_path.iterdir()} <= {"jobs_for_test.py", "__pycache__"}
 
 
 def test_errors_keep_class_and_message(jobs: str, tmp_path: Path) -> None:
