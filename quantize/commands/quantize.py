@@ -143,6 +143,9 @@ def quantize(
     refuse_inputs([flips], [model, weights, data, calibration, slices, baseline, recipe])
     refuse_existing([flips], force=force)
     refuse_no_baseline(baseline, update=update_baseline)
+    if recipe is not None:
+        # A replay times models within seconds, and must not be disturbed then.
+        _get_ready_to_tell()
     with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
         raw = run_isolated(
             "quantize.commands.work:quantize",
