@@ -143,7 +143,7 @@ class Aim:
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.
         keep: Given each candidate that is the best so far.
-        doubt: Told, before a candidate is judged, that it hardly passes.
+        doubt: Called before a noisy first model is judged, of which little is expected.
     """
 
     can_pass: Callable[[], bool]

@@ -16,7 +16,7 @@ from quantize.trials import Workbench, attempt_or_none, may_serve, serves
 
 # A second one follows only where the first failed and the second leaves less noise.
 _TRIES = 2
-# Noise of a tenth of the outputs: few such models lose less than a point.
+# Noise of a tenth of the outputs may well cost accuracy. A choice, no measurement.
 _LOUD_DB = 20.0
 
 

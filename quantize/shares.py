@@ -5,8 +5,8 @@ each of ten at the limit and passed by chance in 5 % of cases, the search would 
 in up to 43 (`make bench-gate` has the simulation). So they share what the run may err in:
 
 - The first has nine tenths of it. After each candidate that failed the next has half of the rest.
-- A first model so noisy that few like it pass has a twentieth, and leaves nine tenths of the rest
-  to the next one: what is made in the plainest way must not take from what is made with care.
+- A first model that is noisy has a twentieth, and leaves nine tenths of the rest to the next one:
+  what is made in the plainest way must not take from what is made with care.
 - A pass takes nothing, since what is judged after it could only err if it did not: tests in an
   order that is not chosen by their results need no correction while they succeed.
 - What is surely above the limit takes nothing either, since it had no chance to pass.

@@ -18,6 +18,20 @@ from bench.isolate import ChildError, head_start, run_isolated
 ROOT = str(Path(__file__).parents[2])
 
 
+class Exited(BaseException):
+    """A child process would have ended, with this status."""
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process `os._exit` raises."""
+
+    def leave(status: int) -> None:
+        raise Exited(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+
+
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module that child processes can import."""
@@ -225,6 +239,7 @@ def test_the_current_folder_is_not_searched(
     assert run_isolated("math:isfinite", 1.0, scratch=tmp_path, name="x") is True  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("exits")
 @pytest.mark.parametrize(
     ("target", "answer"),
     [
@@ -237,15 +252,6 @@ def test_the_child_leaves_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, answer: dict[str, Any]
 ) -> None:
     """The child's side in this process, where its lines can be seen to run."""
-
-    class Exited(BaseException):
-        pass
-
-    def leave(status: int) -> None:
-        assert status == 0
-        raise Exited
-
-    monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(isolate, "_tie_to", lambda _parent: None)
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     monkeypatch.setattr("faulthandler.enable", lambda *_: None)
@@ -257,42 +263,32 @@ def test_the_child_leaves_an_answer(
         "fault": str(tmp_path / "fault"),
     }
     (tmp_path / "order").write_text(json.dumps(order))
-    with pytest.raises(Exited):
+    with pytest.raises(Exited) as ended:
         isolate.child(str(tmp_path / "order"))
+    assert ended.value.args == (0,)
     found = json.loads((tmp_path / "answer").read_text())
     assert found.items() >= answer.items()
 
 
+@pytest.mark.usefixtures("exits")
 def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where its lines can be seen to run."""
-
-    class Exited(BaseException):
-        pass
-
-    def leave(_status: int) -> None:
-        raise Exited
-
-    monkeypatch.setattr(os, "_exit", leave)
     for text, ready in ((b"/a/b", ""), (b"/a/b", "math:isfinite")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
         assert isolate.awaited(ready) == "/a/b"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(Exited):
+    with pytest.raises(Exited) as ended:
         isolate.awaited("")
+    assert ended.value.args == (1,)
 
 
+@pytest.mark.usefixtures("exits")
 def test_an_orphan_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Exited(BaseException):
-        pass
-
-    def leave(_status: int) -> None:
-        raise Exited
-
-    monkeypatch.setattr(os, "_exit", leave)
     code = threading.get_ident  # Any number that is no parent of ours.
     monkeypatch.setattr(isolate, "_PR_SET_PDEATHSIG", 0)
-    with pytest.raises(Exited):
+    with pytest.raises(Exited) as ended:
         isolate._tie_to(-code())
+    assert ended.value.args == (1,)
 
 
 def test_an_unknown_error_class_cannot_be_forged() -> None:
