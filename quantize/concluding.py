@@ -36,7 +36,7 @@ from quantize.replaying import (
 )
 from quantize.report import Data, Report
 from quantize.search import search
-from quantize.served import FEW, Served, serve
+from quantize.served import Served, serve
 from quantize.slices import Looked, look_into, slice_limit
 from quantize.smoothing import even_out, even_out_as
 from quantize.speeds import Speeds, is_close, to_beat
@@ -295,9 +295,8 @@ class _Conclusion:
         self, bench: Workbench, judged: tuple[Judged, ...]
     ) -> tuple[tuple[Judged, ...], tuple[Served, ...]]:
         """Where the model computes the same with any threads, if anywhere; and what was tried."""
-        path, few = judged[0].trial.quantized.model.path, bench.probes[:FEW]
-        wanted = bench.probe_outputs[:FEW]
-        tried = tuple(serve(path, j.runtime, few, wanted, bench.threads) for j in judged)
+        model = judged[0].trial.quantized.model
+        tried = tuple(serve(bench.few, model, j.runtime, bench.threads) for j in judged)
         sound = tuple(j for j, s in zip(judged, tried, strict=True) if s.agrees)
         return sound or judged, tried
 

@@ -28,7 +28,7 @@ from quantize.job import GateJob, Limits, Progress, flips_file
 from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
-from quantize.served import FEW, Served, serve, threads_check
+from quantize.served import FEW, Few, Served, serve, threads_check
 from quantize.slices import divide, look_into, slice_limit
 from quantize.starting import chosen_metric, read_source
 from quantize.tolerance import Tolerance, parse_tolerance
@@ -188,7 +188,7 @@ def _served(gate: _Gate, runtime: str) -> Served:
         wanted = [session.run(f) for f in feeds]
     finally:
         session.close()
-    return serve(gate.int8.path, runtime, feeds, wanted, gate.threads)
+    return serve(Few(feeds, wanted), gate.int8, runtime, gate.threads)
 
 
 def _evaluate(gate: _Gate, runtime: str) -> tuple[Evaluation, Evaluation]:

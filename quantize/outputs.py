@@ -1,12 +1,9 @@
 """What models returned: the FP32 outputs kept to compare with, and how far others lie from them."""
 
-import contextlib
 import json
-import math
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +13,9 @@ import numpy as np
 
 from bench.errors import InputError, ResourceError
 from bench.models import Array, Feeds
+
+# What an output without noise counts as.
+MOST_DB = 200.0
 
 _Read: TypeAlias = Callable[[], Array]
 
@@ -154,38 +154,42 @@ def _member(archive: zipfile.ZipFile, name: str) -> Array:
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 
 
-@dataclass(slots=True)
-class NoiseTally:
-    """Running sums behind the signal-to-quantization-noise ratio of each output."""
+def noise_shares(reference: Sequence[Feeds], found: Sequence[Feeds]) -> dict[str, float]:
+    """Noise power over signal power of every output that FP32 computes in float.
 
-    signal: dict[str, float] = field(default_factory=dict)
-    noise: dict[str, float] = field(default_factory=dict)
-
-    def add(self, reference: Feeds, outputs: Feeds) -> None:
-        """Count one run; float outputs of equal shape, at places where the reference is finite."""
-        for name, wanted in reference.items():
-            found = outputs.get(name)
-            if found is None or wanted.dtype.kind != "f" or wanted.shape != found.shape:
-                continue
-            where = np.isfinite(wanted)
-            a = wanted[where].astype(np.float64)
-            b = found[where].astype(np.float64)
-            # What became infinite or NaN is noise without end, not an accident to warn of.
-            with np.errstate(invalid="ignore", over="ignore"):
-                off = float(((a - b) ** 2).sum())
-            self.signal[name] = self.signal.get(name, 0.0) + float((a**2).sum())
-            self.noise[name] = self.noise.get(name, 0.0) + (off if math.isfinite(off) else math.inf)
-
-    def sqnr_db(self) -> dict[str, float]:
-        """10 log10(sum ref² / sum (ref - out)²) of each output; inf where nothing differs."""
-        return {name: _decibels(self.signal[name], self.noise[name]) for name in self.signal}
+    A non-finite output counts as noise of 1e6 times the signal.
+    """
+    shares: dict[str, float] = {}
+    for name, first in reference[0].items():
+        if first.dtype.kind != "f":
+            continue
+        signal = noise = 0.0
+        for ours, theirs in zip(reference, found, strict=True):
+            a, b = ours[name].astype(np.float64), theirs[name].astype(np.float64)
+            sound = np.isfinite(a)
+            if a.shape != b.shape or not np.isfinite(b[sound]).all():
+                return {name: 1e6}
+            signal += float(np.square(a[sound]).sum())
+            noise += float(np.square(a[sound] - b[sound]).sum())
+        if signal > 0:
+            shares[name] = min(noise / signal, 1e6)
+        else:
+            shares[name] = 1.0 if noise > 0 else 0.0
+    return shares
 
 
-def sqnr_db(reference: Feeds, outputs: Feeds) -> dict[str, float]:
-    """Signal-to-quantization-noise ratio of one run, per float output, in dB; see `NoiseTally`."""
-    tally = NoiseTally()
-    tally.add(reference, outputs)
-    return tally.sqnr_db()
+def to_db(shares: Mapping[str, float]) -> float:
+    """Signal to noise in dB, mean over outputs; at most `MOST_DB`."""
+    return float(np.mean(_by_output(shares))) if shares else MOST_DB
+
+
+def least_db(shares: Mapping[str, float]) -> float:
+    """The same of the output where it is the least."""
+    return min(_by_output(shares), default=MOST_DB)
+
+
+def _by_output(shares: Mapping[str, float]) -> list[float]:
+    return [min(float(-10 * np.log10(max(s, 1e-20))), MOST_DB) for s in shares.values()]
 
 
 def first_nonfinite(outputs: Feeds, reference: Feeds | None, *, own: bool = False) -> str | None:
@@ -211,11 +215,3 @@ def first_nonfinite(outputs: Feeds, reference: Feeds | None, *, own: bool = Fals
         if not (np.isfinite(found) | allowed).all():
             return name
     return None
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    with contextlib.suppress(ValueError):
-        return 10 * math.log10(signal / noise)
-    return -math.inf

@@ -18,10 +18,11 @@ from bench.kernels import find_kernels
 from bench.profile import node_times
 from quantize.anchors import Anchor, Mode
 from quantize.graphs import load
+from quantize.outputs import noise_shares
 from quantize.placement import place
 from quantize.quantizers import quantize
 from quantize.recipe import Recipe
-from quantize.trials import Trial, Workbench, noise_shares, run_probes
+from quantize.trials import Trial, Workbench, run_probes
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
 from quantize.gate import Verdict
 from quantize.job import ROUNDS
+from quantize.outputs import MOST_DB
 from quantize.recipe import Recipe, from_toml, served_by
 from quantize.speeds import Speeds, contenders, deciding, difference, place_of, read_speeds
-from quantize.trials import MOST_DB, Workbench, attempt, may_serve, serves
+from quantize.trials import Workbench, attempt, may_serve, serves
 
 
 @dataclass(frozen=True, slots=True)

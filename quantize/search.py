@@ -20,9 +20,10 @@ from quantize.anchors import Mode
 from quantize.candidates import HOPELESS_DB, Aim, Found, Judge, Judged
 from quantize.findings import COSTLY
 from quantize.making import candidates_for
+from quantize.outputs import to_db
 from quantize.ranking import Group, fusion_groups, single_noise
 from quantize.recipe import ROUNDED
-from quantize.trials import Trial, Workbench, attempt_or_none, explained, time_quickly, to_db
+from quantize.trials import Trial, Workbench, attempt_or_none, explained, time_quickly
 from quantize.variants import refined
 
 logger = logging.getLogger(__name__)

@@ -2,27 +2,80 @@
 
     a few samples ─▶ one thread, all threads ─▶ noise against FP32 ─▶ Served
 
+Whether it takes the model at all is asked of the same look.
+
 Runtimes choose other kernels for other numbers of threads, and some of OpenVINO's return garbage.
 Samples are judged side by side with one thread each (with all where they carry state), and users
 serve with either.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
-from bench.errors import InputError
-from bench.models import Feeds
+from bench.errors import InputError, UnsupportedError
+from bench.models import Feeds, Model
 from bench.render import Check
 from bench.runtimes import Settings, find_runtime
-from quantize.outputs import NoiseTally
+from quantize.outputs import MOST_DB, least_db, noise_shares
+
+logger = logging.getLogger(__name__)
 
 # Samples that are run.
 FEW = 4
 # Kernels round a few sums to the other side; that much more noise is no rounding.
 _APART_DB = 10.0
-# What no noise counts as, and nothing else.
-_MOST_DB = 150.0
+
+Noise: TypeAlias = dict[str, float]
+"""Noise power over signal power of every float output; see `quantize.outputs.noise_shares`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """A few samples, and what runtimes made of models on them: nothing is opened twice for it.
+
+    Attributes:
+        feeds: The samples, at least one.
+        reference: What FP32 returns for them.
+        known: Noise by digest of the model, runtime and threads; None where it is refused.
+    """
+
+    feeds: Sequence[Feeds]
+    reference: Sequence[Feeds]
+    known: dict[tuple[str, str, int], Noise | None] = field(default_factory=dict)
+
+    def noise(self, model: Model, runtime: str, threads: int) -> Noise | None:
+        """What a runtime makes of a model in its own arithmetic; None where it refuses it.
+
+        Args:
+            model: FP32 or INT8.
+            runtime: Name.
+            threads: Inside one inference.
+        """
+        key = (model.sha256, runtime, threads)
+        if key not in self.known:
+            try:
+                found = _run(model.path, runtime, self.feeds, threads)
+            except (InputError, UnsupportedError) as e:
+                logger.info("%s refuses %s: %s", runtime, model.path.name, e)
+                self.known[key] = None
+            else:
+                self.note(model, runtime, threads, found)
+        return self.known[key]
+
+    def note(self, model: Model, runtime: str, threads: int, found: Sequence[Feeds]) -> None:
+        """Keep what a runtime returned for the samples in a session that was open anyway."""
+        self.known[model.sha256, runtime, threads] = noise_shares(self.reference, found)
+
+
+def _run(path: Path, runtime: str, feeds: Sequence[Feeds], threads: int) -> list[Feeds]:
+    session = find_runtime(runtime).open(path, Settings(threads=threads))
+    try:
+        return [session.run(sample) for sample in feeds]
+    finally:
+        session.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +87,7 @@ class Served:
         version: Of the runtime.
         samples: That were run.
         noise_db: Number of threads to signal to noise against FP32, in dB, of the output where it
-            is the least: 150 at most, also where no output is float, and -150 where the runtime
+            is the least: 200 at most, also where no output is float, and -200 where the runtime
             could not run a sample.
     """
 
@@ -56,37 +109,18 @@ class Served:
         return f"{self.runtime} {self.version} with {counts} thread{'s' * (counts != '1')}"
 
 
-def serve(
-    path: Path, runtime: str, feeds: Sequence[Feeds], reference: Sequence[Feeds], threads: int
-) -> Served:
+def serve(few: Few, model: Model, runtime: str, threads: int) -> Served:
     """Run a model in a runtime with one thread and with `threads`, in its own arithmetic.
 
     Args:
-        path: Of the INT8 model.
+        few: Samples with what FP32 returns for them.
+        model: In INT8.
         runtime: Name.
-        feeds: Samples, at least one.
-        reference: What FP32 returns for them.
         threads: What it may be served with.
     """
-    noise_db = {n: _noise_db(path, runtime, feeds, reference, n) for n in sorted({1, threads})}
-    return Served(runtime, find_runtime(runtime).version(), len(feeds), noise_db)
-
-
-def _noise_db(
-    path: Path, runtime: str, feeds: Sequence[Feeds], reference: Sequence[Feeds], threads: int
-) -> float:
-    tally = NoiseTally()
-    try:
-        session = find_runtime(runtime).open(path, Settings(threads=threads))
-        try:
-            for sample, wanted in zip(feeds, reference, strict=True):
-                tally.add(wanted, session.run(sample))
-        finally:
-            session.close()
-    except InputError:
-        return -_MOST_DB
-    least = min(tally.sqnr_db().values(), default=_MOST_DB)
-    return max(-_MOST_DB, min(least, _MOST_DB))
+    noise = {n: few.noise(model, runtime, n) for n in sorted({1, threads})}
+    noise_db = {n: -MOST_DB if found is None else least_db(found) for n, found in noise.items()}
+    return Served(runtime, find_runtime(runtime).version(), len(few.feeds), noise_db)
 
 
 def threads_check(served: Served, where: str = "") -> Check:

@@ -23,10 +23,11 @@ from quantize.equalize import Factors, Group, apply, find_groups
 from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
+from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
 from quantize.recipe import Recipe
 from quantize.strengths import Captured, Weights, best_strength, factors_of
-from quantize.trials import Start, Workbench, attempt_or_none, noise_shares, run_probes, to_db
+from quantize.trials import Start, Workbench, attempt_or_none, run_probes
 from quantize.watching import light, write_beside
 
 logger = logging.getLogger(__name__)

@@ -10,26 +10,25 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from bench.errors import InputError, UnsupportedError
 from bench.glance import glance
 from bench.latency import Variant
+from bench.machine import canary
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
 from quantize.journal import Journal
+from quantize.outputs import MOST_DB, noise_shares, to_db
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Engine, Recipe
+from quantize.served import FEW, Few, Noise
 
 logger = logging.getLogger(__name__)
 
 _QUICK_S = 0.2
 # Samples that noise is averaged over: enough to tell candidates apart that differ by decibels.
 PROBES = 8
-# What an output without noise counts as.
-MOST_DB = 200.0
 # Noise beyond ONNX Runtime's on the same file that rounding and saturation do not explain.
 _GARBAGE_DB = 20.0
 
@@ -75,6 +74,7 @@ class Workbench:
         deadline_s: Of the search, by `time.perf_counter`.
         stopped: Whether a person asked for the end.
         pinned: Digests of models whose files stay, whatever candidate makes less noise.
+        tried: What runtimes made of models on the first few probes; see `few`.
     """
 
     fp32: Model
@@ -93,11 +93,17 @@ class Workbench:
     deadline_s: float = float("inf")
     stopped: Callable[[], bool] = lambda: False
     pinned: frozenset[str] = frozenset()
+    tried: dict[tuple[str, str, int], Noise | None] = field(default_factory=dict)
 
     @property
     def late(self) -> bool:
         """Whether the time is used up; what was begun is finished, and nothing more begun."""
         return perf_counter() > self.deadline_s or self.stopped()
+
+    @property
+    def few(self) -> Few:
+        """The first few probes; each runtime opens each model once for all who ask."""
+        return Few(self.probes[:FEW], self.probe_outputs[:FEW], self.tried)
 
     def key(self, **more: Any) -> dict[str, Any]:
         """What names an entry of the journal: model, calibration samples, and `more`."""
@@ -179,36 +185,6 @@ def run_probes(model: Model, probes: Iterable[Feeds], threads: int) -> tuple[Fee
         session.close()
 
 
-def noise_shares(reference: Sequence[Feeds], found: Sequence[Feeds]) -> dict[str, float]:
-    """Noise power over signal power of every output that FP32 computes in float.
-
-    A non-finite output counts as noise of 1e6 times the signal.
-    """
-    shares: dict[str, float] = {}
-    for name, first in reference[0].items():
-        if first.dtype.kind != "f":
-            continue
-        signal = noise = 0.0
-        for ours, theirs in zip(reference, found, strict=True):
-            a, b = ours[name].astype(np.float64), theirs[name].astype(np.float64)
-            sound = np.isfinite(a)
-            if a.shape != b.shape or not np.isfinite(b[sound]).all():
-                return {name: 1e6}
-            signal += float(np.square(a[sound]).sum())
-            noise += float(np.square(a[sound] - b[sound]).sum())
-        if signal > 0:
-            shares[name] = min(noise / signal, 1e6)
-        else:
-            shares[name] = 1.0 if noise > 0 else 0.0
-    return shares
-
-
-def to_db(shares: dict[str, float]) -> float:
-    """Signal to noise in dB, mean over outputs; at most `MOST_DB`."""
-    values = [min(-10 * np.log10(max(s, 1e-20)), MOST_DB) for s in shares.values()]
-    return float(np.mean(values)) if values else MOST_DB
-
-
 def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
     """Make one candidate and look at its noise; not timed yet.
 
@@ -229,6 +205,9 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
     start = bench.start(recipe)
     made = quantize(start.model, start.anchors, start.calibration, recipe, out)
     found = run_probes(made.model, bench.probes, bench.threads)
+    if canary("onnxruntime") == "exact":
+        # Nothing had to be made exact, so that is what ONNX Runtime serves.
+        bench.few.note(made.model, "onnxruntime", bench.threads, found[:FEW])
     noise_db = to_db(noise_shares(bench.probe_outputs, found))
     trial = Trial(name, made, noise_db, {}, perf_counter() - started_s)
     bench.journal.keep(trial, "trial", key)
@@ -315,17 +294,22 @@ def serves(runtime: str, model: Model, bench: Workbench, noise_db: float) -> boo
     """Whether a runtime takes the file (contrib operators are onnxruntime's own) and computes it.
 
     Candidates are judged with one thread per sample and served with more. OpenVINO 2026.4 has INT8
-    kernels that return garbage for some shapes at some numbers of threads, so one probe is run
-    here as it would be served, and compared with what ONNX Runtime makes of the same file.
+    kernels that return garbage for some shapes at some numbers of threads, so a few probes are run
+    here as they would be served.
+
+    Args:
+        runtime: Its name.
+        model: FP32 or a candidate.
+        bench: What all candidates share.
+        noise_db: What ONNX Runtime makes of the same file.
     """
-    try:
-        session = RUNTIMES[runtime].open(model.path, Settings(threads=bench.threads))
-        found = [session.run(feeds) for feeds in bench.probes[:1]]
-        session.close()
-    except (InputError, UnsupportedError) as e:
-        logger.info("%s refuses %s: %s", runtime, model.path.name, e)
+    if runtime == "onnxruntime" and model.sha256 == bench.fp32.sha256:
+        # What it computed is what all others are held against.
+        return True
+    noise = bench.few.noise(model, runtime, bench.threads)
+    if noise is None:
         return False
-    served_db = to_db(noise_shares(bench.probe_outputs[:1], found)) if found else noise_db
+    served_db = to_db(noise)
     if served_db < min(0.0, noise_db - _GARBAGE_DB):
         logger.warning("%s computes %s wrong: %.0f dB", runtime, model.path.name, served_db)
         return False

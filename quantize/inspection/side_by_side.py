@@ -23,7 +23,7 @@ from quantize.anchors import Anchor, find_anchors
 from quantize.graphs import save
 
 _PREFIX = "int8 of "
-# As in `quantize.trials.noise_shares`: what noise that is not finite counts as.
+# As in `quantize.outputs.noise_shares`: what noise that is not finite counts as.
 _MOST = 1e6
 # A layer is a handful of nodes; a walk that needs more has lost its way.
 _LONGEST = 64

@@ -16,9 +16,8 @@ from quantize.evaluate import Evaluation, Execution, evaluate
 from quantize.inspection.observing import observe
 from quantize.inspection.products import lifted, products
 from quantize.inspection.saturation import risk_of
-from quantize.outputs import OutputStore
+from quantize.outputs import OutputStore, noise_shares, to_db
 from quantize.pairing import pair
-from quantize.trials import noise_shares, to_db
 from tests.benchmarks.cases import Case, Data, read_case
 
 _PROBES = 8

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from bench.models import read_model
 from quantize.anchors import find_anchors
 from quantize.einsums import write_out_einsums
+from quantize.outputs import noise_shares, to_db
 from quantize.prepare import Prepared, prepare
-from quantize.trials import noise_shares, to_db
 from tests import tiny
 from tests.int8 import make, run
 

@@ -20,6 +20,7 @@ from bench.inputs import parse_input
 from bench.models import Feeds, Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
+from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, quantize
@@ -27,7 +28,7 @@ from quantize.quantizers.exported import take_in_pads
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.sources import ModelSpec, convert
 from quantize.targets import can_saturate
-from quantize.trials import Trial, Workbench, noise_shares, run_probes, to_db
+from quantize.trials import Trial, Workbench, run_probes
 from quantize.variants import best_variant
 from tests import tiny
 from tests.int8 import samples_of

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.models import read_model
+from quantize.outputs import noise_shares, to_db
 from quantize.prepare import prepare
-from quantize.trials import noise_shares, to_db
 from tests import tiny
 from tests.int8 import make, run
 

@@ -20,13 +20,14 @@ from bench.errors import InputError, UnfitError, UnsupportedError, UsageError
 from bench.models import Feeds, Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import Calibration, calibrate
+from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
 from quantize.quantizers import QuantizedModel, find_engines, nncf, pairs, quantize
 from quantize.quantizers.feeding import Replay
 from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
 from quantize.sources import ModelSpec
 from quantize.targets import can_saturate
-from quantize.trials import noise_shares, run_probes, to_db
+from quantize.trials import run_probes
 from tests import tiny
 from tests.int8 import File, samples_of
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.errors import UnsupportedError
 from bench.models import Feeds, read_model
 from quantize import graphs
+from quantize.outputs import noise_shares, to_db
 from quantize.prepare import prepare
-from quantize.trials import noise_shares, to_db
 from tests import tiny
 from tests.int8 import make, run
 

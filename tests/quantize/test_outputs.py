@@ -1,12 +1,12 @@
 """Kept outputs come back as they were, from memory and disk; noise and non-finites are counted."""
 
-import math
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.errors import InputError, ResourceError
-from quantize.outputs import NoiseTally, OutputStore, first_nonfinite, sqnr_db
+from quantize.outputs import OutputStore, first_nonfinite, least_db, noise_shares, to_db
 
 
 @pytest.mark.parametrize("budget", [1 << 20, 40, 0])
@@ -57,27 +57,50 @@ def test_a_full_disk_is_told_with_what_was_needed(tmp_path, monkeypatch):
         store.append("a", {"y": np.zeros(100)})
 
 
-def test_sqnr_is_ten_decibels_per_power_of_ten():
-    reference = {"y": np.array([3.0, 4.0]), "same": np.ones(2), "n": np.array([1])}
-    outputs = {"y": np.array([3.0, 4.5]), "same": np.ones(2), "n": np.array([2])}
-    assert sqnr_db(reference, outputs) == {"y": pytest.approx(20.0), "same": math.inf}
+def outputs(*values, dtype=np.float32):
+    return tuple({"y": np.asarray(v, dtype)} for v in values)
 
 
-def test_sqnr_sums_over_runs_before_it_divides():
-    tally = NoiseTally()
-    tally.add({"y": np.array([1.0])}, {"y": np.array([1.0])})
-    tally.add({"y": np.array([3.0])}, {"y": np.array([2.0])})
-    assert tally.sqnr_db()["y"] == pytest.approx(10.0)
+def test_noise_is_its_power_over_that_of_the_signal_in_all_samples():
+    found = noise_shares(outputs([3.0, 4.0], [0.0]), outputs([3.0, 3.0], [2.0]))
+    assert found == {"y": pytest.approx((1 + 4) / 25)}
+    assert to_db(found) == least_db(found) == pytest.approx(10 * np.log10(5))
 
 
-def test_sqnr_of_broken_outputs_is_bottomless():
-    assert sqnr_db({"y": np.array([1.0])}, {"y": np.array([np.nan])}) == {"y": -math.inf}
-    assert sqnr_db({"y": np.array([0.0])}, {"y": np.array([1.0])}) == {"y": -math.inf}
+def test_one_noisy_output_of_several_is_the_least():
+    assert to_db({"a": 1e-4, "b": 1e-2, "c": 0.0}) == pytest.approx((40 + 20 + 200) / 3)
+    assert least_db({"a": 1e-4, "b": 1e-2, "c": 0.0}) == pytest.approx(20)
 
 
-def test_sqnr_leaves_masked_places_out():
-    reference = {"y": np.array([1.0, -np.inf])}
-    assert sqnr_db(reference, {"y": np.array([1.0, -np.inf])}) == {"y": math.inf}
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
+def test_the_same_outputs_have_no_noise(values):
+    found = noise_shares(outputs(values), outputs(values))
+    assert found == {"y": 0.0}
+    assert to_db(found) == 200.0
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0.01, 0.5))
+def test_noise_does_not_depend_on_scale(scale, off):
+    signal = np.array([1.0, -2.0, 3.0])
+    found = noise_shares(outputs(signal * scale), outputs(signal * scale * (1 + off)))
+    assert found["y"] == pytest.approx(off**2, rel=1e-3)
+
+
+def test_whole_numbers_are_no_signal():
+    assert noise_shares(outputs([1, 2], dtype=np.int64), outputs([3, 4], dtype=np.int64)) == {}
+    assert to_db({}) == least_db({}) == 200.0
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [1.0]])
+def test_a_broken_output_is_all_noise(bad):
+    found = noise_shares(outputs([1.0, 1.0]), outputs(bad))
+    assert found == {"y": 1e6}
+    assert to_db(found) < 0
+
+
+def test_a_mask_in_fp32_is_no_noise():
+    a = outputs([-np.inf, 1.0])
+    assert noise_shares(a, outputs([-np.inf, 1.0])) == {"y": 0.0}
 
 
 NAN, INF = np.nan, np.inf

@@ -48,7 +48,7 @@ from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
 from quantize.report import Report, TrialRow
-from quantize.served import Served
+from quantize.served import Few, Served
 from quantize.sources.seam import ModelSpec
 from quantize.speeds import read_speeds, to_toml
 from quantize.stopping import Interrupt
@@ -399,8 +399,8 @@ def test_a_runtime_that_errs_with_some_threads_does_not_serve(
 ) -> None:
     pytest.importorskip("openvino")
 
-    def serve(path: Path, runtime: str, *rest: Any) -> Served:
-        found = served.serve(path, runtime, *rest)
+    def serve(few: Few, model: Any, runtime: str, threads: int) -> Served:
+        found = served.serve(few, model, runtime, threads)
         return replace(found, noise_db={1: 30.0, 2: -5.0 if runtime == wrong else 30.0})
 
     monkeypatch.setattr(concluding, "serve", serve)

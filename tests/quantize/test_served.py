@@ -1,7 +1,7 @@
 """The same model with one thread and with all, in runtimes that err with some."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import quantize.served as served
-from bench.errors import InputError
-from bench.models import Feeds
+from bench.errors import InputError, UnsupportedError
+from bench.models import Feeds, Model
 from bench.runtimes import Settings
-from quantize.served import Served, covered, serve, threads_check
+from quantize.served import Few, Served, covered, serve, threads_check
 
 FEEDS: list[Feeds] = [{"x": np.linspace(-1, 1, 64, dtype=np.float32) * k} for k in (1, 2)]
 WANTED: list[Feeds] = [{"y": f["x"], "label": np.array([3])} for f in FEEDS]
@@ -24,13 +24,17 @@ class Fake:
 
     noise: Mapping[int, float]
     threads: int = 0
+    opened: list[tuple[Path, int]] = field(default_factory=list)
     open_sessions: int = 0
 
     def version(self) -> str:
         return "1.2"
 
     def open(self, path: Path, settings: Settings) -> Any:
+        if settings.threads not in self.noise:
+            raise UnsupportedError("takes no such thing")
         self.open_sessions += 1
+        self.opened.append((path, settings.threads))
         self.threads = settings.threads
         return self
 
@@ -44,11 +48,20 @@ class Fake:
         self.open_sessions -= 1
 
 
+def model(name: str) -> Model:
+    return Model(Path(f"{name}.onnx"), (), (), 17, f"sha256 of {name}", 1)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, noise: Mapping[int, float]) -> Fake:
+    made = Fake(noise)
+    monkeypatch.setattr(served, "find_runtime", lambda _: made)
+    return made
+
+
 def found(monkeypatch: pytest.MonkeyPatch, noise: Mapping[int, float], threads: int) -> Served:
-    fake = Fake(noise)
-    monkeypatch.setattr(served, "find_runtime", lambda _: fake)
-    result = serve(Path("m.onnx"), "openvino", FEEDS, WANTED, threads)
-    assert fake.open_sessions == 0
+    runtime = fake(monkeypatch, noise)
+    result = serve(Few(FEEDS, WANTED), model("m"), "openvino", threads)
+    assert runtime.open_sessions == 0
     return result
 
 
@@ -62,6 +75,8 @@ def found(monkeypatch: pytest.MonkeyPatch, noise: Mapping[int, float], threads: 
         ({1: 0.0, 4: 0.0}, True),
         ({1: np.inf, 4: 0.01}, False),
         ({1: np.nan, 4: 0.01}, False),
+        # Refused with one thread.
+        ({4: 0.01}, False),
         # Noise everywhere is for the verdict to judge.
         ({1: 2.0, 4: 2.5}, True),
     ],
@@ -80,6 +95,36 @@ def test_noise_is_that_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     result = found(monkeypatch, {1: 0.1}, 1)
     assert result.noise_db == {1: pytest.approx(20, abs=1e-3)}
     assert (result.samples, result.where) == (2, "openvino 1.2 with 1 thread")
+
+
+def test_one_broken_output_of_two_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(Fake):
+        def run(self, feeds: Feeds) -> Feeds:
+            y = super().run(feeds)["y"]
+            return {"y": feeds["x"], "z": y[:-1] if self.threads == 4 else y}
+
+    runtime = Second({1: 0.01, 4: 0.01})
+    monkeypatch.setattr(served, "find_runtime", lambda _: runtime)
+    wanted = [{"y": f["x"], "z": f["x"]} for f in FEEDS]
+    assert not serve(Few(FEEDS, wanted), model("m"), "openvino", 4).agrees
+
+
+def test_each_runtime_opens_each_model_once_for_each_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime, few = fake(monkeypatch, {1: 0.1, 4: 0.1}), Few(FEEDS, WANTED)
+    one, other = model("one"), model("other")
+    assert few.noise(one, "openvino", 4) == {"y": pytest.approx(0.01, rel=1e-3)}
+    serve(few, one, "openvino", 4)
+    assert runtime.opened == [(one.path, 4), (one.path, 1)]
+    few.noise(other, "openvino", 4)
+    few.noise(one, "onnxruntime", 4)
+    assert runtime.opened[2:] == [(other.path, 4), (one.path, 4)]
+    # What is refused is not tried again, and what ran elsewhere is taken from there.
+    assert few.noise(one, "openvino", 2) is few.noise(one, "openvino", 2) is None
+    few.note(other, "openvino", 1, WANTED)
+    assert serve(few, other, "openvino", 1).noise_db == {1: 200.0}
+    assert len(runtime.opened) == 4
 
 
 def test_a_failure_names_runtime_version_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import Settings
+from bench.runtimes.onnxruntime import OnnxRuntime
 from quantize import ranking, trials, variants
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
 from quantize.candidates import Aim
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict
+from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QuantizedLayer, QuantizedModel
@@ -34,10 +34,8 @@ from quantize.trials import (
     Workbench,
     attempt,
     attempt_or_none,
-    noise_shares,
     run_probes,
     time_quickly,
-    to_db,
 )
 from quantize.variants import RANGE_CHOICES, best_variant, refined, smoothed
 from tests import classifier, tiny
@@ -72,57 +70,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 
 @pytest.fixture
 def bench(shared: Workbench, tmp_path: Path) -> Workbench:
-    """The same with a scratch folder of its own."""
-    return replace(shared, scratch=tmp_path)
+    """The same with a scratch folder of its own, where nothing was tried."""
+    return replace(shared, scratch=tmp_path, tried={})
 
 
 def recipe(modes: dict[str, Mode] | None = None, **options: Any) -> Recipe:
     plain = {"target": "portable", "ranges": "minmax", "correct_bias": True}
     return Recipe(modes=modes or STATIC, **{**plain, **options})
-
-
-# --- noise ---
-
-
-def outputs(*values: Any, dtype: Any = np.float32) -> tuple[Feeds, ...]:
-    return tuple({"y": np.asarray(v, dtype)} for v in values)
-
-
-def test_noise_is_its_power_over_that_of_the_signal_in_all_samples() -> None:
-    found = noise_shares(outputs([3.0, 4.0], [0.0]), outputs([3.0, 3.0], [2.0]))
-    assert found == {"y": pytest.approx((1 + 4) / 25)}
-    assert to_db(found) == pytest.approx(10 * np.log10(5))
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
-def test_the_same_outputs_have_no_noise(values: list[float]) -> None:
-    found = noise_shares(outputs(values), outputs(values))
-    assert found == {"y": 0.0}
-    assert to_db(found) == 200.0
-
-
-@given(st.floats(1e-3, 1e3), st.floats(0.01, 0.5))
-def test_noise_does_not_depend_on_scale(scale: float, off: float) -> None:
-    signal = np.array([1.0, -2.0, 3.0])
-    found = noise_shares(outputs(signal * scale), outputs(signal * scale * (1 + off)))
-    assert found["y"] == pytest.approx(off**2, rel=1e-3)
-
-
-def test_whole_numbers_are_no_signal() -> None:
-    assert noise_shares(outputs([1, 2], dtype=np.int64), outputs([3, 4], dtype=np.int64)) == {}
-    assert to_db({}) == 200.0
-
-
-@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [1.0]])
-def test_a_broken_output_is_all_noise(bad: list[float]) -> None:
-    found = noise_shares(outputs([1.0, 1.0]), outputs(bad))
-    assert found == {"y": 1e6}
-    assert to_db(found) < 0
-
-
-def test_a_mask_in_fp32_is_no_noise() -> None:
-    a = outputs([-np.inf, 1.0])
-    assert noise_shares(a, outputs([-np.inf, 1.0])) == {"y": 0.0}
 
 
 # --- candidates ---
@@ -598,5 +552,28 @@ def test_a_runtime_that_computes_garbage_does_not_serve(
 
     monkeypatch.setitem(trials.RUNTIMES, "openvino", Broken())
     assert not trials.serves("openvino", bench.fp32, bench, 30.0)
+    assert trials.serves("onnxruntime", bench.fp32, bench, 30.0)
     # A candidate that is noise everywhere is not the runtime's fault.
     assert trials.serves("openvino", bench.fp32, bench, -150.0)
+
+
+@pytest.mark.parametrize(("arithmetic", "opened"), [("exact", 0), ("saturating", 1)])
+def test_what_ran_in_onnxruntime_is_opened_again_only_where_its_arithmetic_differs(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, arithmetic: str, opened: int
+) -> None:
+    class Counting(OnnxRuntime):
+        count = 0
+
+        def open(self, path: Path, settings: Settings) -> Any:
+            self.count += 1
+            return super().open(path, settings)
+
+    monkeypatch.setattr(trials, "canary", lambda _: arithmetic)
+    made = attempt(bench, recipe(), "a")
+    monkeypatch.setitem(trials.RUNTIMES, "onnxruntime", counting := Counting())
+    for _ in range(2):
+        assert trials.serves("onnxruntime", made.quantized.model, bench, made.noise_db)
+        assert trials.serves("onnxruntime", bench.fp32, bench, 200.0)
+    assert counting.count == opened
+    (noise,) = bench.tried.values()
+    assert to_db(noise or {}) == pytest.approx(made.noise_db, abs=6)
