@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from quantize.anchors import Anchor, Mode
 from quantize.evaluate import Evaluation
@@ -19,8 +20,14 @@ HOPELESS_DB = 0.0
 # The plan of what should gain; its layers in float have that reason.
 SHOULD_PAY = "static where it should pay"
 
-Judge = Callable[[QuantizedModel, str], tuple[Evaluation, Verdict] | None]
-"""(candidate, runtime) -> its evaluation and the verdict against FP32; None if interrupted."""
+
+class Judge(Protocol):
+    """Scores a candidate in a runtime, and judges it against FP32; None if interrupted."""
+
+    def __call__(
+        self, quantized: QuantizedModel, runtime: str, *, unlikely: bool = False
+    ) -> tuple[Evaluation, Verdict] | None:
+        """Evaluation and verdict; one that is `unlikely` to pass takes little of the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,6 @@ class Aim:
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.
         keep: Given each candidate that is the best so far.
-        doubt: Called before a noisy first model is judged, of which little is expected.
     """
 
     can_pass: Callable[[], bool]
@@ -151,7 +157,6 @@ class Aim:
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     keep: Callable[[Judged], None] = lambda _: None
-    doubt: Callable[[], None] = lambda: None
 
     @property
     def enough(self) -> int:

@@ -65,8 +65,7 @@ def _judged(
         runtime = next((r for r in fitting if serves(r, model, bench, trial.noise_db)), None)
         if runtime is None:
             continue
-        if trial.noise_db < _LOUD_DB:
-            aim.doubt()
-        if (outcome := judge(trial.quantized, runtime)) is None:
+        outcome = judge(trial.quantized, runtime, unlikely=trial.noise_db < _LOUD_DB)
+        if outcome is None:
             return
         yield Judged(trial, runtime, *outcome)

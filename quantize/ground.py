@@ -158,10 +158,6 @@ class Ground:
             self._possible[share] = can_pass(baseline, self.judging.judge(baseline, share))
         return self._possible[share]
 
-    def doubt(self) -> None:
-        """Expect little of the next candidate: it takes a small part of the error."""
-        self.shares.is_unlikely = True
-
     def watch(self, _scores: object, done: int, total: int) -> bool:
         """Tell how far an evaluation is."""
         self.progress.step(done, total)

@@ -64,31 +64,37 @@ class Judging:
     shares: Shares | None = None
 
     def __call__(
-        self, quantized: QuantizedModel, runtime: str, *, whole: bool = False
+        self,
+        quantized: QuantizedModel,
+        runtime: str,
+        *,
+        unlikely: bool = False,
+        whole: bool = False,
     ) -> tuple[Evaluation, Verdict] | None:
         """Scores on the target's arithmetic, and the verdict against FP32; None if interrupted.
 
         Args:
             quantized: The candidate.
             runtime: Where it would be served.
+            unlikely: Whether little is expected of it; see `quantize.shares`.
             whole: Run it on every sample, even if it is lost before.
         """
         found = self.evaluate(quantized, runtime, looks=None if whole else self.looks)
-        return None if found is None else self.told(found)
+        return None if found is None else self.told(found, unlikely=unlikely)
 
     def adopt(
-        self, quantized: QuantizedModel, runtime: str, found: Evaluation
+        self, quantized: QuantizedModel, runtime: str, found: Evaluation, *, unlikely: bool = False
     ) -> tuple[Evaluation, Verdict]:
         """The same of scores that were found beside FP32's; a run that goes on finds them, too."""
         execution = execution_of(quantized, runtime, self.threads, self.states)
         self._keep(found, self._key(quantized, execution), self.looks)
-        return self.told(found)
+        return self.told(found, unlikely=unlikely)
 
-    def told(self, found: Evaluation) -> tuple[Evaluation, Verdict]:
+    def told(self, found: Evaluation, *, unlikely: bool = False) -> tuple[Evaluation, Verdict]:
         """A candidate's scores with the verdict; from here on there is something to publish."""
         self.interrupt.arm()
         name = (found.model_sha256, found.runtime)
-        share = self.shares.of(name) if self.shares is not None else 1.0
+        share = self.shares.of(name, unlikely=unlikely) if self.shares is not None else 1.0
         if found.count < self.baseline.count:
             verdict = self._lost(found)
         else:

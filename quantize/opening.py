@@ -11,6 +11,7 @@ the first look that tells, and its verdict stands on the samples that had run by
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from quantize.evaluate import Evaluation, Scoring, scoring
 from quantize.gate import Verdict
@@ -41,13 +42,13 @@ class Opening:
     judging: Judging | None = None
 
     def __call__(
-        self, quantized: QuantizedModel, runtime: str
+        self, quantized: QuantizedModel, runtime: str, *, unlikely: bool = False
     ) -> tuple[Evaluation, Verdict] | None:
         """Scores of a candidate and the verdict, see `Judging`; the first one runs beside FP32."""
         seen, ground = self.foresight, self.ground
         # A replay that was killed after all samples had run goes on with the last look.
         if self.judging is not None or seen is None or ground.knows_scores:
-            return self.rest()(quantized, runtime)
+            return self.rest()(quantized, runtime, unlikely=unlikely)
         how = execution_of(quantized, runtime, ground.threads, {})
         with (
             self._fp32() as fp32,
@@ -58,10 +59,12 @@ class Opening:
             if seen.ends:
                 scores = self._to_the_end(seen, fp32, int8)
             else:
-                lost = self._abreast(seen, fp32, int8, (quantized, runtime))
+                # What has to be better than these looks ask for is not told to pass by them.
+                tell = None if unlikely else partial(self.told, quantized, runtime)
+                lost = self._abreast(seen, fp32, int8, tell)
                 self.judging = ground.settle(lambda: self._all(fp32, int8.done))
                 scores = int8.evaluation() if lost else self._all(int8, fp32.done)
-        return self.rest().adopt(quantized, runtime, scores)
+        return self.rest().adopt(quantized, runtime, scores, unlikely=unlikely)
 
     def rest(self) -> Judging:
         """What judges from here on; scores FP32 where no candidate came."""
@@ -72,17 +75,21 @@ class Opening:
         return self.judging
 
     def _abreast(
-        self, seen: Foresight, fp32: Scoring, int8: Scoring, candidate: tuple[QuantizedModel, str]
+        self,
+        seen: Foresight,
+        fp32: Scoring,
+        int8: Scoring,
+        tell: Callable[[Verdict], None] | None,
     ) -> bool:
-        """Run both to the last look; whether the candidate is lost before."""
-        # What has to be better than these looks ask for is not told to pass by them.
-        told, total = self.ground.shares.is_unlikely, len(self.ground.samples)
+        """Run both to the last look, and tell the first pass; whether INT8 is lost before."""
+        total = len(self.ground.samples)
         for stop in looks_at(total):
             before, now = self._both(fp32, int8, stop)
-            verdict = None if told else seen.told(before, now, stop)
-            if verdict is not None and verdict.outcome == "pass":
-                self.told(*candidate, verdict)
-                told = True
+            if tell is not None:
+                verdict = seen.told(before, now, stop)
+                if verdict is not None and verdict.outcome == "pass":
+                    tell(verdict)
+                    tell = None
             looks = Looks(before, seen.limit, seen.confidence, can_pass=False)
             if looks.is_lost(now.scores, stop, total):
                 return True

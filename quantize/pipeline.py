@@ -297,7 +297,6 @@ class Run:
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
             keep=partial(self._keep, bench),
-            doubt=self.ground.doubt,
         )
 
     def _keep(self, bench: Workbench, best: Judged) -> None:

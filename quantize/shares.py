@@ -38,30 +38,34 @@ class Shares:
         given: Share of each candidate that was judged, by what names it.
         failed: Names of those that failed and might have passed.
         doubted: Names of those of which little was expected.
-        is_unlikely: Whether little is expected of the next one.
     """
 
     given: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
     failed: set[tuple[str, str]] = field(default_factory=set, init=False)
     doubted: set[tuple[str, str]] = field(default_factory=set, init=False)
-    is_unlikely: bool = field(default=False, init=False)
 
-    def of(self, name: tuple[str, str]) -> float:
-        """The share of a candidate, the same whenever it is asked for."""
+    def of(self, name: tuple[str, str], *, unlikely: bool = False) -> float:
+        """The share of a candidate, the same whenever it is asked for.
+
+        Args:
+            name: Of the candidate.
+            unlikely: Whether little is expected of it.
+        """
         if name not in self.given:
-            self.given[name] = self.next
-            if self.is_unlikely:
+            self.given[name] = _UNLIKELY * self._rest if unlikely else self.next
+            if unlikely:
                 self.doubted.add(name)
-        self.is_unlikely = False
         return self.given[name]
 
     @property
     def next(self) -> float:
-        """The share of a candidate that was not asked for yet."""
-        rest = 1 - sum(self.given[n] for n in self.failed)
-        if self.is_unlikely:
-            return _UNLIKELY * rest
-        return (_LATER if self.failed - self.doubted else FIRST) * rest
+        """The share of a candidate that was not asked for yet, and may well pass."""
+        return (_LATER if self.failed - self.doubted else FIRST) * self._rest
+
+    @property
+    def _rest(self) -> float:
+        """What those that failed have left."""
+        return 1 - sum(self.given[n] for n in self.failed)
 
     def note(self, name: tuple[str, str], verdict: Verdict) -> None:
         """Learn what became of it."""

@@ -184,10 +184,10 @@ def test_a_second_candidate_is_judged_as_always(
 ) -> None:
     real, asked = opening.Opening.__call__, []
 
-    def call(self: opening.Opening, *candidate: Any) -> Any:
+    def call(self: opening.Opening, *candidate: Any, **options: Any) -> Any:
         asked.append(self.judging)
-        real(self, *candidate)
-        return real(self, *candidate)
+        real(self, *candidate, **options)
+        return real(self, *candidate, **options)
 
     monkeypatch.setattr(opening.Opening, "__call__", call)
     assert run(job, staging, Silent()).verdict.n == TOTAL

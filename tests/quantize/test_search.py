@@ -190,7 +190,9 @@ class World:
         modes = {a.name: self.expects.get(a.name, a.modes[0]) for a in bench.anchors}
         return Expected(modes, self.gains)
 
-    def judge(self, quantized: QuantizedModel, runtime: str) -> tuple[Evaluation, Verdict]:
+    def judge(
+        self, quantized: QuantizedModel, runtime: str, *, unlikely: bool = False
+    ) -> tuple[Evaluation, Verdict]:
         self.judged.append(quantized.recipe)
         drop = self.drop(quantized.recipe)
         if self.few:

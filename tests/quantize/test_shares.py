@@ -37,8 +37,7 @@ def test_each_that_might_have_passed_leaves_half_of_the_rest() -> None:
 
 def test_what_is_unlikely_to_pass_takes_little_from_the_next() -> None:
     shares = Shares()
-    shares.is_unlikely = True
-    assert shares.of(("rough", "")) == pytest.approx(0.05)
+    assert shares.of(("rough", ""), unlikely=True) == pytest.approx(0.05)
     assert shares.of(("rough", "")) == pytest.approx(0.05)
     shares.note(("rough", ""), UNDECIDED)
     for name, share in (("a", 0.855), ("b", 0.0475), ("c", 0.02375)):
@@ -51,8 +50,7 @@ def test_an_unlikely_candidate_after_one_that_failed_takes_little_of_the_rest() 
     shares = Shares()
     shares.of(("a", ""))
     shares.note(("a", ""), UNDECIDED)
-    shares.is_unlikely = True
-    assert shares.of(("rough", "")) == pytest.approx(0.005)
+    assert shares.of(("rough", ""), unlikely=True) == pytest.approx(0.005)
 
 
 def test_neither_a_pass_nor_a_sure_loss_takes_anything() -> None:

@@ -310,7 +310,9 @@ def test_a_quiet_model_that_fails_its_limit_is_learned_before_layers_go_to_float
     # A tenth less noise than the best that rounding to the nearest leaves.
     limit = 0.9 * noise_of(plain.quantized, bench.fp32)
 
-    def judge(quantized: QuantizedModel, _: str) -> tuple[Evaluation, Verdict]:
+    def judge(
+        quantized: QuantizedModel, runtime: str, *, unlikely: bool = False
+    ) -> tuple[Evaluation, Verdict]:
         drop = noise_of(quantized, bench.fp32)
         return evaluation(), verdict("pass" if drop <= limit else "refuse", drop, limit)
 
