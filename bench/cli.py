@@ -250,9 +250,14 @@ def as_text(document: "Document") -> str:
     """A report as text: as wide as the terminal, or of one width for files and pipes."""
     from bench.render.text import WIDTH, render_text
 
+    return render_text(document, terminal_columns() or WIDTH)
+
+
+def terminal_columns() -> int | None:
+    """How wide the terminal is that shows stdout; None where none does, or it does not tell."""
     if sys.stdout is None or not sys.stdout.isatty():
-        return render_text(document)
-    return render_text(document, shutil.get_terminal_size((WIDTH, 24)).columns)
+        return None
+    return shutil.get_terminal_size((0, 0)).columns or None
 
 
 def emit(text: str) -> None:

@@ -31,8 +31,6 @@ from bench.errors import ResourceError, VnnifyError
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
-# So long the child has the cores to itself: what is done meanwhile would only delay it.
-_ALONE_S = 2.0
 _PR_SET_PDEATHSIG = 1
 _NATIVE = ("onnxruntime", "openvino", "torch", "nncf", "onnx")
 # Looks for the packages where the parent found them, and never in the current folder (-P).
@@ -56,7 +54,6 @@ def run_isolated(
     name: str,
     timeout_s: float | None = None,
     patient: bool = False,
-    meanwhile: Callable[[], None] | None = None,
 ) -> Any:
     """Call a function in a fresh child process and wait for what it returns.
 
@@ -71,7 +68,6 @@ def run_isolated(
         timeout_s: After this long it is ended; None waits for ever.
         patient: Hand the first SIGINT or SIGTERM to the child, which may come to an end of its own
             and still answer; the second one ends it.
-        meanwhile: Called here where the child is at work for longer than a moment.
 
     Raises:
         VnnifyError: Of the class and with the message that the child raised.
@@ -95,7 +91,7 @@ def run_isolated(
     )
     killed_before = cgroup.oom_kills()
     try:
-        status = _run(order, timeout_s, meanwhile, patient=patient)
+        status = _run(order, timeout_s, patient=patient)
         if status is None:
             raise ResourceError(f"{name} ran over its {timeout_s:g} s and was ended.")
         if patient and status in (-signal.SIGINT, -signal.SIGTERM):
@@ -127,9 +123,7 @@ def head_start(ready: str) -> Iterator[None]:
             _end(_waiting.pop())
 
 
-def _run(
-    order: Path, timeout_s: float | None, meanwhile: Callable[[], None] | None, *, patient: bool
-) -> int | None:
+def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
     """Exit status of a child that does `order`; None if it had to be ended."""
     process = None
     try:
@@ -137,8 +131,6 @@ def _run(
             process = _waiting.pop() if _waiting else _started("")
         _send(order, process)
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
-            if meanwhile is not None and not _wait(process, _ALONE_S):
-                meanwhile()
             on_time = _wait(process, timeout_s)
         if not on_time:
             _signal_group(process.pid, signal.SIGTERM)

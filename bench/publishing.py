@@ -93,18 +93,20 @@ def publish(staging: Path, out: Path, *, force: bool = False) -> None:
         raise translated(e, out) from e
 
 
-def write_manifest(folder: Path, extra: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, extra: Mapping[str, Any], packages: Mapping[str, str]) -> None:
     """Write `manifest.json`: every file's SHA-256 and size, versions, and `extra`.
 
     Flushes all files to disk. Without it a folder counts as incomplete, so this comes last.
+
+    Args:
+        folder: To publish.
+        extra: What else the manifest says.
+        packages: Versions by name, as `bench.machine.installed_packages` finds them.
 
     Raises:
         OutputError: It cannot be written.
         ResourceError: The disk is full.
     """
-    from bench.machine import installed_packages
-
-    packages = installed_packages()
     try:
         files = {}
         for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
@@ -119,8 +121,8 @@ def write_manifest(folder: Path, extra: Mapping[str, Any]) -> None:
             **extra,
             "schema": SCHEMA,
             "tool": _TOOL,
-            "version": packages.pop(_TOOL, "unknown"),
-            "packages": packages,
+            "version": packages.get(_TOOL, "unknown"),
+            "packages": {n: v for n, v in packages.items() if n != _TOOL},
             "files": files,
         }
         text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)

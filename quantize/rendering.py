@@ -1,4 +1,4 @@
-"""Any stored record as a document: one row per kind that a command writes."""
+"""Any stored record as a document: one row per kind that a command writes; a run as files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,14 +9,18 @@ from bench.document import bench_document
 from bench.errors import InputError
 from bench.forecast import Survey
 from bench.machine import Machine
-from bench.render import Document
+from bench.render import Document, render
+from bench.render.text import WIDTH, render_text
 from bench.report import BenchReport
-from bench.store import kind_of, load
-from quantize.document import document
+from bench.store import dump, kind_of, load, translated
+from quantize.document import document, summary
 from quantize.gate_report import GateReport, gate_document
 from quantize.inspection import Inspection
 from quantize.inspection.document import inspection_document
 from quantize.report import Report
+
+# Beside report.json in a result folder.
+_FILES = {"report.html": "html", "report.md": "markdown", "report.junit.xml": "junit"}
 
 
 def stored_document(data: bytes, file: Path) -> Document:
@@ -40,7 +44,37 @@ def stored_document(data: bytes, file: Path) -> Document:
 
 def relocated(report: Report, folder: Path) -> Document:
     """A report's document, naming the model by the path at which a reader finds it."""
-    return document(replace(report, int8=replace(report.int8, path=folder / report.int8.path)))
+    return document(_placed(report, folder))
+
+
+def _placed(report: Report, folder: Path) -> Report:
+    return replace(report, int8=replace(report.int8, path=folder / report.int8.path))
+
+
+def write_reports(report: Report, folder: Path, out: Path) -> None:
+    """Write a report as JSON and in every format of files.
+
+    Args:
+        report: Of a run.
+        folder: Where the files go.
+        out: Where they will lie.
+
+    Raises:
+        OutputError: One cannot be written.
+        ResourceError: The disk is full.
+    """
+    shown = relocated(report, out)
+    try:
+        (folder / "report.json").write_bytes(dump(report))
+        for name, form in _FILES.items():
+            (folder / name).write_text(render(shown, form), encoding="utf-8")
+    except OSError as e:
+        raise translated(e, out) from e
+
+
+def ending(report: Report, out: Path, columns: int | None) -> str:
+    """What ends a run on a terminal, or in a log where its width is None."""
+    return render_text(summary(_placed(report, out), str(out)), columns or WIDTH)
 
 
 def _surveyed(found: Survey) -> Document:

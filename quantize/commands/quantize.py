@@ -3,18 +3,17 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli import PREDICT, as_text, emit, refuse_existing, say
+from bench.cli import PREDICT, emit, refuse_existing, say, terminal_columns
 from bench.errors import InputError, UnsupportedError, UsageError
 from bench.isolate import run_isolated
 from bench.publishing import publish, staging_for, write_manifest
 from bench.stages import started_ns
-from bench.store import dump, load, place_file
+from bench.store import load
 from quantize.commands.arguments import (
     DATA,
     MODEL,
@@ -45,6 +44,8 @@ from quantize.commands.limits import (
 
 if TYPE_CHECKING:
     from quantize.report import Report
+
+_REPORT = "report.json"
 
 
 def quantize(
@@ -143,50 +144,46 @@ def quantize(
     refuse_inputs([flips], [model, weights, data, calibration, slices, baseline, recipe])
     refuse_existing([flips], force=force)
     refuse_no_baseline(baseline, update=update_baseline)
-    if recipe is not None:
-        # A replay times models within seconds, and must not be disturbed then.
-        _get_ready_to_tell()
     with staging_for(out, force=force) as staging, _resumable(out, fresh=fresh) as kept:
-        raw = run_isolated(
+        # It also tells what it found: it has imported most of what that takes.
+        told = run_isolated(
             "quantize.commands.work:quantize",
             {
                 "asked": asked,
                 "command": typed(),
                 "staging": str(staging),
+                "out": str(out),
+                "columns": terminal_columns(),
                 "kept": str(kept),
                 "started_ns": started_ns(),
             },
             scratch=staging,
             name="quantizing",
             patient=True,
-            meanwhile=_get_ready_to_tell,
         )
-        from quantize.finishing import lock_of_report
-        from quantize.job import flips_file
-        from quantize.report import Report
-
-        report = load(Report, (staging / raw).read_bytes(), raw)
-        if flips is not None:
-            place_file(flips_file(staging, report.served_by), flips)
-        _publish(report, staging, out, force=force)
+        extra = {"outcome": told["outcome"], "command": typed()}
+        write_manifest(staging, extra, told["packages"])
+        publish(staging, out, force=force)
+    exit_code = told["exit_code"]
     if update_baseline and baseline is not None:
-        write_baseline(baseline, lock_of_report(report, out), report.conclusion.exit_code)
-    emit(dump(report).decode() if json else as_text(_summary(report, out)))
-    if inconclusive == "warn" and report.conclusion.outcome == "inconclusive":
-        say(f"warning: shipped without certainty: {report.conclusion.headline}")
+        from quantize.finishing import lock_of_report
+
+        write_baseline(baseline, lock_of_report(_report(out), out), exit_code)
+    emit((out / _REPORT).read_text(encoding="utf-8") if json else told["summary"])
+    if inconclusive == "warn" and told["outcome"] == "inconclusive":
+        say(f"warning: shipped without certainty: {told['headline']}")
     if github:
         from quantize.rendering import relocated
 
-        tell_github(relocated(report, out), report.conclusion.exit_code)
-    end(report.conclusion.exit_code, f"files: {out}")
+        tell_github(relocated(_report(out), out), exit_code)
+    end(exit_code, f"files: {out}")
 
 
-def _get_ready_to_tell() -> None:
-    """Import what reads and tells reports: it takes long, and the work need not wait for it."""
-    from quantize.imports import swift_imports
+def _report(out: Path) -> "Report":
+    """The report in a result folder; few options need it, and importing its reader takes long."""
+    from quantize.report import Report
 
-    with swift_imports():
-        import quantize.rendering  # noqa: F401 - used when the work is done
+    return load(Report, (out / _REPORT).read_bytes(), out / _REPORT)
 
 
 @contextmanager
@@ -209,22 +206,3 @@ def _resumable(out: Path, *, fresh: bool) -> Iterator[Path]:
             say(f"kept what was finished in {folder}; the same command goes on from there")
         raise
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(report: "Report", staging: Path, out: Path, *, force: bool) -> None:
-    from bench.render import render
-    from quantize.rendering import relocated
-
-    shown = relocated(report, out)
-    (staging / "report.html").write_text(render(shown, "html"), encoding="utf-8")
-    (staging / "report.md").write_text(render(shown, "markdown"), encoding="utf-8")
-    (staging / "report.junit.xml").write_text(render(shown, "junit"), encoding="utf-8")
-    write_manifest(staging, {"outcome": report.conclusion.outcome, "command": report.command})
-    publish(staging, out, force=force)
-
-
-def _summary(report: "Report", out: Path) -> Any:
-    from quantize.document import summary
-
-    shown = replace(report, int8=replace(report.int8, path=out / report.int8.path))
-    return summary(shown, str(out))

@@ -8,11 +8,14 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.store import dump, load
-from quantize.commands.asked import asked_job, preprocessing
+from bench.store import dump, load, place_file
+from quantize.commands.asked import asked_job, path_of, preprocessing
 from quantize.imports import swift_imports
+
+if TYPE_CHECKING:
+    from quantize.report import Report
 
 # A thread needs the interpreter back after every inference, which may take 20 µs. By itself Python
 # lets it wait 5 ms while another thread has something to do.
@@ -28,8 +31,8 @@ def get_ready() -> None:
         import quantize.progress  # noqa: F401 - as above
 
 
-def quantize(order: dict[str, Any]) -> str:
-    """Make, judge and time a model; the name of the report in the staging folder."""
+def quantize(order: dict[str, Any]) -> dict[str, Any]:
+    """Make, judge and time a model, and tell it in the folder to publish; what its command says."""
     sys.setswitchinterval(_SWITCH_S)
     get_ready()
     from quantize.pipeline import run
@@ -48,8 +51,26 @@ def quantize(order: dict[str, Any]) -> str:
             started_ns=order["started_ns"],
         )
     shutil.rmtree(staging / "scratch", ignore_errors=True)
-    (staging / "report.json").write_bytes(dump(report))
-    return "report.json"
+    return _told(report, staging, order)
+
+
+def _told(report: "Report", staging: Path, order: dict[str, Any]) -> dict[str, Any]:
+    """Write the reports into the folder to publish; what is said of them on a terminal."""
+    with swift_imports():
+        from quantize.job import flips_file
+        from quantize.rendering import ending, write_reports
+
+    out, flips = Path(order["out"]), path_of(order["asked"]["flips"])
+    write_reports(report, staging, out)
+    if flips is not None:
+        place_file(flips_file(staging, report.served_by), flips)
+    return {
+        "outcome": report.conclusion.outcome,
+        "exit_code": int(report.conclusion.exit_code),
+        "headline": report.conclusion.headline,
+        "summary": ending(report, out, order["columns"]),
+        "packages": report.machine.packages,
+    }
 
 
 def gate(order: dict[str, Any]) -> str:

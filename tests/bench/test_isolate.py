@@ -301,45 +301,6 @@ def test_an_unknown_error_class_cannot_be_forged() -> None:
     assert isolate._public_class(UsageError("x")) == "UsageError"
 
 
-def test_the_time_of_the_child_can_be_used(
-    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(isolate, "_ALONE_S", 0.0)
-    begun = tmp_path / "begun"
-    (tmp_path / "more_jobs.py").write_text(
-        "import pathlib, time\n"
-        "def wait(job):\n"
-        "    while not pathlib.Path(job).exists(): time.sleep(0.01)\n"
-        "    return 'done'\n"
-    )
-    # The child waits for what is done meanwhile: one after the other, neither would end.
-    found = _run("more_jobs:wait", tmp_path, job=str(begun), meanwhile=begun.touch, timeout_s=60)
-    assert found == "done"
-
-
-def test_a_child_that_takes_a_moment_is_left_alone(
-    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(isolate, "_ALONE_S", 60.0)
-    begun = tmp_path / "begun"
-    assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}, meanwhile=begun.touch) == 3
-    assert not begun.exists()
-
-
-def test_the_child_ends_where_what_is_done_meanwhile_fails(
-    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(isolate, "_ALONE_S", 0.0)
-    ready = tmp_path / "ready"
-
-    def fail() -> None:
-        raise ValueError("meanwhile")
-
-    with pytest.raises(ValueError, match="meanwhile"):
-        _run(f"{jobs}:stubborn", tmp_path, job={"ready": str(ready)}, meanwhile=fail)
-    assert not list(tmp_path.glob("job-*"))
-
-
 def _ready(folder: Path) -> int:
     """Number of the process that got ready in a folder."""
     while not (folder / "ready").is_file() or not (folder / "ready").read_text():
@@ -392,16 +353,17 @@ def test_an_interrupt_before_the_order_is_read_needs_no_traceback(
     jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(isolate, "_ALONE_S", 0.0)
+    wait = isolate._wait
+
+    def interrupted(*arguments: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return wait(*arguments)
+
+    monkeypatch.setattr(isolate, "_wait", interrupted)
     with head_start(f"{jobs}:never"):
         _ready(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            _run(
-                f"{jobs}:add",
-                tmp_path,
-                patient=True,
-                meanwhile=lambda: os.kill(os.getpid(), signal.SIGINT),
-            )
+            _run(f"{jobs}:add", tmp_path, patient=True)
     assert capfd.readouterr().err == ""
 
 

@@ -24,7 +24,7 @@ def _make(out: Path, text: str, *, force: bool = False) -> None:
     with staging_for(out, force=force) as staging:
         (staging / "sub").mkdir()
         (staging / "sub" / "model.onnx").write_text(text)
-        write_manifest(staging, {"verdict": "pass"})
+        write_manifest(staging, {"verdict": "pass"}, {"vnnify": "1.2", "numpy": "2"})
         publish(staging, out, force=force)
 
 
@@ -49,7 +49,7 @@ def test_a_published_folder_is_complete_and_alone(tmp_path: Path) -> None:
     manifest = whole(out)
     assert manifest["verdict"] == "pass"
     assert manifest["files"]["sub/model.onnx"]["size_bytes"] == 3
-    assert manifest["packages"]["onnxruntime"]
+    assert (manifest["version"], manifest["packages"]) == ("1.2", {"numpy": "2"})
     assert list(out.parent.iterdir()) == [out]
 
 
@@ -251,7 +251,7 @@ def test_many_runs_never_hold_the_lock_together(tmp_path: Path) -> None:
 
 
 def test_the_manifest_cannot_be_overruled(tmp_path: Path) -> None:
-    write_manifest(tmp_path, {"tool": "other", "files": {}})
+    write_manifest(tmp_path, {"tool": "other", "files": {}}, {})
     assert whole(tmp_path)["tool"] == "vnnify"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.errors import ExitCode, UsageError
+from bench.errors import ExitCode
 from quantize import cli, pipeline
 from quantize.commands import gate as gate_command
 from quantize.commands import quantize as quantize_command
@@ -45,25 +45,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     monkeypatch.setattr(gate_command, "run_isolated", refuse)
     monkeypatch.chdir(tmp_path)
     return run
-
-
-def test_while_a_replay_times_models_nothing_is_imported(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-
-    def work_begins(*_: Any, meanwhile: Callable[[], None], **__: Any) -> None:
-        done.append("work")
-        meanwhile()
-        raise UsageError("enough")
-
-    monkeypatch.setattr(quantize_command, "run_isolated", work_begins)
-    monkeypatch.setattr(quantize_command, "_get_ready_to_tell", lambda: done.append("imports"))
-    run(*QUANTIZE, "--recipe", "recipe.toml")
-    assert done[:2] == ["imports", "work"]
-    done.clear()
-    run(*QUANTIZE)
-    assert done == ["work", "imports"]
 
 
 def test_the_process_that_works_starts_before_the_options_are_read(

@@ -34,6 +34,7 @@ from quantize.commands import quantize as quantize_command
 from quantize.gate_report import GateReport, gate_document
 from quantize.proof import debian, proving
 from quantize.proof.guest import Answer, Job, Visit
+from quantize.rendering import stored_document
 from quantize.report import Report
 from tests import classifier, tiny
 from tests.timing import Stopwatch
@@ -200,6 +201,12 @@ def test_stages_stand_in_order(done: Path) -> None:
 def test_the_report_names_no_file_that_is_gone(done: Path) -> None:
     assert "staging" not in (done / "report.json").read_text()
     assert "scratch" not in (done / "report.html").read_text()
+
+
+def test_what_a_run_told_is_what_its_stored_report_tells(done: Path) -> None:
+    told = stored_document((done / "report.json").read_bytes(), Path("out/report.json"))
+    for name, form in (("html", "html"), ("md", "markdown"), ("junit.xml", "junit")):
+        assert (done / f"report.{name}").read_text() == render(told, form)
 
 
 def test_the_page_runs_no_script_and_loads_nothing(done: Path) -> None:
