@@ -13,13 +13,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, Model
-from bench.render import Check
 from bench.runtimes import Settings, find_runtime
 from quantize.outputs import MOST_DB, least_db, noise_shares
+
+# Candidates are looked at before the first verdict, which waits for no import of reports.
+if TYPE_CHECKING:
+    from bench.render import Check
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +126,15 @@ def serve(few: Few, model: Model, runtime: str, threads: int) -> Served:
     return Served(runtime, find_runtime(runtime).version(), len(few.feeds), noise_db)
 
 
-def threads_check(served: Served, where: str = "") -> Check:
+def threads_check(served: Served, where: str = "") -> "Check":
     """Whether a runtime computes the model alike with all the threads that were tried.
 
     Args:
         served: What was found.
         where: The runtime, if there are several.
     """
+    from bench.render import Check
+
     name = f"threads in {where}" if where else "threads"
     found = ", ".join(f"{db:.0f} dB with {n}" for n, db in served.noise_db.items())
     if served.agrees:
