@@ -7,7 +7,6 @@ vnnify ships none, because they differ by region, contract and day.
 import contextlib
 import datetime
 import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from bench.errors import InputError, UsageError
 from bench.escape import number
+from bench.store import read_toml
 
 _KEYS = {"name", "price_per_hour", "currency", "date", "device"}
 _FRESH_DAYS = 90
@@ -108,12 +108,7 @@ def read_prices(path: Path) -> tuple[Price, ...]:
     Raises:
         InputError: It is missing, no TOML, or an entry lacks something or makes no sense.
     """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: is not TOML: {e}.") from e
+    found = read_toml(path, str(path), InputError)
     entries = found.get("machine")
     if not isinstance(entries, list) or not entries or found.keys() != {"machine"}:
         raise InputError(

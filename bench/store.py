@@ -1,15 +1,18 @@
-"""Records to JSON and back, and files that hold the old contents or the new."""
+"""Records to JSON and back, TOML to records, and files that hold the old contents or the new."""
 
 import contextlib
 import errno
 import json
 import logging
 import os
+import reprlib
 import shutil
+import tomllib
 import uuid
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from bench.errors import InputError, OutputError, ResourceError, VnnifyError
 
@@ -39,7 +42,7 @@ def dump(record: object) -> bytes:
     try:
         text = json.dumps(envelope, sort_keys=True, allow_nan=False, ensure_ascii=False)
     except ValueError:
-        _parsed(cls, plain)  # Says where the number stands.
+        record_of(cls, plain)  # Says where the number stands.
         raise
     return text.encode() + b"\n"
 
@@ -66,10 +69,56 @@ def load(cls: type[R], data: bytes, where: Path | str) -> R:
         raise InputError(f"{where}: holds a {envelope['kind']!r}, expected a {cls.__name__!r}.")
     plain = {k: v for k, v in envelope.items() if k not in ("schema", "kind")}
     try:
-        record: R = _parsed(cls, plain)
+        return record_of(cls, plain)
     except ValueError as e:
         raise InputError(f"{where}: {e}. Make the file again.") from e
+
+
+def record_of(cls: type[R], plain: Mapping[str, Any]) -> R:
+    """The record that plain values are, from JSON or TOML.
+
+    Args:
+        cls: The record's class. What its `__post_init__` refuses with a ValueError is refused here.
+        plain: Values by field; dates count as texts.
+
+    Raises:
+        ValueError: They do not fit the class: an unknown, missing or mistyped field, a number that
+            is not finite. The message begins with the place.
+    """
+    import pydantic
+
+    try:
+        # Not as Python values: strictly, those would have to be tuples and paths already.
+        record: R = _adapter(cast(Any, cls)).validate_json(json.dumps([plain], default=str))[0]
+    except pydantic.ValidationError as e:
+        problem = e.errors()[0]
+        place = ".".join(str(p) for p in problem["loc"][1:]) or cls.__name__
+        reason = problem["msg"].removeprefix("Value error, ")
+        has_found = isinstance(problem["input"], str | int | float | list | None)
+        found = f", found {reprlib.repr(problem['input'])}" if has_found else ""
+        more = f" ({n} such problems)" if (n := e.error_count()) > 1 else ""
+        raise ValueError(f"{place}: {reason}{found}{more}") from e
     return record
+
+
+def read_toml(path: Path, where: str, wrong: type[VnnifyError]) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        path: The file.
+        where: What to call it in messages.
+        wrong: What to raise where it is no TOML.
+
+    Raises:
+        InputError: It cannot be read.
+        VnnifyError: `wrong`: it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{where}: cannot be read: {e.strerror}.") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise wrong(f"{where}: not TOML: {e}.") from e
 
 
 def unstored_schema() -> Any:
@@ -153,25 +202,6 @@ def _adapter(cls: Any) -> Any:
     # In a tuple: pydantic takes no settings for a plain dataclass at the top, but hands them on.
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic.TypeAdapter(tuple[cls], config=config)
-
-
-def _parsed(cls: Any, plain: dict[str, Any]) -> Any:
-    """The record of what JSON holds of it.
-
-    Raises:
-        ValueError: It does not fit the class; the message says where first.
-    """
-    import pydantic
-
-    try:
-        # Not as Python values: strictly, those would have to be tuples and paths already.
-        return _adapter(cls).validate_json(json.dumps([plain]))[0]
-    except pydantic.ValidationError as e:
-        problem = e.errors()[0]
-        path = ".".join(str(p) for p in problem["loc"][1:])
-        raise ValueError(
-            f"{path or cls.__name__}: {problem['msg']} ({e.error_count()} such problems)"
-        ) from e
 
 
 def _refuse_constant(name: str) -> NoReturn:

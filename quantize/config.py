@@ -1,14 +1,12 @@
 """Options from `[tool.vnnify]` of pyproject.toml or from vnnify.toml; the command line wins."""
 
-import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import InputError, UsageError
-from bench.store import SCHEMA, load
+from bench.errors import UsageError
+from bench.store import read_toml, record_of
 from quantize.plugins import nearest
 
 if TYPE_CHECKING:
@@ -135,25 +133,17 @@ def read_config(folder: Path) -> Config:
     """Read vnnify.toml, or else `[tool.vnnify]` of pyproject.toml, in `folder`.
 
     Raises:
+        InputError: It cannot be read.
         UsageError: It is no TOML, or holds an unknown key or a value of the wrong type.
     """
     own, project = folder / "vnnify.toml", folder / "pyproject.toml"
     if own.is_file():
-        return _config(_toml(own), str(own))
+        return _config(read_toml(own, str(own), UsageError), str(own))
     if project.is_file():
-        tools = _toml(project).get("tool", {})
+        tools = read_toml(project, str(project), UsageError).get("tool", {})
         table = tools.get("vnnify", {}) if isinstance(tools, dict) else {}
         return _config(table, f"{project} [tool.vnnify]")
     return Config({}, None, "")
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path}: not TOML: {e}") from e
-    except OSError as e:
-        raise UsageError(f"{path}: cannot be read: {e.strerror}.") from e
 
 
 def _config(table: Any, where: str) -> Config:
@@ -193,9 +183,7 @@ def _preprocessing(table: Any, where: str) -> "Preprocessing":
     for key in table:
         if key not in known:
             raise UsageError(f"{where}: unknown key 'preprocessing.{key}'.{nearest(key, known)}")
-    record = {**table, "schema": SCHEMA, "kind": Preprocessing.__name__}
     try:
-        # As a record: that checks the types, which a dataclass does not.
-        return load(Preprocessing, json.dumps(record).encode(), f"{where} preprocessing")
-    except (InputError, TypeError, ValueError) as e:
-        raise UsageError(str(e).removesuffix(" Make the file again.")) from e
+        return record_of(Preprocessing, table)
+    except ValueError as e:
+        raise UsageError(f"{where} preprocessing: {e}.") from e

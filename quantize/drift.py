@@ -5,12 +5,10 @@ training of the model it still fits by structure; how well it fits by value is s
 """
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from bench.errors import UsageError
 from quantize.anchors import Anchor
 from quantize.calibrate import Calibration
 
@@ -56,24 +54,6 @@ def seen_ranges(
         if stats is not None and stats.count:
             found[anchor.name] = (float(stats.low), float(stats.high))
     return found
-
-
-def read_seen(text: str, where: str) -> dict[str, tuple[float, float]]:
-    """The ranges in a recipe's `[seen]`, by fingerprint; empty where it has none.
-
-    Args:
-        text: The recipe.
-        where: The file's name, for errors.
-
-    Raises:
-        UsageError: They are not pairs of numbers.
-    """
-    table = tomllib.loads(text).get("seen", {})
-    for mark, pair in table.items() if isinstance(table, dict) else [("seen", table)]:
-        numbers = isinstance(pair, list) and len(pair) == 2
-        if not numbers or not all(type(v) in (int, float) and math.isfinite(v) for v in pair):
-            raise UsageError(f"{where}: [seen] {mark}: expected [lowest, highest], found {pair!r}.")
-    return {mark: (float(low), float(high)) for mark, (low, high) in table.items()}
 
 
 def drift(before: Seen, now: Seen, marks: Mapping[str, str]) -> tuple[Drift, ...]:

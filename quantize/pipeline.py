@@ -43,7 +43,7 @@ from quantize.opening import Opening
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
 from quantize.quantizers import QuantizedModel, find_engines
-from quantize.recipe import engine_of, fingerprints
+from quantize.recipe import RecipeFile, fingerprints, read_recipe
 from quantize.rows import RowStore
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
@@ -110,6 +110,7 @@ class Run:
         self.started_ns = 0
         self.first_pass_s: float | None = None
         self.first_pass_samples: int | None = None
+        self.recipe: RecipeFile | None = None
         self.replay: Replay | None = None
         self.ground: Ground
         self.lock: Lock | None = None
@@ -131,10 +132,8 @@ class Run:
 
             self.lock = read_lock(self.job.lock)
         if effort.recipe is not None:
-            from quantize.replaying import recipe_text
-
-            engine = engine_of(recipe_text(effort.recipe), str(effort.recipe))
-            find_engines((engine,), self.job.model)
+            self.recipe = read_recipe(effort.recipe)
+            find_engines((self.recipe.recipe.engine,), self.job.model)
         if effort.predict_for is not None:
             from bench.forecast import read_elsewhere
 
@@ -231,10 +230,10 @@ class Run:
             why = "; ".join(sorted(set(left.values()))) or "it has no Conv, Gemm, MatMul or LSTM"
             raise UnsupportedError(f"nothing to quantize (0 of {len(left)}): {why}.")
         # Whether it fits is known before anything is calibrated.
-        if self.job.effort.recipe is not None:
+        if self.recipe is not None:
             from quantize.replaying import fitted
 
-            self.replay = fitted(self.job.effort.recipe, fingerprints(model, anchors))
+            self.replay = fitted(self.recipe, fingerprints(model, anchors))
         held, rest = self._held(len(samples))
         statistics = self._statistics(fp32, watch_list(model, anchors), samples.subset(rest))
         probes = tuple(samples[i].feeds for i in held)

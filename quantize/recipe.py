@@ -7,42 +7,27 @@ exporter renamed everything.
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import onnx_ir as ir
 
 from bench.errors import UsageError
+from bench.store import read_toml, record_of
 from quantize.anchors import Anchor, Mode
 from quantize.placement import Fusion
 from quantize.ranges import RANGE_METHODS
 from quantize.targets import TARGETS
+
+V = TypeVar("V")
 
 SCHEMA = 1
 Engine: TypeAlias = Literal["native", "nncf", "inc"]
 # Engines whose weights are rounded as the recipe says.
 ROUNDED = frozenset({"native", "inc"})
 Rounding: TypeAlias = Literal["nearest", "learned"]
-_KEYS = {
-    "schema": int,
-    "engine": str,
-    "target": str,
-    "ranges": str,
-    "fused_for": str,
-    "correct_bias": bool,
-    "rounding": str,
-    "modes": dict,
-    "ranges_by_tensor": dict,
-    "seen": dict,
-    "strengths": dict,
-    "made": dict,
-}
-# Tables that a recipe may lack, and whose values are not all text.
-_ASIDE = ("seen", "made")
-
-
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 # What attributes are where they are left out, in each place of a list.
 _USUAL: dict[str, dict[str, int | str]] = {
@@ -81,29 +66,17 @@ class Recipe:
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
-        """Refuse names that no table holds."""
+        """Refuse what no table holds, and shares beyond the whole."""
         for method in (self.ranges, *self.ranges_by_tensor.values()):
             if method not in RANGE_METHODS:
-                raise UsageError(
-                    f"unknown range method {method!r}; known: {', '.join(RANGE_METHODS)}."
+                raise ValueError(
+                    f"unknown range method {method!r}; known: {', '.join(RANGE_METHODS)}"
                 )
         if self.target not in TARGETS:
-            raise UsageError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}.")
-        for mode in self.modes.values():
-            if mode not in get_args(Mode):
-                raise UsageError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}.")
-        if self.fused_for not in get_args(Fusion):
-            raise UsageError(
-                f"unknown runtime {self.fused_for!r}; known: {', '.join(get_args(Fusion))}."
-            )
-        if self.rounding not in get_args(Rounding):
-            raise UsageError(
-                f"unknown rounding {self.rounding!r}; known: {', '.join(get_args(Rounding))}."
-            )
-        if self.engine not in get_args(Engine):
-            raise UsageError(
-                f"unknown engine {self.engine!r}; known: {', '.join(get_args(Engine))}."
-            )
+            raise ValueError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
+        for node, strength in self.strengths.items():
+            if not 0 <= strength <= 1:
+                raise ValueError(f"strength {strength} of {node!r}, expected 0 to 1")
 
     @property
     def is_static(self) -> bool:
@@ -121,6 +94,36 @@ class Recipe:
         even = f"; {len(self.strengths)} tensors evened out" if self.strengths else ""
         made = f"{self.ranges} ranges{learned}"
         return f"{counts}; {made}; {self.target}; for {self.fused_for}{even}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """What a file holds of a recipe and of the model that it made.
+
+    Attributes:
+        where: The file, for messages.
+        recipe: By fingerprints in place of names; see `fit`.
+        seen: Lowest and highest value at the input of a layer, by fingerprint.
+        made: Where it came from.
+    """
+
+    where: str
+    recipe: Recipe
+    seen: dict[str, tuple[float, float]]
+    made: dict[str, Any]
+
+    @property
+    def served_by(self) -> str:
+        """The runtime that served the model; older recipes do not say, but what they fit."""
+        return str(self.made.get("served_by", self.recipe.fused_for))
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """What a recipe holds besides decisions; older ones do not."""
+
+    seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 def fingerprints(model: ir.Model, anchors: tuple[Anchor, ...]) -> dict[str, str]:
@@ -233,94 +236,68 @@ def _told(marks: Mapping[str, str], values: Mapping[str, str]) -> list[str]:
     return [f"{_quote(m)} = {values[n]}  # {_comment(n)}" for n, m in marks.items() if n in values]
 
 
-def from_toml(text: str, marks: Mapping[str, str], where: str) -> Recipe:
-    """Read a recipe back and fit it to a model.
-
-    Args:
-        text: What `to_toml` wrote.
-        marks: Fingerprint by anchor name of the model that it shall fit.
-        where: The file's name, for errors.
+def read_recipe(path: Path) -> RecipeFile:
+    """Read what `to_toml` wrote.
 
     Raises:
-        UsageError: It is not a recipe, has unknown keys, or does not fit the model's graph.
+        InputError: The file cannot be read.
+        UsageError: It is no recipe.
     """
-    raw = _parsed(text, where)
-    if raw.get("schema") != SCHEMA:
-        raise UsageError(f"{where}: schema {raw.get('schema')!r}, expected {SCHEMA}.")
-    if unknown := sorted(set(raw) - set(_KEYS)):
-        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}.")
-    usual = {
-        "engine": "native",
-        "rounding": "nearest",
-        "fused_for": "onnxruntime",
-        "ranges_by_tensor": {},
-        "strengths": {},
-        "modes": {},
-    }
-    raw = {**usual, **raw}
-    _check_types(raw, where)
-    modes: dict[str, str] = raw["modes"]
-    strengths: dict[str, float] = raw["strengths"]
-    by_tensor: dict[str, str] = raw["ranges_by_tensor"]
-    missing = [n for n, mark in marks.items() if mark not in modes]
-    extra = sorted({*modes, *strengths, *by_tensor} - set(marks.values()))
+    where = f"recipe {path}"
+    return recipe_in(read_toml(path, where, UsageError), where)
+
+
+def recipe_in(tables: Mapping[str, Any], where: str) -> RecipeFile:
+    """The recipe that tables of TOML are.
+
+    Args:
+        tables: As `to_toml` writes them; newer keys may be missing.
+        where: The file, for messages.
+
+    Raises:
+        UsageError: They are none: the message says which key is missing, unknown or wrong.
+    """
+    plain = dict(tables)
+    if (schema := plain.pop("schema", None)) != SCHEMA:
+        raise UsageError(f"{where}: schema {schema!r}, expected {SCHEMA}.")
+    beside = {f.name: plain.pop(f.name) for f in fields(_Aside) if f.name in plain}
+    try:
+        recipe, aside = record_of(Recipe, plain), record_of(_Aside, beside)
+    except ValueError as e:
+        raise UsageError(f"{where}: {e}. Mend it, or run `vnnify quantize` without it.") from e
+    return RecipeFile(where, recipe, aside.seen, aside.made)
+
+
+def fit(file: RecipeFile, marks: Mapping[str, str]) -> Recipe:
+    """The recipe for a graph, by the names of its anchors.
+
+    Args:
+        file: What was read.
+        marks: Fingerprint by anchor name.
+
+    Raises:
+        UsageError: It was made for another graph; the message says where they differ.
+    """
+    recipe = file.recipe
+    missing = [n for n, mark in marks.items() if mark not in recipe.modes]
+    named = {*recipe.modes, *recipe.strengths, *recipe.ranges_by_tensor}
+    extra = sorted(named - set(marks.values()))
     if missing or extra:
         at = f"node {missing[0]!r} is new" if missing else f"{extra[0]!r} is gone"
         raise UsageError(
-            f"{where}: made for another graph: {at} ({len(missing)} new, {len(extra)} gone). "
+            f"{file.where}: made for another graph: {at} ({len(missing)} new, {len(extra)} gone). "
             "Run `vnnify quantize` without --recipe."
         )
-    return Recipe(
-        target=raw["target"],
-        ranges=raw["ranges"],
-        correct_bias=raw["correct_bias"],
-        rounding=raw["rounding"],
-        modes={n: modes[mark] for n, mark in marks.items()},  # type: ignore[misc]
-        fused_for=raw["fused_for"],
-        ranges_by_tensor={n: by_tensor[mark] for n, mark in marks.items() if mark in by_tensor},
-        engine=raw["engine"],
-        strengths={n: float(strengths[mark]) for n, mark in marks.items() if mark in strengths},
+    return replace(
+        recipe,
+        modes=_by_name(recipe.modes, marks),
+        ranges_by_tensor=_by_name(recipe.ranges_by_tensor, marks),
+        strengths=_by_name(recipe.strengths, marks),
     )
 
 
-def engine_of(text: str, where: str) -> str:
-    """The engine that a recipe names, known before there is a model to fit it to.
-
-    Raises:
-        UsageError: It is not TOML.
-    """
-    return str(_parsed(text, where).get("engine", "native"))
-
-
-def served_by(text: str, recipe: Recipe) -> str:
-    """The runtime that served the model of a recipe; older ones do not say, but what it fits."""
-    return str(tomllib.loads(text).get("made", {}).get("served_by", recipe.fused_for))
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(f"{where}: not TOML: {e}") from e
-
-
-def _check_types(raw: Mapping[str, Any], where: str) -> None:
-    for key, kind in _KEYS.items():
-        if key not in raw and key not in _ASIDE:
-            raise UsageError(f"{where}: the key {key!r} is missing.")
-        value = raw.get(key, {})
-        fits = isinstance(value, kind)
-        numbers = key == "strengths"
-        if fits and kind is dict and key not in _ASIDE:
-            fits = all(_is_share(v) if numbers else isinstance(v, str) for v in value.values())
-        if not fits:
-            content = "numbers from 0 to 1" if numbers else "text"
-            wanted = f"a table of {content}" if kind is dict else kind.__name__
-            raise UsageError(f"{where}: the key {key!r} has to be {wanted}, found {value!r}.")
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+def _by_name(values: Mapping[str, V], marks: Mapping[str, str]) -> dict[str, V]:
+    return {name: values[mark] for name, mark in marks.items() if mark in values}
 
 
 def _quote(text: str) -> str:

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.errors import InputError, UnsupportedError, UsageError
+from bench.errors import UnsupportedError
 from quantize.candidates import Found, Judge, Judged
-from quantize.drift import Drift, Seen, drift, read_seen, seen_ranges
+from quantize.drift import Drift, drift, seen_ranges
 from quantize.gate import Verdict
 from quantize.job import ROUNDS
 from quantize.outputs import MOST_DB
-from quantize.recipe import Recipe, from_toml, served_by
+from quantize.recipe import Recipe, RecipeFile, fit
 from quantize.speeds import Speeds, contenders, deciding, difference, place_of, read_speeds
 from quantize.trials import Workbench, attempt, may_serve, serves
 
@@ -20,52 +19,30 @@ class Replay:
     """A recipe that fits the graph.
 
     Attributes:
-        path: Its file.
+        file: What it was read from.
         recipe: What it decides.
-        seen: The ranges it was found with, by fingerprint.
         marks: Fingerprint by anchor name.
-        served_by: The runtime that served the model it comes from.
-        speeds: What the benchmark of that model found; None in older recipes.
+        speeds: What the benchmark of the model it comes from found; None in older recipes.
     """
 
-    path: Path
+    file: RecipeFile
     recipe: Recipe
-    seen: Seen
     marks: dict[str, str]
-    served_by: str
     speeds: Speeds | None = None
 
 
-def recipe_text(path: Path) -> str:
-    """What a recipe file holds.
-
-    Raises:
-        InputError: It cannot be read.
-        UsageError: It is no text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise InputError(f"recipe {path}: cannot be read: {e.strerror}.") from e
-    except UnicodeDecodeError as e:
-        raise UsageError(f"recipe {path}: not TOML: {e}.") from e
-
-
-def fitted(path: Path, marks: dict[str, str]) -> Replay:
-    """The recipe in a file, for a graph with these fingerprints.
+def fitted(file: RecipeFile, marks: dict[str, str]) -> Replay:
+    """A recipe for a graph with these fingerprints.
 
     Raises:
         UsageError: It was made for another graph; the message says where they differ.
     """
-    text = recipe_text(path)
-    recipe = from_toml(text, marks, str(path))
-    seen, speeds = read_seen(text, str(path)), read_speeds(text, str(path))
-    return Replay(path, recipe, seen, marks, served_by(text, recipe), speeds)
+    return Replay(file, fit(file, marks), marks, read_speeds(file))
 
 
 def drift_of(replay: Replay, bench: Workbench) -> tuple[Drift, ...]:
     """Ranges of the recipe against those of this calibration, the farthest apart first."""
-    return drift(replay.seen, seen_ranges(bench.calibration, bench.anchors), replay.marks)
+    return drift(replay.file.seen, seen_ranges(bench.calibration, bench.anchors), replay.marks)
 
 
 def serving_fp32(bench: Workbench) -> list[str]:
@@ -80,10 +57,6 @@ def serving_fp32(bench: Workbench) -> list[str]:
             f"none of {', '.join(bench.runtimes)} takes the FP32 model. Allow another --runtime."
         )
     return found
-
-
-# What a recipe says of the FP32 that it holds all others against.
-_SAME = (1.0, 1.0, 1.0)
 
 
 def what_to_time(
@@ -119,15 +92,13 @@ def what_to_time(
 
 def _told(known: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> str:
     """What a recipe says of speed, and what was measured; every ratio is over the same FP32."""
-    found = {f"FP32 in {r}": known.fp32[r] for r in runtimes if r in known.fp32}
-    against = next((n for n, x in found.items() if x == _SAME), "the fastest FP32")
-    ratios = {**found, "INT8": known.int8}
-    ratios.pop(against, None)
+    others = [r for r in runtimes if r in known.fp32 and r != known.fastest]
+    ratios = {**{f"FP32 in {r}": known.fp32[r] for r in others}, "INT8": known.int8}
     told = ", ".join(f"{n} {x:.2f} ({a:.2f} to {b:.2f})" for n, (x, a, b) in ratios.items())
     return (
-        f"from the recipe, times as fast as {against}: {told}. Timed here: INT8, and FP32 in "
-        f"{' and '.join(timed)}; the fastest FP32 of this report is of these. With --rounds "
-        f"{ROUNDS} everything is timed"
+        f"from the recipe, times as fast as FP32 in {known.fastest}: {told}. Timed here: INT8, and "
+        f"FP32 in {' and '.join(timed)}; the fastest FP32 of this report is of these. With "
+        f"--rounds {ROUNDS} everything is timed"
     )
 
 
@@ -143,11 +114,11 @@ def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:
     trial = attempt(bench, replay.recipe, "recipe")
     model = trial.quantized.model
     fitting = [r for r in bench.runtimes if may_serve(r, replay.recipe)]
-    runtimes = sorted(fitting, key=lambda r: r != replay.served_by)
+    runtimes = sorted(fitting, key=lambda r: r != replay.file.served_by)
     runtime = next((r for r in runtimes if serves(r, model, bench, trial.noise_db)), None)
     if runtime is None:
         raise UnsupportedError(
-            f"recipe {replay.path}: its model opens in none of {', '.join(bench.runtimes)}. Allow "
+            f"{replay.file.where}: its model opens in none of {', '.join(bench.runtimes)}. Allow "
             "another --runtime."
         )
     if (outcome := judge(trial.quantized, runtime)) is None:

@@ -6,16 +6,16 @@ times the runtimes that may be the fastest, and no others. What it says of INT8'
 the reader: that is measured again, always.
 """
 
-import math
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from bench.compare import Comparison
 from bench.errors import UsageError
 from bench.machine import describe
 from bench.runtimes import find_runtime
+from bench.store import record_of
+from quantize.recipe import RecipeFile
 from quantize.timing import Timing, timed_feeds
 from quantize.trials import Workbench
 
@@ -25,10 +25,14 @@ from quantize.trials import Workbench
 _SURELY = 0.9
 # Inputs this many times larger or smaller are other work.
 _ALIKE = 2.0
-_PLACE = {"isa_class": str, "threads": int, "values": int, "versions": dict}
 
-Ratio: TypeAlias = tuple[float, float, float]
-"""How many times as fast, and the ends of its interval."""
+
+class Ratio(NamedTuple):
+    """How many times as fast, and the ends of its interval."""
+
+    times: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,17 @@ class Speeds:
     fp32: dict[str, Ratio]
     int8: Ratio
 
+    def __post_init__(self) -> None:
+        """Refuse what is no ratio within its interval."""
+        for name, found in (*self.fp32.items(), ("int8", self.int8)):
+            if not 0 < found.low <= found.times <= found.high:
+                raise ValueError(f"{name} has {list(found)}, no ratio within its interval")
+
+    @property
+    def fastest(self) -> str:
+        """The runtime whose FP32 all others are held against."""
+        return max(self.fp32, key=lambda r: self.fp32[r].times)
+
 
 def place_of(bench: Workbench) -> Place:
     """Where a benchmark runs."""
@@ -83,14 +98,15 @@ def speeds_of(timing: Timing, served_by: str, bench: Workbench) -> Speeds | None
     int8 = ratios.get(f"INT8 {served_by}")
     if int8 is None or len(ratios) < len(own):
         return None
-    fp32 = {fastest: (1.0, 1.0, 1.0), **{n: r for n, r in ratios.items() if n.startswith("FP32")}}
-    return Speeds(place_of(bench), {n.removeprefix("FP32 "): r for n, r in fp32.items()}, int8)
+    ratios = {fastest: Ratio(1.0, 1.0, 1.0), **ratios}
+    fp32 = {n.removeprefix("FP32 "): r for n, r in ratios.items() if n.startswith("FP32 ")}
+    return Speeds(place_of(bench), fp32, int8)
 
 
 def _ratio(found: Comparison) -> Ratio | None:
     if found.low is None or found.high is None:
         return None
-    return found.ratio, found.low, found.high
+    return Ratio(found.ratio, found.low, found.high)
 
 
 def to_toml(speeds: Speeds) -> str:
@@ -115,42 +131,23 @@ def _numbers(ratio: Ratio) -> str:
     return f"[{', '.join(repr(float(f'{r:.6g}')) for r in ratio)}]"
 
 
-def read_speeds(text: str, where: str) -> Speeds | None:
+def read_speeds(recipe: RecipeFile) -> Speeds | None:
     """What a recipe says of speed; None where it says nothing, as older ones do.
-
-    Args:
-        text: The recipe.
-        where: The file's name, for errors.
 
     Raises:
         UsageError: It is not what `to_toml` writes.
     """
-    table = tomllib.loads(text).get("made", {}).get("speed")
-    if table is None:
+    if "speed" not in recipe.made:
         return None
     try:
-        place = Place(**{key: _typed(table, key, kind) for key, kind in _PLACE.items()})
-        fp32 = {r: _checked(x) for r, x in _typed(table, "fp32", dict).items()}
-        return Speeds(place, fp32, _checked(_typed(table, "int8", list)))
+        rest = dict(recipe.made["speed"])
+        place = {f.name: rest.pop(f.name) for f in fields(Place) if f.name in rest}
+        return record_of(Speeds, {"place": place, **rest})
     except (TypeError, ValueError) as e:
         raise UsageError(
-            f"{where}: [made.speed] is damaged: {e}. Take the table out to replay the rest of the "
-            "recipe; every runtime is timed then."
+            f"{recipe.where}: [made.speed] is damaged: {e}. Take the table out to replay the rest "
+            "of the recipe; every runtime is timed then."
         ) from e
-
-
-def _typed(table: Any, key: str, kind: type) -> Any:
-    found = table.get(key) if isinstance(table, dict) else None
-    if type(found) is not kind:
-        raise TypeError(f"{key} is {found!r}")
-    return found
-
-
-def _checked(found: Any) -> Ratio:
-    ratio, low, high = (float(x) for x in found)
-    if not 0 < low <= ratio <= high < math.inf:
-        raise ValueError(f"{found} is no ratio within its interval")
-    return ratio, low, high
 
 
 def difference(then: Place, now: Place) -> str | None:
@@ -171,15 +168,15 @@ def difference(then: Place, now: Place) -> str | None:
 
 def is_close(speeds: Speeds, beside: str) -> bool:
     """Whether INT8 is about as fast as FP32 in the runtime `beside`, or may be here."""
-    (_, low, high), (fp32, *_) = speeds.int8, speeds.fp32[beside]
-    return _SURELY * low <= fp32 <= high / _SURELY
+    int8, fp32 = speeds.int8, speeds.fp32[beside].times
+    return _SURELY * int8.low <= fp32 <= int8.high / _SURELY
 
 
 def contenders(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:
     """Of `runtimes`, those in which FP32 may be the fastest; the one that was comes first."""
     known = {r: speeds.fp32[r] for r in runtimes if r in speeds.fp32}
-    order = sorted(known, key=lambda r: -known[r][0])
-    return [r for r in order if known[r][2] >= _SURELY * known[order[0]][1]]
+    order = sorted(known, key=lambda r: -known[r].times)
+    return [r for r in order if known[r].high >= _SURELY * known[order[0]].low]
 
 
 def deciding(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:
@@ -189,10 +186,9 @@ def deciding(speeds: Speeds, runtimes: Sequence[str]) -> list[str]:
     clearly slower than that one, or clearly faster than them.
     """
     first, *others = contenders(speeds, runtimes) or [""]
-    _, low, high = speeds.int8
-    if not first or high < _SURELY * speeds.fp32[first][0]:
+    if not first or speeds.int8.high < _SURELY * speeds.fp32[first].times:
         return [first] if first else []
-    return [first, *(r for r in others if speeds.fp32[r][2] > _SURELY * low)]
+    return [first, *(r for r in others if speeds.fp32[r].high > _SURELY * speeds.int8.low)]
 
 
 def to_beat(speeds: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> float:
@@ -203,5 +199,5 @@ def to_beat(speeds: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> fl
         runtimes: That may serve.
         timed: Of them, those in which FP32 is timed.
     """
-    untimed = (speeds.fp32[r][2] for r in contenders(speeds, runtimes) if r not in timed)
-    return max([1.0, *(high / speeds.fp32[timed[0]][0] for high in untimed)])
+    untimed = (speeds.fp32[r].high for r in contenders(speeds, runtimes) if r not in timed)
+    return max([1.0, *(high / speeds.fp32[timed[0]].times for high in untimed)])

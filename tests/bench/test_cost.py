@@ -45,7 +45,7 @@ def test_a_price_table_is_read(tmp_path: Path) -> None:
         ('"small"', "3", "name and currency"),
         ('device = "cpu"', 'device = "cpu"\ncpu = ""', "cpu is '', expected a part"),
         ("[[machine]]", "[[gpu]]", "holds gpu, expected"),
-        ("[[machine]]", "[[", "is not TOML"),
+        ("[[machine]]", "[[", "not TOML"),
         ("[[machine]]", "[machine]", "expected \\[\\[machine\\]\\]"),
         (ENTRY, ENTRY + ENTRY.replace("EUR", "USD"), "EUR and USD"),
     ],

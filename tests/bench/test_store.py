@@ -1,8 +1,10 @@
 import errno
 import json
+import math
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.errors import InputError, OutputError, ResourceError
-from bench.store import atomic_write, dump, load
+from bench.errors import InputError, OutputError, ResourceError, UsageError
+from bench.store import atomic_write, dump, load, read_toml, record_of
 from tests.fakes import fail_at
 
 ROOT = str(Path(__file__).parents[2])
@@ -124,6 +126,58 @@ def test_a_number_too_large_for_a_float_is_refused() -> None:
 def test_other_json_is_refused(data: bytes) -> None:
     with pytest.raises(InputError, match=r"^f: "):
         load(Record, data, "f")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A record as a person writes it in TOML."""
+
+    day: str
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.share > 1:
+            raise ValueError(f"share {self.share}, expected at most 1")
+
+
+def test_plain_values_are_the_record_that_they_fit() -> None:
+    assert record_of(Opened, {"day": "1 May", "share": 1}) == Opened("1 May", 1.0)
+    assert record_of(Opened, tomllib.loads("day = 2026-05-01")) == Opened("2026-05-01")
+
+
+@pytest.mark.parametrize(
+    ("plain", "says"),
+    [
+        ({"day": 3}, "day: Input should be a valid string, found 3"),
+        ({"day": None}, "day: Input should be a valid string, found None"),
+        ({"day": ["x" * 99] * 9, "share": "a"}, r"day: .*\.\.\.\] \(2 such problems\)"),
+        ({}, "day: Field required"),
+        ({"day": "", "share": 2}, "Opened: share 2.0, expected at most 1"),
+        ({"day": "", "share": math.inf}, "share: Input should be a finite number, found inf"),
+        ({"day": {"a": {"b": 1}}}, "day: Input should be a valid string"),
+    ],
+)
+def test_plain_values_that_do_not_fit_are_told_with_their_place(
+    plain: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        record_of(Opened, plain)
+
+
+def test_tables_of_a_file_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('["ü"]\na = 1\n', encoding="utf-8")
+    assert read_toml(file, "it", UsageError) == {"ü": {"a": 1}}
+    with pytest.raises(InputError, match=r"^it: cannot be read: No such file or directory\.$"):
+        read_toml(tmp_path / "none.toml", "it", UsageError)
+
+
+@pytest.mark.parametrize("data", [b"a =", b"\xff", b"a = " + b"[" * 100_000])
+def test_what_is_no_toml_is_the_error_that_the_caller_names(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "a.toml"
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match=r"^it: not TOML: "):
+        read_toml(file, "it", UsageError)
 
 
 def test_a_file_is_written_whole_or_not_at_all(

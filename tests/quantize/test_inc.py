@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QUANTIZERS, QuantizedModel, find_engines, quantize
 from quantize.quantizers.exported import take_in_pads
-from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
+from quantize.recipe import Recipe, fingerprints, fit, recipe_in, to_toml
 from quantize.sources import ModelSpec, convert
 from quantize.targets import can_saturate
 from quantize.trials import Trial, Workbench, run_probes
@@ -244,7 +245,7 @@ def test_its_recipe_makes_the_same_file_again(cnn: Parts, tmp_path: Path) -> Non
     model, anchors, found = cnn
     first = made(cnn, "portable", (anchors[0].name,))
     marks = fingerprints(ir.load(model.path), anchors)
-    read = from_toml(to_toml(first.recipe, marks, {}), marks, "recipe.toml")
+    read = fit(recipe_in(tomllib.loads(to_toml(first.recipe, marks, {})), "r"), marks)
     fresh = calibrate(
         model,
         list(found.tensors),

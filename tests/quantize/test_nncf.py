@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
 from quantize.quantizers import QuantizedModel, find_engines, nncf, pairs, quantize
 from quantize.quantizers.feeding import Replay
-from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
+from quantize.recipe import Recipe, fingerprints, fit, recipe_in, to_toml
 from quantize.sources import ModelSpec
 from quantize.targets import can_saturate
 from quantize.trials import run_probes
@@ -116,7 +117,7 @@ def test_its_recipe_makes_the_same_file_again(tmp_path: Path) -> None:
     model, anchors, found = known
     first = made(known, "portable", floats=("gemm",))
     marks = fingerprints(ir.load(model.path), anchors)
-    recipe = from_toml(to_toml(first.recipe, marks, {}), marks, "recipe.toml")
+    recipe = fit(recipe_in(tomllib.loads(to_toml(first.recipe, marks, {})), "r"), marks)
     again = quantize(model, anchors, found, recipe, tmp_path / "again.onnx")
     assert again.recipe == first.recipe
     assert again.model.sha256 == first.model.sha256

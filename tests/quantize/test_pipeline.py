@@ -47,10 +47,12 @@ from quantize.pipeline import run
 from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
+from quantize.recipe import Engine, Recipe, read_recipe
+from quantize.recipe import to_toml as recipe_toml
 from quantize.report import Report, TrialRow
 from quantize.served import Few, Served
 from quantize.sources.seam import ModelSpec
-from quantize.speeds import read_speeds, to_toml
+from quantize.speeds import Ratio, read_speeds, to_toml
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 from tests import classifier, tiny
@@ -478,13 +480,17 @@ def test_where_no_candidate_can_be_made_it_is_unsupported(
 # --- recipes ---
 
 
+def recipe_by(engine: Engine) -> str:
+    return recipe_toml(Recipe("vnni", "mse", correct_bias=True, modes={}, engine=engine), {}, {})
+
+
 @pytest.mark.parametrize("asked", ["inc", "native,inc", "a recipe"])
 def test_an_engine_that_cannot_start_from_the_model_is_refused_before_anything_is_read(
     asked: str, job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "read", lambda *_: pytest.fail("the data was read"))
     if asked == "a recipe":
-        (tmp_path / "recipe.toml").write_text('engine = "inc"\n', encoding="utf-8")
+        (tmp_path / "recipe.toml").write_text(recipe_by("inc"), encoding="utf-8")
         effort = replace(job.effort, recipe=tmp_path / "recipe.toml")
     else:
         effort = replace(job.effort, engines=tuple(asked.split(",")))
@@ -497,7 +503,7 @@ def test_a_missing_engine_of_a_recipe_is_told_before_anything_is_read(
 ) -> None:
     monkeypatch.setattr(pipeline, "read", lambda *_: pytest.fail("the data was read"))
     monkeypatch.setitem(sys.modules, "nncf", None)
-    (tmp_path / "recipe.toml").write_text('engine = "nncf"\n', encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(recipe_by("nncf"), encoding="utf-8")
     effort = replace(job.effort, recipe=tmp_path / "recipe.toml")
     with pytest.raises(UnfitError, match=r"pip install 'vnnify\[nncf\]'"):
         run(replace(job, effort=effort), staging, Silent())
@@ -586,10 +592,10 @@ def ranked(job: Job, staging: Path) -> Path:
     run(replace(job, effort=both), staging, Silent())
     recipe = staging / "recipe.toml"
     text = recipe.read_text(encoding="utf-8")
-    found = read_speeds(text, str(recipe))
+    found = read_speeds(read_recipe(recipe))
     assert found is not None
-    slower = {"onnxruntime": (1.0, 1.0, 1.0), "openvino": (0.5, 0.4, 0.6)}
-    edited = to_toml(replace(found, fp32=slower, int8=(3.0, 2.5, 3.5)))
+    slower = {"onnxruntime": Ratio(1.0, 1.0, 1.0), "openvino": Ratio(0.5, 0.4, 0.6)}
+    edited = to_toml(replace(found, fp32=slower, int8=Ratio(3.0, 2.5, 3.5)))
     text = text.replace(to_toml(found), edited).replace('by" = "openvino"', 'by" = "onnxruntime"')
     recipe.write_text(text, encoding="utf-8")
     assert edited in text
@@ -617,8 +623,8 @@ def test_a_replay_times_int8_beside_the_fastest_fp32_of_its_recipe_alone(
     assert report.inspection is not None
     assert [k.runtime for k in report.inspection.kernels] == ["onnxruntime"]
     # The next replay knows as much.
-    again = (tmp_path / "again" / "recipe.toml").read_text(encoding="utf-8")
-    assert read_speeds(again, "") == read_speeds(ranked.read_text(encoding="utf-8"), "")
+    again = read_recipe(tmp_path / "again" / "recipe.toml")
+    assert read_speeds(again) == read_speeds(read_recipe(ranked))
 
 
 @pytest.mark.parametrize(
@@ -642,10 +648,10 @@ def test_in_another_place_or_by_an_older_recipe_everything_is_timed_anew(
     assert report.remembered is None
     assert any(says in n for n in report.notes)
     # What was found here is what the next replay goes by.
-    made = read_speeds((tmp_path / "again" / "recipe.toml").read_text(encoding="utf-8"), "")
+    made = read_speeds(read_recipe(tmp_path / "again" / "recipe.toml"))
     assert made is not None
     assert made.place.threads == 1
-    assert made.fp32["openvino"][0] == 1.0
+    assert made.fp32["openvino"].times == 1.0
 
 
 def test_a_replay_in_full_times_everything_and_looks_into_the_model(

@@ -1,6 +1,7 @@
 """Recipes as TOML, and the fingerprints that carry them to another training."""
 
-from collections.abc import Callable
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from bench.errors import UsageError
+from bench.errors import InputError, UsageError
 from quantize.anchors import find_anchors
-from quantize.recipe import Recipe, fingerprints, from_toml, to_toml
+from quantize.recipe import Recipe, RecipeFile, fingerprints, fit, read_recipe, recipe_in, to_toml
 from tests import tiny
 
 FLOAT = TensorProto.FLOAT
@@ -64,6 +65,10 @@ def recipe(**changes: object) -> Recipe:
 MARKS = {"a": "conv-1", "b": "gemm-1"}
 
 
+def from_toml(text: str, known: dict[str, str]) -> Recipe:
+    return fit(recipe_in(tomllib.loads(text), "recipe r.toml"), known)
+
+
 @given(
     names=st.lists(TEXT, min_size=1, max_size=5, unique=True),
     data=st.data(),
@@ -93,7 +98,7 @@ def test_any_recipe_survives_toml(
     text = to_toml(made, known, facts)
     # As it is on disk, where line ends may be translated.
     assert "\r" not in text
-    assert from_toml(text.encode().decode(), known, "r.toml") == made
+    assert from_toml(text.encode().decode(), known) == made
 
 
 def test_a_recipe_file_names_nodes_for_its_reader() -> None:
@@ -133,7 +138,7 @@ def test_a_recipe_of_another_architecture_names_a_node(
     theirs = marks(net(tmp_path / "b.onnx", prefix="new.", **change))
     text = to_toml(recipe(modes=dict.fromkeys(ours, "static")), ours, {})
     with pytest.raises(UsageError, match=r"r\.toml: made for another graph: node 'new\."):
-        from_toml(text, theirs, "r.toml")
+        from_toml(text, theirs)
 
 
 def test_attributes_are_part_of_a_fingerprint(tmp_path: Path) -> None:
@@ -173,62 +178,88 @@ def test_what_exporters_spell_out_or_leave_out_is_no_part_of_it(tmp_path: Path) 
 def test_a_recipe_of_a_larger_graph_says_what_is_gone() -> None:
     text = to_toml(recipe(), MARKS, {})
     with pytest.raises(UsageError, match=r"'gemm-1' is gone \(0 new, 1 gone\)"):
-        from_toml(text, {"a": "conv-1"}, "r.toml")
+        from_toml(text, {"a": "conv-1"})
 
 
 def test_a_recipe_of_a_smaller_graph_says_what_is_new() -> None:
     text = to_toml(recipe(modes={"a": "static"}), MARKS, {})
     with pytest.raises(UsageError, match=r"node 'b' is new \(1 new, 0 gone\)"):
-        from_toml(text, MARKS, "r.toml")
+        from_toml(text, MARKS)
 
 
 GOOD = to_toml(recipe(), MARKS, {})
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("text", "instead", "says"),
     [
-        (lambda t: t + "[", "not TOML"),
-        (lambda t: t.replace("schema = 1", "schema = 2"), "schema 2, expected 1"),
-        (lambda t: t.replace("schema = 1", ""), "schema None, expected 1"),
-        (lambda t: "bits = 4\n" + t, "unknown key 'bits'"),
-        (lambda t: t.replace('target = "portable"', 'target = "sse"'), "unknown target 'sse'"),
-        (lambda t: t.replace('ranges = "mse"', 'ranges = "best"'), "unknown range method 'best'"),
-        (lambda t: t.replace('ranges = "mse"', ""), "'ranges' is missing"),
-        (lambda t: t.replace('target = "portable"', ""), "'target' is missing"),
-        (lambda t: t.replace("correct_bias = true", ""), "'correct_bias' is missing"),
-        (lambda t: t.replace("correct_bias = true", 'correct_bias = "yes"'), "'correct_bias'"),
-        (lambda t: t.replace('ranges = "mse"', 'ranges = ["mse"]'), "'ranges'"),
-        (lambda t: t.replace('= "static"', '= "int4"'), "unknown mode 'int4'"),
-        (lambda t: t.replace('= "onnxruntime"', '= "tvm"'), "unknown runtime 'tvm'"),
-        (
-            lambda t: t.replace("[ranges_by_tensor]", '[ranges_by_tensor]\n"conv-1" = "worst"'),
-            "unknown range method 'worst'",
-        ),
-        (lambda t: t.replace('engine = "native"', 'engine = "tf"'), "unknown engine 'tf'"),
-        (lambda t: t.replace('= "static"', "= 8"), "'modes' has to be a table of text"),
-        (lambda t: t.replace("[ranges_by_tensor]", "[ranges_by_tensor.x]"), "'ranges_by_tensor'"),
-        (lambda t: t + '[strengths]\n"conv-1" = 1.5', "numbers from 0 to 1"),
-        (lambda t: t + '[strengths]\n"conv-1" = true', "numbers from 0 to 1"),
-        (lambda t: t + '[strengths]\n"conv-9" = 0.5', "'conv-9' is gone"),
-        (lambda t: t.replace('"nearest"', '"up"'), "unknown rounding 'up'"),
-        (lambda t: "made = 1\n" + t.replace("[made]", "[modes.x]"), "'modes' has to be"),
+        ("schema = 1", "schema = 2", "schema 2, expected 1"),
+        ("schema = 1", "", "schema None, expected 1"),
+        ("schema = 1", "schema = 1\nbits = 4", "bits: Unexpected keyword argument"),
+        ('"portable"', '"sse"', "unknown target 'sse'; known: portable"),
+        ('"mse"', '"best"', "unknown range method 'best'; known: "),
+        ('"mse"', '["mse"]', "ranges: Input should be a valid string, found ['mse']"),
+        ('ranges = "mse"', "", "ranges: Field required"),
+        ('target = "portable"', "", "target: Field required"),
+        ("correct_bias = true", "", "correct_bias: Field required"),
+        ("= true", '= "yes"', "correct_bias: Input should be a valid boolean, found 'yes'"),
+        ('= "static"', '= "int4"', "modes.conv-1: Input should be 'static', 'dynamic' or 'float'"),
+        ('= "static"', "= 8", "modes.conv-1: Input should be 'static', 'dynamic' or 'float'"),
+        ('"onnxruntime"', '"tvm"', "fused_for: Input should be 'onnxruntime' or 'openvino'"),
+        ('"native"', '"tf"', "engine: Input should be 'native', 'nncf' or 'inc', found 'tf'"),
+        ('"nearest"', '"up"', "rounding: Input should be 'nearest' or 'learned', found 'up'"),
+        ("[ranges_by_tensor]", '[ranges_by_tensor]\nconv-1 = "x"', "unknown range method 'x'"),
+        ("[ranges_by_tensor]", "[ranges_by_tensor.x]", "ranges_by_tensor.x: Input should be"),
+        ("[made]", "[strengths]\nconv-1 = 1.5", "strength 1.5 of 'conv-1', expected 0 to 1"),
+        ("[made]", "[strengths]\nconv-1 = true", "strengths.conv-1: Input should be a valid num"),
+        ("[made]", "[strengths]\nconv-9 = 0.5", "'conv-9' is gone"),
+        ("[made]", "[modes.x]", "modes.x: Input should be"),
+        ("[made]", "[[made]]", "made: Input should be an object, found"),
+        ("[made]", "[[seen]]", "seen: Input should be an object"),
     ],
 )
-def test_a_damaged_recipe_is_a_usage_error(edit: Callable[[str], str], says: str) -> None:
-    assert edit(GOOD) != GOOD
-    assert from_toml(GOOD, MARKS, "r.toml") == recipe()
-    with pytest.raises(UsageError) as caught:
-        from_toml(edit(GOOD), MARKS, "r.toml")
-    assert says in str(caught.value)
+def test_a_damaged_recipe_is_a_usage_error_that_says_where(
+    text: str, instead: str, says: str
+) -> None:
+    assert text in GOOD
+    assert from_toml(GOOD, MARKS) == recipe()
+    with pytest.raises(UsageError, match=rf"^recipe r\.toml: .*{re.escape(says)}"):
+        from_toml(GOOD.replace(text, instead), MARKS)
+
+
+@pytest.mark.parametrize("pair", ["1", "[1]", "[1, 2, 3]", '["a", 1]', "[1, nan]", "[true, 2]"])
+def test_ranges_that_are_none_are_refused(pair: str) -> None:
+    text = f"{GOOD}[seen]\nconv-1 = {pair}\n"
+    with pytest.raises(UsageError, match=r"^recipe r\.toml: seen\.conv-1.*: .*Mend it, or run"):
+        from_toml(text, MARKS)
+
+
+def test_a_file_is_read_whole_or_told_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    text = to_toml(recipe(), MARKS, {"served_by": "openvino"}, {"a": (-1.0, 2.5)})
+    path.write_text(text, encoding="utf-8")
+    assert read_recipe(path) == RecipeFile(
+        where=f"recipe {path}",
+        recipe=recipe(modes={"conv-1": "static", "gemm-1": "float"}),
+        seen={"conv-1": (-1.0, 2.5)},
+        made={"served_by": "openvino"},
+    )
+    assert read_recipe(path).served_by == "openvino"
+    path.write_text(GOOD, encoding="utf-8")
+    assert read_recipe(path).served_by == "onnxruntime"
+    path.write_text(f"{GOOD}[", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"recipe .*r\.toml: not TOML: "):
+        read_recipe(path)
+    with pytest.raises(InputError, match=r"recipe .*none\.toml: cannot be read: No such file"):
+        read_recipe(tmp_path / "none.toml")
 
 
 def test_keys_that_newer_recipes_have_may_be_missing() -> None:
     older = GOOD.replace('fused_for = "onnxruntime"\n', "").partition("[ranges_by_tensor]")[0]
-    assert from_toml(older, MARKS, "r.toml") == recipe()
+    assert from_toml(older, MARKS) == recipe()
     for newer in ('engine = "native"\n', 'rounding = "nearest"\n'):
         assert newer in GOOD
-        assert from_toml(GOOD.replace(newer, ""), MARKS, "r.toml") == recipe()
+        assert from_toml(GOOD.replace(newer, ""), MARKS) == recipe()
 
 
 def test_a_recipe_tells_what_it_does() -> None:

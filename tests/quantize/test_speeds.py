@@ -1,5 +1,6 @@
 """What a recipe keeps of speed comes back as it was, and counts only where it still holds."""
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bench.compare import Comparison
 from bench.errors import UsageError
 from quantize import speeds
+from quantize.recipe import Recipe, RecipeFile
 from quantize.speeds import (
     Place,
     Ratio,
@@ -30,21 +32,28 @@ from quantize.timing import Timing
 from quantize.trials import Workbench
 
 HERE = Place("amx", 2, 784, {"onnxruntime": "1.31.1", "openvino": "2026.4.1"})
+SAME = Ratio(1.0, 1.0, 1.0)
 FOUND = Speeds(
-    HERE, {"onnxruntime": (1.0, 1.0, 1.0), "openvino": (0.78, 0.75, 0.83)}, (2.24, 2.07, 2.4)
+    HERE, {"onnxruntime": SAME, "openvino": Ratio(0.78, 0.75, 0.83)}, Ratio(2.24, 2.07, 2.4)
 )
 
 
 @st.composite
 def ratios(draw: st.DrawFn) -> Ratio:
     low, ratio, high = sorted(draw(st.tuples(*[st.floats(1e-6, 1e6)] * 3)))
-    return ratio, low, high
+    return Ratio(ratio, low, high)
+
+
+def told(text: str) -> Speeds | None:
+    """What a recipe that ends with this says of speed."""
+    recipe = Recipe("vnni", "mse", correct_bias=True, modes={})
+    return read_speeds(RecipeFile("r.toml", recipe, {}, tomllib.loads(text).get("made", {})))
 
 
 @given(int8=ratios(), slower=ratios())
 def test_speeds_survive_toml(int8: Ratio, slower: Ratio) -> None:
     written = replace(FOUND, int8=int8, fp32={**FOUND.fp32, "openvino": slower})
-    found = read_speeds(to_toml(written), "r.toml")
+    found = told(to_toml(written))
     assert found is not None
     assert found.place == HERE
     assert list(found.fp32) == ["onnxruntime", "openvino"]
@@ -53,8 +62,8 @@ def test_speeds_survive_toml(int8: Ratio, slower: Ratio) -> None:
 
 
 def test_older_recipes_tell_no_speeds() -> None:
-    assert read_speeds('[made]\n"served_by" = "openvino"\n', "r.toml") is None
-    assert read_speeds("", "r.toml") is None
+    assert told('[made]\n"served_by" = "openvino"\n') is None
+    assert told("") is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +84,7 @@ def test_older_recipes_tell_no_speeds() -> None:
 def test_a_damaged_table_is_a_usage_error_that_says_where(text: str, instead: str) -> None:
     assert text in to_toml(FOUND)
     with pytest.raises(UsageError, match=r"r\.toml: \[made\.speed\] is damaged: .* Take the table"):
-        read_speeds(to_toml(FOUND).replace(text, instead), "r.toml")
+        told(to_toml(FOUND).replace(text, instead))
 
 
 @pytest.mark.parametrize(
@@ -106,20 +115,20 @@ def test_fp32_is_timed_where_it_may_be_the_fastest_and_nowhere_else() -> None:
     both = ["onnxruntime", "openvino"]
     assert contenders(FOUND, both) == ["onnxruntime"]
     assert contenders(FOUND, ["openvino"]) == ["openvino"]
-    near = replace(FOUND, fp32={**FOUND.fp32, "openvino": (0.86, 0.8, 0.95)})
+    near = replace(FOUND, fp32={**FOUND.fp32, "openvino": Ratio(0.86, 0.8, 0.95)})
     assert contenders(near, both) == both
     # The order is that of speed, and what refused FP32 is left out.
-    turned = replace(FOUND, fp32={"onnxruntime": (0.95, 0.9, 1.02), "openvino": (1.0, 1.0, 1.0)})
+    turned = replace(FOUND, fp32={"onnxruntime": Ratio(0.95, 0.9, 1.02), "openvino": SAME})
     assert contenders(turned, both) == ["openvino", "onnxruntime"]
     assert contenders(replace(FOUND, fp32={}), both) == []
 
 
 def test_of_fp32_as_fast_only_what_may_decide_is_timed() -> None:
     both = ["onnxruntime", "openvino"]
-    tied = {"openvino": (1.0, 1.0, 1.0), "onnxruntime": (0.99, 0.94, 1.07)}
+    tied = {"openvino": SAME, "onnxruntime": Ratio(0.99, 0.94, 1.07)}
 
     def known(*int8: float) -> Speeds:
-        return replace(FOUND, fp32=tied, int8=int8)
+        return replace(FOUND, fp32=tied, int8=Ratio(*int8))
 
     assert deciding(known(1.4, 1.2, 1.6), both) == ["openvino"]
     assert deciding(known(1.3, 1.15, 1.5), both) == ["openvino", "onnxruntime"]
@@ -146,7 +155,7 @@ def bench() -> Workbench:
 
 def test_what_came_within_a_tenth_of_fp32_is_close() -> None:
     def close(*int8: float, beside: str = "onnxruntime") -> bool:
-        return is_close(replace(FOUND, int8=int8), beside)
+        return is_close(replace(FOUND, int8=Ratio(*int8)), beside)
 
     assert close(1.0, 0.9, 1.1)
     assert close(0.95, 0.92, 0.98)
@@ -168,8 +177,9 @@ def test_what_is_kept_is_measured_against_the_fastest_fp32(monkeypatch: pytest.M
         compared("INT8 onnxruntime", 3.0, 2.8, ort),
     ]
     kept = speeds_of(Timing((), tuple(found), None), "onnxruntime", bench())
-    fp32 = {"openvino": (1.0, 1.0, 1.0), "onnxruntime": (0.5, 0.4, pytest.approx(0.6))}
-    assert kept == Speeds(HERE, fp32, (1.5, 1.4, pytest.approx(1.6)))  # type: ignore[arg-type]
+    fp32 = {"openvino": SAME, "onnxruntime": Ratio(0.5, 0.4, 0.6)}
+    assert kept == Speeds(HERE, fp32, Ratio(1.5, 1.4, 1.6))
+    assert kept.fastest == "openvino"
     # Without intervals nothing is known for sure.
     found[0] = compared(ort, 0.5, None, ov)
     assert speeds_of(Timing((), tuple(found), None), "onnxruntime", bench()) is None
