@@ -61,7 +61,7 @@ def _judged(
         if trial is None or trial.noise_db <= loudest:
             continue
         trial, model = told(trial), trial.quantized.model
-        fitting = (r for r in bench.runtimes if may_serve(r, plan))
+        fitting = (r for r in bench.runtimes if may_serve(r, plan, bench))
         runtime = next((r for r in fitting if serves(r, model, bench, trial.noise_db)), None)
         if runtime is None:
             continue

@@ -249,6 +249,7 @@ class Run:
             self.scratch,
             journal=self.journal,
             engines=self.engines,
+            need_speed=self.job.limits.need_speed,
             rounding=self.job.effort.rounding,
             stopped=lambda: self.interrupt.asked,
         )

@@ -113,7 +113,7 @@ def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:
     """
     trial = attempt(bench, replay.recipe, "recipe")
     model = trial.quantized.model
-    fitting = [r for r in bench.runtimes if may_serve(r, replay.recipe)]
+    fitting = [r for r in bench.runtimes if may_serve(r, replay.recipe, bench)]
     runtimes = sorted(fitting, key=lambda r: r != replay.file.served_by)
     runtime = next((r for r in runtimes if serves(r, model, bench, trial.noise_db)), None)
     if runtime is None:

@@ -69,6 +69,7 @@ class Workbench:
         journal: What a run that was killed found before.
         engines: What quantizes.
         starts: The same function with evened-out channels, from `quantize.smoothing`.
+        need_speed: Whether a candidate that is not faster than FP32 is of no use.
         rounding: "nearest", "learned", or "auto": learned where outputs are noisy or too little
             accuracy is left.
         deadline_s: Of the search, by `time.perf_counter`.
@@ -89,6 +90,7 @@ class Workbench:
     journal: Journal = field(default_factory=Journal)
     engines: tuple[Engine, ...] = ("native",)
     starts: tuple[Start, ...] = ()
+    need_speed: bool = True
     rounding: str = "auto"
     deadline_s: float = float("inf")
     stopped: Callable[[], bool] = lambda: False
@@ -275,7 +277,7 @@ def _takes(runtime: str, bench: Workbench, trial: Trial | None) -> bool:
         # It was opened and run before the first look.
         return runtime in trial.latency_ms
     quantized = trial.quantized
-    if not may_serve(runtime, quantized.recipe):
+    if not may_serve(runtime, quantized.recipe, bench):
         return False
     return serves(runtime, quantized.model, bench, trial.noise_db)
 
@@ -285,9 +287,16 @@ def _models(bench: Workbench, trials: Sequence[Trial]) -> list[tuple[str, Model]
     return [("fp32", bench.fp32), *((str(i), t.quantized.model) for i, t in enumerate(trials))]
 
 
-def may_serve(runtime: str, recipe: Recipe) -> bool:
-    """Whether a model is worth a try in a runtime: pairs for OpenVINO only cost time elsewhere."""
-    return runtime == "openvino" or recipe.fused_for != "openvino" or not recipe.is_static
+def may_serve(runtime: str, recipe: Recipe, bench: Workbench) -> bool:
+    """Whether a model is worth a try in a runtime.
+
+    Pairs for OpenVINO only cost time elsewhere. Dynamic layers only cost time in OpenVINO: it turns
+    MatMulInteger into a product of floats, with weights in 32 bits, so that a model without a
+    static layer is no faster there than FP32 is, and takes more memory.
+    """
+    if runtime != "openvino":
+        return recipe.fused_for != "openvino" or not recipe.is_static
+    return recipe.is_static or not bench.need_speed or "onnxruntime" not in bench.runtimes
 
 
 def serves(runtime: str, model: Model, bench: Workbench, noise_db: float) -> bool:

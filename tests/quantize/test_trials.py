@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
+from bench.kernels import find_kernels
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import Settings
 from bench.runtimes.onnxruntime import OnnxRuntime
@@ -385,6 +386,31 @@ def test_where_no_runtime_takes_fp32_it_is_unsupported(
     monkeypatch.setattr(trials, "serves", lambda *_: False)
     with pytest.raises(UnsupportedError, match="onnxruntime"):
         time_quickly(bench, made)
+
+
+def test_what_is_float_in_openvino_is_not_tried_there(bench: Workbench) -> None:
+    dynamic = recipe({"first": "float", "second": "float", "head": "dynamic"})
+    mixed = recipe({"first": "static", "second": "static", "head": "dynamic"})
+    both = replace(bench, runtimes=("onnxruntime", "openvino"))
+    assert not trials.may_serve("openvino", dynamic, both)
+    assert trials.may_serve("onnxruntime", dynamic, both)
+    assert trials.may_serve("openvino", mixed, both)
+    # A small file may be what is asked for, and OpenVINO the only one that may serve it.
+    assert trials.may_serve("openvino", dynamic, replace(both, need_speed=False))
+    assert trials.may_serve("openvino", dynamic, replace(bench, runtimes=("openvino",)))
+
+
+def test_openvino_multiplies_dynamic_layers_in_float(bench: Workbench, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    modes: dict[str, Mode] = {"first": "float", "second": "float", "head": "dynamic"}
+    made = attempt(bench, recipe(modes), "dynamic").quantized.model.path
+    assert products(made, "onnxruntime", tmp_path) == [False, False, True]
+    assert not any(products(made, "openvino", tmp_path))
+
+
+def products(path: Path, runtime: str, scratch: Path) -> list[bool]:
+    found = find_kernels(path, runtime, threads=1, scratch=scratch)
+    return [k.integer for k in found.products]
 
 
 def test_contrib_operators_open_in_their_own_runtime_only(bench: Workbench) -> None:
