@@ -161,10 +161,7 @@ def _open(path: Path, threads: int, *, packed: bool) -> "ort.InferenceSession":
     """
     import onnxruntime as ort
 
-    options = session_options(Settings(threads=threads, packed=packed))
-    # The arena grows in powers of two and keeps what it has; a plain allocation is given back.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options = session_options(Settings(threads=threads, packed=packed, arena=False))
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     finally:

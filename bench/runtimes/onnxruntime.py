@@ -87,8 +87,15 @@ def session_options(settings: Settings) -> Any:
         # As soon as it can, otherwise: every DequantizeLinear of weights before all else, so that
         # they are in memory as floats together.
         options.execution_order = package.ExecutionOrder.PRIORITY_BASED
+        # It does not copy a DequantizeLinear for each of its readers either: copies would run last,
+        # and the readers wait for them.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not settings.packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not settings.arena:
+        # It grows in powers of two.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     if settings.exact:
         from bench.machine import canary
 

@@ -27,6 +27,8 @@ class Settings:
             intermediate tensors.
         packed: Let kernels keep copies of the weights in an order of their own, as for serving.
             Without, large models open at once and take half the memory, and may run slower.
+        arena: Let the runtime keep memory for the next tensors and runs, as for serving. Without,
+            what no node reads any more is given back at once.
     """
 
     threads: int
@@ -36,6 +38,7 @@ class Settings:
     streams: int = 1
     optimize: Literal["all", "none"] = "all"
     packed: bool = True
+    arena: bool = True
 
 
 class Session(Protocol):

@@ -20,7 +20,6 @@ from bench.errors import UnsupportedError
 from bench.models import Feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, find_anchors
-from quantize.graphs import save
 
 _PREFIX = "int8 of "
 # As in `quantize.outputs.noise_shares`: what noise that is not finite counts as.
@@ -77,11 +76,12 @@ def side_by_side(
             "have no float between layers."
         )
     file = scratch / "side-by-side.onnx"
-    save(fp32, file)
+    # From file to file, one weight at a time, and read from there: inside the graph both models'
+    # weights would be in memory three times.
+    ir.save(fp32, file, external_data=f"{file.name}.data")
     # Fusions would take layers apart that are to be looked at one by one.
-    session = RUNTIMES["onnxruntime"].open(
-        file, Settings(threads=threads, exact=True, optimize="none")
-    )
+    settings = Settings(threads=threads, exact=True, optimize="none", arena=False)
+    session = RUNTIMES["onnxruntime"].open(file, settings)
     sums = np.zeros((3, len(layers)))
     try:
         for feeds in probes:

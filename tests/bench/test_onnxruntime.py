@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnfitError
 from bench.machine import exact_product
@@ -67,6 +68,34 @@ def test_threads_and_optimization_are_explicit() -> None:
     assert options.intra_op_num_threads == 3
     assert options.inter_op_num_threads == 1
     assert options.graph_optimization_level.name == "ORT_DISABLE_ALL"
+
+
+def test_without_an_arena_nothing_is_kept_for_the_next_run() -> None:
+    kept, given_back = (session_options(Settings(threads=1, arena=a)) for a in (True, False))
+    assert kept.enable_cpu_mem_arena
+    assert kept.enable_mem_pattern
+    assert not given_back.enable_cpu_mem_arena
+    assert not given_back.enable_mem_pattern
+
+
+def test_unoptimized_weights_become_floats_one_after_the_other(tmp_path: Path) -> None:
+    # ONNX Runtime would copy the shared DequantizeLinear for each reader, behind all other nodes.
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "zx"], ["q"])]
+    nodes += [helper.make_node("DequantizeLinear", ["q", "s", "zx"], ["d"])]
+    held: dict[str, Any] = {"s": np.float32(0.1), "zx": np.uint8(128), "zw": np.int8(0)}
+    for i in range(3):
+        held[f"c{i}"] = np.ones((4, 4), np.int8)
+        nodes += [
+            helper.make_node("DequantizeLinear", [f"c{i}", "s", "zw"], [f"w{i}"]),
+            helper.make_node("MatMul", ["d", f"w{i}"], [f"y{i}"]),
+        ]
+    outputs = [(f"y{i}", TensorProto.FLOAT, [1, 4]) for i in range(3)]
+    path = tiny.save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, [1, 4])], outputs, held)
+    options = session_options(Settings(threads=1, optimize="none"))
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found = onnx.load(tmp_path / "run.onnx").graph.node
+    assert [n.op_type for n in found].count("DequantizeLinear") == 4
 
 
 @pytest.mark.parametrize(("verdict", "switched"), [("exact", False), ("saturating", True)])

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 
 from bench.errors import UnsupportedError
 from bench.models import Feeds, read_model
+from bench.runtimes.onnxruntime import OnnxRuntime
+from bench.runtimes.seam import Session, Settings
 from quantize.inspection import Means, inspect_model
 from quantize.inspection.document import inspection_document, inspection_summary
 from quantize.inspection.side_by_side import LayerNoise, side_by_side
@@ -83,6 +85,29 @@ def test_what_a_layer_makes_and_what_it_inherits(tmp_path: Path) -> None:
     assert both[1].accumulated == pytest.approx(share(first @ W2, clean @ W2), rel=1e-3)
     assert both[1].accumulated > 2 * both[1].local
     assert [f.name for f in tmp_path.iterdir()] == ["a.onnx", "b.onnx"]
+
+
+def test_weights_lie_beside_the_graph_and_are_not_kept_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, Settings]] = []
+    real = OnnxRuntime.open
+
+    def opened(self: OnnxRuntime, path: Path, settings: Settings) -> Session:
+        held = onnx.load(path, load_external_data=False).graph.initializer
+        seen.append((max(len(t.raw_data) for t in held), settings))
+        return real(self, path, settings)
+
+    monkeypatch.setattr(OnnxRuntime, "open", opened)
+    width = 32
+    weights = RNG.standard_normal((width, width)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "first")
+    ends = [("x", FLOAT, ["n", width])], [("y", FLOAT, ["n", width])]
+    path = tiny.save(tmp_path / "a.onnx", [node], *ends, {"w": weights})
+    compared(path, path, [{"x": weights}])
+    ((largest, settings),) = seen
+    assert largest < weights.nbytes
+    assert not settings.arena
 
 
 def test_a_corrected_bias_counts_to_its_product(tmp_path: Path) -> None:
