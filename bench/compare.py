@@ -21,6 +21,11 @@ STEAL_SHARE = 0.01
 _OTHERS_SHARE = 0.1
 _SPREAD = 0.25
 _CLOCK_SHARE = 0.9
+# Up to this share of its time a model that waits for a CPU has medians less than a tenth too long
+# (`python -m tests.benchmarks.busy`).
+HELD_UP = 0.25
+# Beyond, nothing is known at all.
+_MOST_HELD_UP = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +38,13 @@ class Comparison:
         ratio: Time of the baseline over time of the candidate: above 1 the candidate is faster.
             Median over rounds, so that a round that something else disturbed does not decide.
         low: Lower end of the interval of `ratio`; None if one round was all there is.
-        high: Upper end of it.
+        high: Upper end of it. Both allow for what others took; see `held_up`.
         confidence: Share of such intervals that hold the true ratio.
         doubts: Reasons to trust it less, in words.
         sound: Whether a variant that was timed beside itself came out equally fast; so too where
             none was.
+        held_up: Of the baseline and of the candidate, the share of the time in which it was ready
+            to run and others had its CPU; 0 where that is too little to move the ratio.
     """
 
     baseline: str
@@ -48,6 +55,19 @@ class Comparison:
     confidence: float
     doubts: tuple[str, ...]
     sound: bool = True
+    held_up: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether the interval is wider than the rounds alone make it, since others ran."""
+        return any(self.held_up)
+
+    @property
+    def of_rounds(self) -> tuple[float | None, float | None]:
+        """The interval of the rounds alone: more of them make it narrower."""
+        slower, faster = (1 - share for share in self.held_up)
+        low = None if self.low is None else self.low / slower
+        return low, None if self.high is None else self.high * faster
 
     @property
     def holds_one(self) -> bool:
@@ -61,6 +81,16 @@ def speed_text(found: Comparison) -> str:
     if found.low is not None and found.high is not None:
         interval = f"{found.low:.2f} to {found.high:.2f}"
     return f"{found.ratio:.2f} times as fast ({interval})"
+
+
+def too_busy(found: Comparison) -> str:
+    """Of a ratio that others disturbed: why it does not tell, and what to do."""
+    names = (found.baseline, found.candidate)
+    share, name = max(zip(found.held_up, names, strict=True), key=lambda pair: pair[0])
+    return (
+        f"the machine is too busy to tell: others had the CPU in {share:.0%} of the time in which "
+        f"{name} was ready to run. Try again where less else runs"
+    )
 
 
 def doubt_lines(found: Comparison) -> list[str]:
@@ -99,8 +129,9 @@ def compare(
     ]
     ratio = math.exp(statistics.median(logs))
     low, high = interval(logs, error)
+    held_up = _held_up(baseline), _held_up(candidate)
     if low is not None and high is not None:
-        low, high = min(low, ratio), max(high, ratio)
+        low, high = min(low, ratio) * (1 - held_up[0]), max(high, ratio) / (1 - held_up[1])
     return Comparison(
         baseline=baseline.variant.name,
         candidate=candidate.variant.name,
@@ -110,7 +141,20 @@ def compare(
         confidence=CONFIDENCE,
         doubts=tuple(_doubts(baseline, candidate, control)),
         sound=control is None or control.holds_one,
+        held_up=held_up,
     )
+
+
+def _held_up(latency: Latency) -> float:
+    """What the interval has to allow for: this share of its time may have been spent waiting.
+
+    The slower of two models meets the end of its time slice more often, and the one that gains more
+    from a second CPU loses more with it; so the ratio is off, mostly away from 1. No quantile of
+    the samples cures that. A model that waited for a share w of its time would have taken 1 - w of
+    it or more, had nobody else been there.
+    """
+    share = latency.held_up_share
+    return min(share, _MOST_HELD_UP) if share > HELD_UP else 0.0
 
 
 def interval(
@@ -193,6 +237,11 @@ def _disturbances(latency: Latency) -> Iterator[str]:
         yield f"other guests took {latency.steal_share:.1%} of the CPU time"
     if latency.others_share > _OTHERS_SHARE:
         yield f"other processes took {latency.others_share:.0%} of the CPU time"
+    if latency.held_up_share > HELD_UP:
+        yield (
+            f"it was ready to run and others had its CPU in {latency.held_up_share:.0%} of its "
+            "time, which the interval allows for"
+        )
     if latency.throttled_periods:
         yield f"the CPU quota stopped it {latency.throttled_periods} times"
     unsettled = sum(not r.settled for r in latency.rounds)

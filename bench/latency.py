@@ -71,6 +71,8 @@ class Round:
         steal_share: Share of the machine's CPU time, while sampling, that the hypervisor gave away.
         others_share: Share of it that other processes of this machine took.
         throttled_periods: How often the CPU quota stopped the process while sampling.
+        held_up_share: Of the time in which its threads were ready to run, the share in which others
+            had their CPU: other processes, or other guests of the hypervisor.
         compile_ns: Of `load_ns`, what compiling took; None where the runtime cannot tell.
         cold_ns: From asking for the process to its first answer: starting Python, importing
             vnnify and the runtime, opening, compiling, one inference. Files are in the page cache.
@@ -86,6 +88,7 @@ class Round:
     steal_share: float
     others_share: float
     throttled_periods: int
+    held_up_share: float = 0.0
     compile_ns: int | None = None
     cold_ns: int | None = None
     placement: dict[str, int] = field(default_factory=dict)
@@ -191,6 +194,11 @@ class Latency:
     def others_share(self) -> float:
         """Share of CPU time that other processes of this machine took, mean over rounds."""
         return statistics.fmean(r.others_share for r in self.rounds)
+
+    @property
+    def held_up_share(self) -> float:
+        """Of the time in which it was ready to run, what others had; median over rounds."""
+        return statistics.median(r.held_up_share for r in self.rounds)
 
     @property
     def throttled_periods(self) -> int:

@@ -3,15 +3,13 @@
 import dataclasses
 import functools
 import gc
-import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, cast
 
-from bench.disturbance import disturbance
+from bench.disturbance import between, disturbance
 from bench.feeds import load_feeds
 from bench.gpu import first_visible, read_gpus
 from bench.models import Feeds
@@ -55,12 +53,12 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
     end = perf_counter_ns()
     gc.collect()
     gc.disable()
-    before, own_before = disturbance(), time.process_time()
+    before = disturbance()
     try:
         warmup, samples = time_calls(calls, seconds=job["seconds"], enough=job.get("enough"))
     finally:
         gc.enable()
-    after, own_after = disturbance(), time.process_time()
+    taken = between(before, disturbance())
     gpus = read_gpus(only=first_visible()) if job["device"] == "cuda" else ()
     found = {
         "runtime_version": version,
@@ -74,16 +72,10 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
         "warmup_ns": warmup,
         "samples_ns": samples,
         "peak_rss_bytes": peak_rss_bytes(),
-        "throttled_periods": after.throttled_periods - before.throttled_periods,
+        **dataclasses.asdict(taken),
     }
     session.close()
-    ticks = max(after.total_ticks - before.total_ticks, 1)
-    own_ticks = (own_after - own_before) * os.sysconf("SC_CLK_TCK")
-    return {
-        **found,
-        "steal_share": (after.steal_ticks - before.steal_ticks) / ticks,
-        "others_share": max(after.busy_ticks - before.busy_ticks - own_ticks, 0.0) / ticks,
-    }
+    return found
 
 
 def run_turns(job: dict[str, Any]) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.disturbance import disturbance
+from bench.disturbance import between, disturbance
 from bench.feeds import load_feeds
 from bench.models import Feeds
 from bench.percentiles import P99_SAMPLES
@@ -50,16 +50,15 @@ def run_load(job: dict[str, Any]) -> dict[str, Any]:
         due = arrivals_ns(job["rate"], job["seconds"], job["seed"])
         patience = int(max(job["seconds"], 5.0) * 1e9)
         span, samples, left = open_loop(session, feeds, job["streams"], due, patience)
-    after = disturbance()
+    taken = between(before, disturbance())
     session.close()
     return {
         "span_ns": span,
         "samples_ns": samples,
         "last_due_ns": due[-1],
         "unanswered": left,
-        "steal_share": (after.steal_ticks - before.steal_ticks)
-        / max(after.total_ticks - before.total_ticks, 1),
-        "throttled_periods": after.throttled_periods - before.throttled_periods,
+        "steal_share": taken.steal_share,
+        "throttled_periods": taken.throttled_periods,
     }
 
 

@@ -176,7 +176,8 @@ def further_checks(job: Job, results: Results) -> tuple[Check, ...]:
         checks.append(speed_check(speed, bounds.min_speedup))
     checks += size_checks(bounds, results.fp32.size_bytes, int8.size_bytes)
     if results.lock is not None:
-        checks += lock_checks(results.lock, _lock(results))
+        beside = beside_fp32(results.timing.comparisons, best.runtime)
+        checks += lock_checks(results.lock, _lock(results), {best.runtime: beside})
     return tuple(checks)
 
 

@@ -94,7 +94,7 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
     )
     checks = _checks(report, job)
     if old is not None:
-        checks += lock_checks(old, lock_of(report))
+        checks += lock_checks(old, lock_of(report), {j.runtime: j.speed for j in judged})
     return replace(report, checks=checks, exit_code=int(_exit_code(checks, job.limits)))
 
 

@@ -5,14 +5,15 @@ it, and the diff of it is what a reviewer sees.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare import Comparison
+from bench.compare import Comparison, too_busy
 from bench.errors import InputError, UsageError
 from bench.machine import describe
 from bench.models import Model
-from bench.render import Check
+from bench.render import Check, CheckOutcome
 from bench.store import atomic_write, dump, load
 from quantize.amounts import Scale, drop_text, score_text, size_text
 from quantize.coverage import coverage_of
@@ -163,11 +164,17 @@ def refuse_other(old: Lock, data_sha256: str, metric: str) -> None:
             )
 
 
-def lock_checks(old: Lock, new: Lock) -> tuple[Check, ...]:
+def lock_checks(old: Lock, new: Lock, speeds: Mapping[str, Comparison | None]) -> tuple[Check, ...]:
     """Whether the new model is no worse than the committed one.
 
     Accuracy fails where the new drop is beyond the bound that the old one had. Speed fails where
-    the new ratio's interval lies wholly below the old ratio's, and is skipped on another CPU.
+    the new ratio's interval lies wholly below the old ratio's, is inconclusive where it does not
+    lie above it and others ran meanwhile, and is skipped on another CPU.
+
+    Args:
+        old: The committed one.
+        new: Of this run.
+        speeds: Of this run, by runtime.
 
     Raises:
         UsageError: They were not judged alike.
@@ -181,7 +188,11 @@ def lock_checks(old: Lock, new: Lock) -> tuple[Check, ...]:
             text = f"The baseline says nothing of {entry.runtime}; update it."
             checks.append(Check(f"baseline: accuracy in {entry.runtime}", "skipped", text))
         else:
-            checks += [_accuracy(before_entry, entry, new.scale), _speed(before_entry, entry)]
+            speed = speeds.get(entry.runtime)
+            checks += [
+                _accuracy(before_entry, entry, new.scale),
+                _speed(before_entry, entry, speed),
+            ]
     return tuple(checks)
 
 
@@ -196,7 +207,7 @@ def _accuracy(old: Entry, new: Entry, scale: Scale) -> Check:
     return Check(name, "fail" if worse else "pass", text, "", found, limit)
 
 
-def _speed(old: Entry, new: Entry) -> Check:
+def _speed(old: Entry, new: Entry, measured: Comparison | None) -> Check:
     name = f"baseline: speed in {new.runtime}"
     if old.speedup is None or new.speedup is None:
         text = "Not timed in both; add --time to both."
@@ -205,12 +216,15 @@ def _speed(old: Entry, new: Entry) -> Check:
         text = f"The baseline was timed on {old.cpu}, this is {new.cpu}."
         return Check(name, "skipped", text)
     floor = old.speedup_low or old.speedup
-    slower = (new.speedup_high or new.speedup) < floor
+    low, high = new.speedup_low or new.speedup, new.speedup_high or new.speedup
     found, limit = f"{new.speedup:.2f}x", f"{floor:.2f}x"
     text = (
-        f"INT8 is {found} as fast as FP32, {old.speedup:.2f}x before and then surely above {limit}."
+        f"INT8 is {found} as fast as FP32, {old.speedup:.2f}x before and then surely above {limit}"
     )
-    return Check(name, "fail" if slower else "pass", text, "", found, limit)
+    outcome: CheckOutcome = "fail" if high < floor else "pass"
+    if low < floor <= high and measured is not None and measured.is_disturbed:
+        outcome, text = "inconclusive", f"{text}, but {too_busy(measured)}"
+    return Check(name, outcome, f"{text}.", "", found, limit)
 
 
 def _size(old: Lock, new: Lock) -> Check:

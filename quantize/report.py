@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.compare import Comparison, speed_text
+from bench.compare import Comparison, speed_text, too_busy
 from bench.errors import ExitCode
 from bench.forecast import Forecast
 from bench.latency import Latency
@@ -233,14 +233,7 @@ def conclude(
     slower = speed.ratio < 1.0
     outcome, headline = verdict.outcome, verdict.reason
     if outcome == "pass":
-        headline = (
-            f"INT8 may ship: {speed_text(speed)} as the fastest FP32, and as accurate as asked."
-        )
-        if speed.holds_one and speed.low is not None:
-            headline = (
-                f"INT8 may ship: as accurate as asked, but it is not certain to be faster: "
-                f"{speed_text(speed)} as the fastest FP32."
-            )
+        headline = _may_ship(speed)
     exit_code = ExitCode.OK
     if outcome == "refuse":
         exit_code = ExitCode.REFUSED
@@ -280,6 +273,16 @@ def conclude(
         speedup_high=speed.high,
         too_slow=too_slow,
         too_noisy=too_noisy,
+    )
+
+
+def _may_ship(speed: Comparison) -> str:
+    if not speed.holds_one or speed.low is None:
+        return f"INT8 may ship: {speed_text(speed)} as the fastest FP32, and as accurate as asked."
+    why = f", and {too_busy(speed)}" if speed.is_disturbed else ""
+    return (
+        "INT8 may ship: as accurate as asked, but it is not certain to be faster: "
+        f"{speed_text(speed)} as the fastest FP32{why}."
     )
 
 

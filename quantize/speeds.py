@@ -91,7 +91,7 @@ def place_of(bench: Workbench) -> Place:
 
 
 def speeds_of(timing: Timing, served_by: str, bench: Workbench) -> Speeds | None:
-    """What a recipe keeps of a benchmark of all runtimes; None where it had no intervals."""
+    """What a recipe keeps of a benchmark of all runtimes; None where it left a ratio open."""
     fastest = timing.comparisons[0].baseline
     own = [c for c in timing.comparisons if c.baseline == fastest]
     ratios = {c.candidate: found for c in own if (found := _ratio(c)) is not None}
@@ -104,7 +104,7 @@ def speeds_of(timing: Timing, served_by: str, bench: Workbench) -> Speeds | None
 
 
 def _ratio(found: Comparison) -> Ratio | None:
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or found.is_disturbed:
         return None
     return Ratio(found.ratio, found.low, found.high)
 

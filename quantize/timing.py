@@ -161,16 +161,18 @@ def _fastest(timing: Timing) -> Comparison:
 
 
 def _is_certain(timing: Timing, limits: Sequence[float]) -> bool:
-    """Whether INT8 is surely on one side of every limit."""
+    """Whether INT8 is on one side of every limit as surely as more rounds could show it."""
     speed = _fastest(timing)
-    if speed.low is None or speed.high is None:
+    low, high = speed.of_rounds
+    if low is None or high is None:
         return not limits
-    return not any(speed.low <= limit <= speed.high for limit in limits)
+    return not any(low <= limit <= high for limit in limits)
 
 
 def _is_narrow(timing: Timing) -> bool:
     speed = _fastest(timing)
-    return speed.low is not None and speed.high is not None and speed.high <= _NARROW * speed.low
+    low, high = speed.of_rounds
+    return low is not None and high is not None and high <= _NARROW * low
 
 
 def _pairs(timed: Sequence[Latency], int8: Model) -> list[tuple[Latency, Latency]]:

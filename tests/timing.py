@@ -9,14 +9,21 @@ from bench.models import Feeds
 
 
 def latency(
-    variant: Variant, ms: float, *, rounds: int = 2, spread: float = 0.0, feeds: str = "f" * 64
+    variant: Variant,
+    ms: float,
+    *,
+    rounds: int = 2,
+    spread: float = 0.0,
+    feeds: str = "f" * 64,
+    held_up: float = 0.0,
 ) -> Latency:
     """So many rounds, `spread` apart around a median of `ms`, eighty samples each."""
     found = []
     for i in range(rounds):
         off = spread * (2 * i / (rounds - 1) - 1) if rounds > 1 else 0.0
         sample = round(ms * 1e6 * (1 + off))
-        found.append(Round(10**6, sample, (sample,), (sample,) * 80, 10**8, 0.0, 0.0, 0))
+        samples = (sample,) * 80
+        found.append(Round(10**6, sample, (sample,), samples, 10**8, 0.0, 0.0, 0, held_up))
     return Latency(variant, "1.2.3", feeds, tuple(found))
 
 
@@ -28,6 +35,7 @@ class Stopwatch:
         speedup: Of INT8, in the quick look and in the benchmark.
         later: Of INT8 in the benchmark, where that shall differ.
         spread: Of two rounds around their median, as a share of it.
+        held_up: Share of its time for which every model waits for a CPU.
         measured: Names of all variants, call by call.
         before: Called first.
     """
@@ -35,6 +43,7 @@ class Stopwatch:
     speedup: float = 2.0
     later: float | None = None
     spread: float = 0.0
+    held_up: float = 0.0
     measured: list[list[str]] = field(default_factory=list)
     before: Callable[[], object] = lambda: None
 
@@ -68,7 +77,7 @@ class Stopwatch:
         self.measured.append([v.name for v in variants])
         digest = feeds_digest(list(feeds))
         return tuple(
-            latency(v, ms, rounds=rounds, spread=self.spread, feeds=digest)
+            latency(v, ms, rounds=rounds, spread=self.spread, feeds=digest, held_up=self.held_up)
             for v in variants
             for ms in [1.0 if v.name.lower().startswith("fp32") else 1 / speedup]
         )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import compare as module
-from bench.compare import Comparison, compare, doubt_lines
+from bench.compare import Comparison, compare, doubt_lines, too_busy
 from bench.errors import UsageError
 from bench.latency import Latency, Round, Variant
 from bench.models import Model
@@ -166,6 +166,7 @@ def test_a_control_that_excludes_one_is_a_doubt() -> None:
         ({"steal_share": 0.02}, "guests took 2.0%"),
         ({"others_share": 0.11}, "processes took 11%"),
         ({"throttled_periods": 4}, "8 times"),
+        ({"held_up_share": 0.26}, "others had its CPU in 26% of its time"),
         ({"samples_ns": (MS,) * 40 + (2 * MS,) * 40}, "spans"),
     ],
 )
@@ -177,6 +178,43 @@ def test_disturbed_measurements_are_doubted(change: dict[str, Any], says: str) -
     assert len(found.doubts) == 1
     assert found.doubts[0].startswith("b: ")
     assert says in found.doubts[0]
+
+
+def _held_up(found: Latency, share: float) -> Latency:
+    rounds = tuple(dataclasses.replace(r, held_up_share=share) for r in found.rounds)
+    return dataclasses.replace(found, rounds=rounds)
+
+
+def test_an_interval_allows_for_what_held_each_of_the_two_up() -> None:
+    a, b = _latency("a", 4, 4.2, 4.1), _latency("b", 2, 2.1, 2.2)
+    alone = compare(a, b)
+    assert alone.low is not None
+    assert alone.high is not None
+    found = compare(_held_up(a, 0.6), _held_up(b, 0.5))
+    assert found.ratio == alone.ratio
+    # Had nobody else been there, `a` would have taken 40 % of its time or more, and `b` half.
+    assert found.low == pytest.approx(0.4 * alone.low)
+    assert found.high == pytest.approx(2 * alone.high)
+    assert (found.held_up, found.is_disturbed) == ((0.6, 0.5), True)
+    assert found.of_rounds == pytest.approx((alone.low, alone.high))
+    assert too_busy(found).startswith(
+        "the machine is too busy to tell: others had the CPU in 60% of the time in which a was"
+    )
+
+
+def test_what_a_little_other_work_holds_up_changes_nothing() -> None:
+    a, b = _latency("a", 4, 4.2, 4.1), _latency("b", 2, 2.1, 2.2)
+    assert compare(_held_up(a, 0.25), _held_up(b, 0.15)) == compare(a, b)
+    assert compare(a, b).of_rounds == (compare(a, b).low, compare(a, b).high)
+
+
+def test_of_two_that_hardly_ran_nothing_is_known() -> None:
+    a, b = _held_up(_latency("a", 4, 4), 1.0), _held_up(_latency("b", 2, 2), 1.0)
+    found = compare(a, b)
+    assert found.low == pytest.approx(0.02)
+    assert found.high == pytest.approx(200)
+    alone = compare(_held_up(_latency("a", 4), 1.0), _held_up(_latency("b", 2), 1.0))
+    assert (alone.low, alone.of_rounds) == (None, (None, None))
 
 
 def test_a_warmup_that_ran_out_of_time_is_a_doubt() -> None:

@@ -122,7 +122,7 @@ def test_inputs_have_to_be_those_of_the_model(variant: Variant) -> None:
 
 def _latency(variant: Variant, *rounds: list[int]) -> Latency:
     made = [
-        Round(5 * MS, 2 * MS, (), tuple(r), 100 + i, 0.01 * i, 0.1 * i, i)
+        Round(5 * MS, 2 * MS, (), tuple(r), 100 + i, 0.01 * i, 0.1 * i, i, 0.2 * i * i)
         for i, r in enumerate(rounds)
     ]
     return Latency(variant, "1", "abc", tuple(made))
@@ -138,6 +138,8 @@ def test_statistics_are_of_rounds(variant: Variant) -> None:
     assert found.peak_rss_bytes == 102
     assert found.steal_share == pytest.approx(0.01)
     assert found.others_share == pytest.approx(0.1)
+    # A round that was disturbed alone does not count, as in the ratio.
+    assert found.held_up_share == pytest.approx(0.2)
     assert found.throttled_periods == 3
 
 

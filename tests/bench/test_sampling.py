@@ -99,6 +99,7 @@ def test_a_round_reports_everything(variant: Variant) -> None:
     assert {f.name for f in dataclasses.fields(Round)} == answer.keys()
     assert 0 <= answer["steal_share"] <= 1
     assert 0 <= answer["others_share"] <= 1
+    assert 0 <= answer["held_up_share"] <= 1
     # Everything up to the first answer is part of a cold start.
     assert answer["cold_ns"] > answer["load_ns"] + answer["first_ns"]
 

@@ -115,7 +115,36 @@ def test_speed_is_refused_by_the_lower_end(
     assert "Latency" in [s.title for s in shown.sections]
 
 
-def test_an_uncertain_speed_up_is_none(job: GateJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("held_up", "least", "policy", "code"),
+    [
+        (0.8, 1.5, "fail", 4),
+        (0.8, 2.5, "fail", 4),
+        (0.8, 1.5, "warn", 0),
+        # So far from the limit that others cannot have made the difference.
+        (0.8, 0.3, "fail", 0),
+        (0.8, 11.0, "warn", 3),
+        # A little is on any machine.
+        (0.25, 1.5, "fail", 0),
+        (0.25, 2.5, "fail", 3),
+    ],
+)
+def test_a_busy_machine_tells_no_speed_near_the_limit(
+    job: GateJob, stopwatch: Stopwatch, tmp_path: Path, held_up: float, least: float,
+    policy: Any, code: int
+) -> None:  # fmt: skip
+    stopwatch.speedup, stopwatch.held_up = 2.0, held_up
+    asked = replace(job, bounds=GateBounds(least), limits=replace(job.limits, inconclusive=policy))
+    report = run_gate(asked, tmp_path, Silent())
+    (check,) = (c for c in report.checks if c.name == "speed")
+    unclear = held_up > 0.5 and 0.4 < least < 10
+    assert report.exit_code == code
+    assert (check.outcome == "inconclusive") == unclear
+    assert ("others had the CPU in 80% of the time in which FP32" in check.message) == unclear
+    assert check.message.startswith("INT8 is 2.00 times as fast (")
+
+
+def test_an_uncertain_speed_up_is_none(job: GateJob, stopwatch: Stopwatch, tmp_path: Path) -> None:
     report = run_gate(replace(job, timed=True), tmp_path, Silent())
     speed = report.judged[0].speed
     assert speed is not None
@@ -333,6 +362,12 @@ def test_a_model_is_held_to_its_committed_baseline(
     slower = run_gate(replace(timed, lock=file), tmp_path, Silent())
     failed = [c.name for c in slower.checks if c.outcome == "fail"]
     assert (failed, slower.exit_code) == (["baseline: speed in onnxruntime"], 3)
+    stopwatch.held_up = 0.6
+    busy = run_gate(replace(timed, lock=file), tmp_path, Silent())
+    (open_,) = (c for c in busy.checks if c.outcome == "inconclusive")
+    assert (open_.name, busy.exit_code) == ("baseline: speed in onnxruntime", 4)
+    assert "1.20x as fast as FP32, 2.00x before and then surely above 2.00x, but" in open_.message
+    assert open_.message.endswith("Try again where less else runs.")
     other = replace(timed, lock=file, data=replace(job.data, limit=300))
     with pytest.raises(UsageError, match=r"data \(SHA-256\).*--update-baseline"):
         run_gate(other, tmp_path, Silent())
@@ -358,7 +393,8 @@ def test_what_grew_or_went_back_to_float_fails(
 def test_speed_of_another_cpu_is_not_compared(job: GateJob, tmp_path: Path) -> None:
     lock = lock_of(run_gate(replace(job, timed=True), tmp_path, Silent()))
     elsewhere = replace(lock, entries=(replace(lock.entries[0], cpu="Other"),))
-    found = {c.name: c for c in lock_checks(elsewhere, lock)}["baseline: speed in onnxruntime"]
+    checks = lock_checks(elsewhere, lock, {})
+    found = {c.name: c for c in checks}["baseline: speed in onnxruntime"]
     assert found.outcome == "skipped"
     assert "Other" in found.message
 

@@ -134,6 +134,18 @@ def test_on_a_very_noisy_machine_slower_is_inconclusive(ratio: Comparison, polic
     assert (size.outcome, size.too_noisy) == ("pass", False)
 
 
+def test_on_a_busy_machine_it_is_told_why_nothing_is_certain() -> None:
+    busy = replace(speed(2.3, 0.9, 5.0), held_up=(0.6, 0.5))
+    found = conclude(verdict(), "onnxruntime", (busy,), "fail", need_speed=True)
+    assert (found.outcome, found.exit_code) == ("pass", 0)
+    assert found.headline == (
+        "INT8 may ship: as accurate as asked, but it is not certain to be faster: 2.30 times as "
+        "fast (0.90 to 5.00) as the fastest FP32, and the machine is too busy to tell: others had "
+        "the CPU in 60% of the time in which FP32 onnxruntime was ready to run. Try again where "
+        "less else runs."
+    )
+
+
 def test_what_is_surely_slower_is_refused_on_any_machine() -> None:
     ratio = replace(speed(0.6, 0.4, 0.9), sound=False)
     found = conclude(verdict(), "onnxruntime", (ratio,), "pass", need_speed=True)

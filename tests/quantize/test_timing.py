@@ -35,6 +35,7 @@ def timed(
     speedup: float = 2.0,
     effort: Effort = Effort(),  # noqa: B008 - frozen
     asked: list[dict[str, Any]] | None = None,
+    held_up: float = 0.0,
 ) -> Timing:
     """A benchmark whose INT8 rounds are off by so much, as logarithms."""
     offsets = iter(draw(100))
@@ -46,7 +47,7 @@ def timed(
         found = []
         for v in variants:
             if not v.name.startswith("INT8"):
-                found.append(latency(v, 1.0, rounds=options["rounds"]))
+                found.append(latency(v, 1.0, rounds=options["rounds"], held_up=held_up))
                 continue
             ms = [math.exp(next(offsets)) / speedup for _ in range(options["rounds"])]
             rounds = tuple(r for x in ms for r in latency(v, x, rounds=1).rounds)
@@ -145,6 +146,15 @@ def test_what_was_open_before_is_looked_at_once() -> None:
     assert several[1] is not None
     assert high / low < several[1] / several[0]
     assert rounds_of(timed(waves(0.05), once, effort=Effort(rounds=2))) == 2
+
+
+def test_more_rounds_are_not_asked_for_where_others_make_the_interval_wide() -> None:
+    found = timed(waves(0.005), Question((1.5,)), held_up=0.8)
+    (speed,) = found.comparisons
+    assert rounds_of(found) == 3
+    assert speed.low is not None
+    assert speed.low < 0.5
+    assert rounds_of(timed(waves(0.05), Question((1.5, 2.01)), held_up=0.8)) == 10
 
 
 def test_every_limit_counts() -> None:
