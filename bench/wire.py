@@ -20,8 +20,11 @@ LEAST_BYTES = 1 << 16
 Weight: TypeAlias = tuple[int, Callable[[], bytes]]
 """How many bytes, and what returns them."""
 
-# In onnx.proto3: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
-_GRAPH, _INITIALIZER, _RAW = 7, 5, 9
+# A key is the number of a field, and how it is encoded: as 2, what has a length. In onnx.proto3:
+# ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
+_GRAPH, _INITIALIZER, _RAW = (number << 3 | 2 for number in (7, 5, 9))
+# A number has 64 bits.
+_LONGEST_VARINT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Place:
 class _Field:
     """One field: from `start` to `end`, what it holds from `content` on."""
 
-    number: int
+    key: int
     start: int
     content: int
     end: int
@@ -67,14 +70,14 @@ def split(path: Path) -> tuple[bytes, tuple[Place, ...]]:
         graph = _graph(top)
         parts, places, count = list[bytes](), list[Place](), 0
         for field in _fields(held, graph.content, graph.end):
-            raw = _raw_of(held, field) if field.number == _INITIALIZER else None
+            raw = _raw_of(held, field) if field.key == _INITIALIZER else None
             if raw is None:
                 parts.append(held[field.start : field.end])
             else:
                 places.append(Place(count, raw.content, raw.end - raw.content))
                 rest = held[field.content : raw.start] + held[raw.end : field.end]
                 parts.append(_head(_INITIALIZER, len(rest)) + rest)
-            count += field.number == _INITIALIZER
+            count += field.key == _INITIALIZER
         inner = b"".join(parts)
         before, after = held[: graph.start], held[graph.end :]
         return before + _head(_GRAPH, len(inner)) + inner + after, tuple(places)
@@ -93,11 +96,11 @@ def join(model: bytes, weights: Mapping[int, Weight], out: BinaryIO) -> None:
     parts: list[tuple[bytes, Weight]] = []
     count = 0
     for field in _fields(model, graph.content, graph.end):
-        if field.number == _INITIALIZER and count in weights:
+        if field.key == _INITIALIZER and count in weights:
             parts += _filled(model, field, weights[count])
         else:
             parts.append((model[field.start : field.end], (0, bytes)))
-        count += field.number == _INITIALIZER
+        count += field.key == _INITIALIZER
     total = sum(len(part) + size for part, (size, _) in parts)
     out.write(model[: graph.start] + _head(_GRAPH, total))
     for part, (_, read) in parts:
@@ -109,7 +112,7 @@ def join(model: bytes, weights: Mapping[int, Weight], out: BinaryIO) -> None:
 def _filled(model: bytes, field: _Field, weight: Weight) -> list[tuple[bytes, Weight]]:
     """An initializer with its bytes, where a library writes them: in the order of the numbers."""
     fields = _fields(model, field.content, field.end)
-    cut = max((f.end for f in fields if f.number < _RAW), default=field.content)
+    cut = max((f.end for f in fields if f.key < _RAW), default=field.content)
     before, after = model[field.content : cut], model[cut : field.end]
     raw = _head(_RAW, weight[0])
     size = len(before) + len(raw) + weight[0] + len(after)
@@ -117,7 +120,7 @@ def _filled(model: bytes, field: _Field, weight: Weight) -> list[tuple[bytes, We
 
 
 def _graph(fields: Iterable[_Field]) -> _Field:
-    found = [f for f in fields if f.number == _GRAPH]
+    found = [f for f in fields if f.key == _GRAPH]
     if len(found) != 1:
         raise ValueError(f"{len(found)} graphs")
     return found[0]
@@ -127,7 +130,7 @@ def _raw_of(held: mmap.mmap, initializer: _Field) -> _Field | None:
     """The bytes of an initializer, if there are many."""
     if initializer.end - initializer.content < LEAST_BYTES:
         return None
-    found = [f for f in _fields(held, initializer.content, initializer.end) if f.number == _RAW]
+    found = [f for f in _fields(held, initializer.content, initializer.end) if f.key == _RAW]
     large = len(found) == 1 and found[0].end - found[0].content >= LEAST_BYTES
     return found[0] if large else None
 
@@ -149,25 +152,23 @@ def _fields(held: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Field]:
                 raise ValueError(f"unknown wire type {kind} at byte {start}")
         if stop > end:
             raise ValueError(f"cut short: the field at byte {start} ends at {stop}, not by {end}")
-        yield _Field(key >> 3, start, content, stop)
+        yield _Field(key, start, content, stop)
         start = stop
 
 
 def _varint(held: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
     """A number of seven bits a byte, the lowest first, and where it ends."""
-    value = shift = 0
-    while at < end:
-        byte = held[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+    value = 0
+    for i, byte in enumerate(held[at : min(at + _LONGEST_VARINT, end)]):
+        value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
-            return value, at
-    raise ValueError(f"cut short at byte {end}")
+            return value, at + i + 1
+    raise ValueError(f"cut short, or no number, at byte {at}")
 
 
-def _head(number: int, size: int) -> bytes:
+def _head(key: int, size: int) -> bytes:
     """What stands before the content of a field that has a length."""
-    return _written(number << 3 | 2) + _written(size)
+    return _written(key) + _written(size)
 
 
 def _written(value: int) -> bytes:

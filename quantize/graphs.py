@@ -20,6 +20,9 @@ from bench.wire import LEAST_BYTES, Place, join, split
 EXTERNAL_BYTES = 1_500_000_000
 # Of new weights that a graph may hold beside a file that it shares, or that file may hold in vain.
 _INLINE_BYTES = 64 << 20
+_WHOLE_BYTES = frozenset(
+    k for k in ir.DataType if k.name not in ("UNDEFINED", "STRING") and k.bitwidth >= 8
+)
 
 
 def save(model: ir.Model, out: Path, *, share: bool = False) -> None:
@@ -140,11 +143,10 @@ def load(path: Path) -> ir.Model:
     lazy: dict[str, ir.LazyTensor] = {}
     for place in places:
         tensor = proto.graph.initializer[place.index]
-        kind = ir.DataType(tensor.data_type)
-        if kind.bitwidth < 8:
+        if not _is_plain(tensor):
             tensor.raw_data = file.read(place)
             continue
-        shape = ir.Shape(tensor.dims)
+        kind, shape = ir.DataType(tensor.data_type), ir.Shape(tensor.dims)
         read = partial(_tensor_at, file, place, kind, shape)
         told = tensor.doc_string or None
         lazy[tensor.name] = ir.LazyTensor(read, kind, shape, name=tensor.name, doc_string=told)
@@ -153,6 +155,16 @@ def load(path: Path) -> ir.Model:
         model.graph.initializers[name].const_value = weights
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether an `onnx.TensorProto` is the numbers in its `raw_data`, one after the other.
+
+    What is not is for the library to read or to refuse: less than a byte each, text, bytes beside
+    those in another file, no name.
+    """
+    plain = tensor.data_type in _WHOLE_BYTES and tensor.data_location != tensor.EXTERNAL
+    return plain and bool(tensor.name)
 
 
 class _File:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import wire
-from bench.wire import LEAST_BYTES, join, split
+from bench.wire import LEAST_BYTES, Place, join, split
 
 
 def model(*sizes: int) -> onnx.ModelProto:
@@ -80,6 +81,83 @@ def test_a_file_that_is_cut_short_is_told_from_a_whole_one(tmp_path: Path) -> No
 def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(ValueError, match=why):
+        split(tmp_path / "m.onnx")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 1),
+            st.sampled_from(["set", "put in", "cut out"]),
+            # Keys of the fields that are looked for, also with other encodings, and long numbers.
+            st.sampled_from([b"\0", b"\x7f", b"\x80", b"\xff" * 9, b"\xff" * 11, b"\x4d"])
+            | st.sampled_from([b"\x3a", b"\x38", b"\x3b", b"\x2a", b"\x28", b"\x4a", b"\x48"])
+            | st.binary(min_size=1, max_size=12),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_what_is_taken_apart_is_what_protobuf_reads_however_it_was_damaged(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[float, str, bytes]]
+) -> None:
+    data = model(30, 5, 200).SerializeToString()
+    for share, how, put in edits:
+        at = int(share * len(data))
+        behind = at if how == "put in" else at + len(put)
+        data = data[:at] + (b"" if how == "cut out" else put) + data[behind:]
+    path = tmp_path_factory.getbasetemp() / "damaged.onnx"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "LEAST_BYTES", 20)
+        try:
+            light, places = split(path)
+        except ValueError:
+            return
+    assert read(light, data, places) == read(data, b"", ())
+
+
+def read(serialized: bytes, data: bytes, places: tuple[Place, ...]) -> onnx.ModelProto | None:
+    """The model with its weights put back; None where it is none."""
+    try:
+        proto = onnx.ModelProto.FromString(serialized)
+    except DecodeError:
+        return None
+    for place in places:
+        raw = data[place.offset : place.offset + place.length]
+        proto.graph.initializer[place.index].raw_data = raw
+    return proto
+
+
+@pytest.mark.parametrize("encoding", [0, 1, 5])
+def test_an_initializer_that_protobuf_skips_is_not_counted(tmp_path: Path, encoding: int) -> None:
+    whole = model(LEAST_BYTES)
+    graph = whole.graph.SerializeToString()
+    skipped = bytes([5 << 3 | encoding, *[1] * {0: 1, 1: 8, 5: 4}[encoding]])
+    whole.ClearField("graph")
+    data = whole.SerializeToString()
+    size = wire._head(7 << 3 | 2, len(skipped) + len(graph))
+    (tmp_path / "m.onnx").write_bytes(data + size + skipped + graph)
+    assert onnx.load(str(tmp_path / "m.onnx")).graph.initializer[0].name == "w0"
+    assert [p.index for p in split(tmp_path / "m.onnx")[1]] == [0]
+
+
+def test_weights_beyond_what_protobuf_can_hold_are_split_off_and_joined(tmp_path: Path) -> None:
+    light = model(LEAST_BYTES)
+    light.graph.initializer[0].ClearField("raw_data")
+    path, size = tmp_path / "m.onnx", 5 << 30
+    with path.open("wb") as file:
+        # A hole in place of the bytes: they take no space.
+        join(light.SerializeToString(), {0: (size, lambda: b"" * file.seek(size, 1))}, file)
+    assert path.stat().st_size > size
+    found, (place,) = split(path)
+    assert onnx.ModelProto.FromString(found) == light
+    assert (place.index, place.length) == (0, size)
+
+
+def test_a_number_without_an_end_is_not_read_to_the_end(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x80" * (1 << 20))
+    with pytest.raises(ValueError, match="no number, at byte 0"):
         split(tmp_path / "m.onnx")
 
 

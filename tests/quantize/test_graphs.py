@@ -4,12 +4,13 @@ import gc
 import tracemalloc
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bench.models import read_model
 from quantize.graphs import load, opened, save, weight_bytes
@@ -162,6 +163,43 @@ def test_weights_of_every_width_read_as_a_library_reads_them(
         found.numpy().astype(np.float32), wanted.numpy().astype(np.float32)
     )
     assert found.doc_string == wanted.doc_string
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "no name": {"name": ""},
+    "two of one name": {"name": "x"},
+    "text": {"data_type": TensorProto.STRING},
+    "no type": {"data_type": TensorProto.UNDEFINED},
+    "in another file": {"data_location": TensorProto.EXTERNAL},
+    "too few": {"dims": [99_999]},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_weights_are_what_a_library_takes_them_for(tmp_path: Path, odd: str) -> None:
+    def values(model: ir.Model) -> dict[str, float | str]:
+        found: dict[str, float | str] = {}
+        for name, value in model.graph.initializers.items():
+            assert value.const_value is not None
+            try:
+                found[name] = float(value.const_value.numpy().sum())
+            except ValueError as e:
+                found[name] = str(e)
+        return found
+
+    ones, nines = np.ones(20_000, np.float32), np.full(20_000, 9, np.float32)
+    nines.tofile(tmp_path / "beside.bin")
+    proto = helper.make_model(
+        helper.make_graph([], "g", [], [], [numpy_helper.from_array(v, "x") for v in (nines, ones)])
+    )
+    tensor = proto.graph.initializer[1]
+    tensor.name = "odd"
+    tensor.ClearField("dims")
+    tensor.external_data.add(key="location", value="beside.bin")
+    tensor.MergeFrom(TensorProto(**{"dims": [20_000], **ODD[odd]}))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert values(load(path)) == values(ir.load(path))
 
 
 def test_numbers_that_are_not_stored_as_bytes_stay_as_they_are(tmp_path: Path) -> None:
