@@ -74,11 +74,11 @@ def fit(
         return nothing
     cut = len(rows) - max(int(_HELD * len(rows)), 1)
     read = rows if source is None else as_read(rows, source)
-    look = partial(_corrected, weights, rows, read, cut, correct=correct)
-    shift, least = look(plain.values())
+    look = _look(weights, rows, read, cut, correct=correct)
+    shift, least = look.at(plain.values())
     if rounding == "learned" and (rounder := learn(read[:cut])) is not None:
         codes = rounded(rounder)
-        other, error = look(codes.values())
+        other, error = look.at(codes.values())
         if error < least:
             return Fit(codes, other, learned=True)
     return Fit(plain, shift)
@@ -94,37 +94,64 @@ def as_read(rows: NDArray[np.float32], source: Range) -> NDArray[np.float32]:
     return found
 
 
-def _corrected(
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the codes of one layer are held against.
+
+    Attributes:
+        exact: float32 [rows, out channels], what FP32 makes of the held-out rows.
+        read: float32 [rows, groups, inputs], the same rows as their codes stand for them.
+        means: Of the other rows: float32 [1, out channels], what FP32 makes of their mean, and
+            float32 [1, groups, inputs], that mean as their codes stand for it. None where the bias
+            may take nothing up.
+    """
+
+    exact: NDArray[np.float32]
+    read: NDArray[np.float32]
+    means: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+
+    def at(self, held: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+        """What to add to the bias, and the squared error of held-out rows with it.
+
+        Taken from what the layer really reads, it makes up for the rounding and clipping of its
+        input as well as for that of its weights.
+
+        Args:
+            held: What the codes stand for.
+        """
+        error = (self.exact - outputs(held, self.read)).astype(np.float64)
+        nothing, without = np.zeros(error.shape[1]), float(np.square(error).sum())
+        if self.means is None:
+            return nothing, without
+        # A layer is linear, so its mean output is that of the mean row.
+        exact, read = self.means
+        mean = (exact - outputs(held, read))[0].astype(np.float64)
+        left = float(np.square(error - mean).sum())
+        return (mean, left) if left < without else (nothing, without)
+
+
+def _look(
     weights: NDArray[np.float32],
     rows: NDArray[np.float32],
     read: NDArray[np.float32],
     cut: int,
-    held: NDArray[np.float32],
     *,
     correct: bool,
-) -> tuple[NDArray[np.float64], float]:
-    """What to add to the bias, and the squared error of held-out rows with it.
-
-    Taken from what the layer really reads, it makes up for the rounding and clipping of its input
-    as well as for that of its weights.
+) -> _Look:
+    """What to hold a layer's codes against.
 
     Args:
         weights: Of FP32.
         rows: What FP32 reads.
         read: The same as their codes stand for them.
         cut: Where held-out rows begin.
-        held: What the codes stand for.
-        correct: Whether anything may be added.
+        correct: Whether the bias may take up the mean error.
     """
-    error = (outputs(weights, rows[cut:]) - outputs(held, read[cut:])).astype(np.float64)
-    nothing, without = np.zeros(error.shape[1]), float(np.square(error).sum())
-    if not correct:
-        return nothing, without
-    # A layer is linear, so its mean output is that of the mean row.
-    before, after = (r[:cut].mean(axis=0, keepdims=True) for r in (rows, read))
-    mean = (outputs(weights, before) - outputs(held, after))[0].astype(np.float64)
-    left = float(np.square(error - mean).sum())
-    return (mean, left) if left < without else (nothing, without)
+    means = None
+    if correct:
+        before, after = (r[:cut].mean(axis=0, keepdims=True) for r in (rows, read))
+        means = outputs(weights, before), after
+    return _Look(outputs(weights, rows[cut:]), read[cut:], means)
 
 
 def outputs(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -50,7 +50,8 @@ class Rounder:
         by_group = weights.reshape(groups, -1, inputs).transpose(0, 2, 1)
         steps = scales.reshape(groups, -1)
         # [groups, inputs, out channels]: what is updated together lies together.
-        left = np.take_along_axis(by_group, self.order[:, :, None], axis=1)
+        at = _one_below_another(self.order)
+        left = by_group.reshape(groups * inputs, -1)[at].reshape(by_group.shape)
         lost = np.empty_like(left)
         rounded = np.empty(left.shape, np.int8)
         for end in range(inputs, 0, -_BLOCK):
@@ -66,7 +67,7 @@ class Rounder:
                 # No product of matrices: one this small costs more to hand out to threads.
                 wanted[:, : i - start] += self.factor[:, start:i, i, None] * lost[:, None, i]
         found = np.empty(left.shape, np.int8)
-        np.put_along_axis(found, self.order[:, :, None], rounded, axis=1)
+        found.reshape(groups * inputs, -1)[at] = rounded.reshape(groups * inputs, -1)
         return np.ascontiguousarray(found.transpose(0, 2, 1)).reshape(weights.shape)
 
 
@@ -84,7 +85,8 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
         return None
     importance = np.einsum("ngi,ngi->gi", rows, rows) / np.float32(count)
     order = np.argsort(importance, axis=1, kind="stable")
-    by_group = np.take_along_axis(rows, order[None], axis=2).transpose(1, 0, 2)
+    ordered = rows.reshape(count, -1).take(_one_below_another(order), axis=1)
+    by_group = ordered.reshape(rows.shape).transpose(1, 0, 2)
     hessian = np.matmul(by_group.transpose(0, 2, 1), by_group)
     hessian /= np.float32(count)
     diagonal = np.einsum("gii->gi", hessian)
@@ -99,3 +101,17 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
     factor /= np.einsum("gii->gi", factor)[:, None, :].copy()
     factor = np.ascontiguousarray(factor.transpose(0, 2, 1))
     return Rounder(factor, order, importance) if np.isfinite(factor).all() else None
+
+
+def _one_below_another(order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """An order of every group's inputs as one of all inputs; several times as fast to take by.
+
+    Args:
+        order: [groups, inputs].
+
+    Returns:
+        [groups * inputs].
+    """
+    groups, inputs = order.shape
+    at: NDArray[np.intp] = order + inputs * np.arange(groups)[:, None]
+    return at.reshape(-1)
