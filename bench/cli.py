@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -22,6 +23,7 @@ from bench.store import atomic_write, dump
 # What a command works with is imported when it runs: `quantize` needs no more of this module than
 # how commands end, and its user waits for every import.
 if TYPE_CHECKING:
+    from bench.isolate import Child
     from bench.latency import Progress
     from bench.planning import Exporter
     from bench.render import Document
@@ -36,6 +38,20 @@ _WITHOUT_ERROR = (
     ExitCode.INCONCLUSIVE,
     ExitCode.INTERRUPTED,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an entry point hands to its commands, which find it as `obj` of their context.
+
+    Attributes:
+        exporter: Makes programs of models that are no files to run.
+        child: A process that waits for the order of the command.
+    """
+
+    exporter: "Exporter | None" = None
+    child: "Child | None" = None
+
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -140,7 +156,7 @@ def bench(
         predict_for=None if predict_for is None else read_elsewhere(predict_for),
     )
     beside = Beside.read(merge or [], compare, prices, utilisation)
-    machine, exporter = describe(), context.obj
+    machine = describe()
     with (
         tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder,
         progress_shown("measuring") as progress,
@@ -149,7 +165,7 @@ def bench(
             plan,
             machine,
             Path(folder),
-            exporter=exporter,
+            exporter=context.obj.exporter,
             progress=progress,
             refuse=beside.refuse_unlike if beside.has_runs else None,
         )
@@ -198,9 +214,7 @@ def doctor(
     refuse_unfit(machine, target, device)
 
 
-def guard(
-    app: typer.Typer, *, name: str = "vnnify", exporter: "Exporter | None" = None
-) -> NoReturn:
+def guard(app: typer.Typer, *, name: str = "vnnify", given: "Given | None" = None) -> NoReturn:
     """Run a command line to its exit status; the main function of every entry point.
 
     An error that vnnify raises on purpose becomes one line on stderr and its own status; anything
@@ -217,12 +231,12 @@ def guard(
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
-    command = typer.main.get_command(app)
+    command, given = typer.main.get_command(app), given or Given()
     status: int = ExitCode.OK
     try:
         _refuse_undecodable(arguments)
         _refuse_lost_folder()
-        status = command.main(args=arguments, prog_name=name, standalone_mode=True, obj=exporter)
+        status = command.main(args=arguments, prog_name=name, standalone_mode=True, obj=given)
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else ExitCode.OK if e.code is None else 1
     except KeyboardInterrupt:

@@ -2,25 +2,23 @@
 
 A model file is a program for its runtime: a broken one may end the process by a signal, hang, or
 eat the memory. The child gets its job as a JSON file and leaves its answer as one; big things go
-as files too. Nothing is pickled, and what native code prints cannot corrupt the answer.
+as files too. Nothing is pickled, and what native code prints cannot corrupt the answer. Its own
+side is `bench.child`.
 """
 
 import contextlib
-import faulthandler
-import importlib
 import json
 import logging
 import os
 import re
-import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
-import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,19 +29,35 @@ from bench.errors import ResourceError, VnnifyError
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
-_PR_SET_PDEATHSIG = 1
 _NATIVE = ("onnxruntime", "openvino", "torch", "nncf", "onnx")
 # Looks for the packages where the parent found them, and never in the current folder (-P).
 _BOOTSTRAP = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
-    "from bench.isolate import awaited, child; child(awaited(sys.argv[2]))"
+    "from bench.child import awaited, work; work(awaited(*sys.argv[2:]))"
 )
-# Children that were started before their order; see `head_start`.
-_waiting: list[subprocess.Popen[bytes]] = []
 
 
 class ChildError(RuntimeError):
     """A bug, raised in the child process; the message is its traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that was started before its order; see `head_start`.
+
+    Attributes:
+        process: It gets its order through its stdin; see `bench.child`.
+        readiness: A pipe that it closes when it is ready, or ends.
+    """
+
+    process: subprocess.Popen[bytes]
+    readiness: int
+
+    def until_ready(self, timeout_s: float) -> None:
+        """Wait for it, so long at most: what it does late is told when it got its order."""
+        poll = select.poll()
+        poll.register(self.readiness, select.POLLIN)
+        poll.poll(timeout_s * 1000)
 
 
 def run_isolated(
@@ -54,6 +68,7 @@ def run_isolated(
     name: str,
     timeout_s: float | None = None,
     patient: bool = False,
+    child: Child | None = None,
 ) -> Any:
     """Call a function in a fresh child process and wait for what it returns.
 
@@ -68,6 +83,7 @@ def run_isolated(
         timeout_s: After this long it is ended; None waits for ever.
         patient: Hand the first SIGINT or SIGTERM to the child, which may come to an end of its own
             and still answer; the second one ends it.
+        child: A process that waits for an order, and gets this one; None starts one.
 
     Raises:
         VnnifyError: Of the class and with the message that the child raised.
@@ -91,7 +107,7 @@ def run_isolated(
     )
     killed_before = cgroup.oom_kills()
     try:
-        status = _run(order, timeout_s, patient=patient)
+        status = _run(order, timeout_s, child, patient=patient)
         if status is None:
             raise ResourceError(f"{name} ran over its {timeout_s:g} s and was ended.")
         if patient and status in (-signal.SIGINT, -signal.SIGTERM):
@@ -105,30 +121,39 @@ def run_isolated(
 
 
 @contextlib.contextmanager
-def head_start(ready: str) -> Iterator[None]:
-    """Start a child that has no order yet; the next `run_isolated` inside gives it one.
+def head_start(ready: str, *words: str) -> Iterator[Child]:
+    """Start a child that has no order yet; a `run_isolated` inside gives it one.
 
     Its interpreter starts and imports while this process finds out what there is to do. A child
     that nobody needed ends with the block, and with this process in any case.
 
     Args:
         ready: `package.module:function`, which the child calls meanwhile.
+        words: What it is called with.
     """
-    try:
-        with _interrupts_later():
-            _waiting.append(_started(ready))
-        yield
-    finally:
-        while _waiting:
-            _end(_waiting.pop())
-
-
-def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
-    """Exit status of a child that does `order`; None if it had to be ended."""
     process = None
+    readiness, told = os.pipe()
     try:
         with _interrupts_later():
-            process = _waiting.pop() if _waiting else _started("")
+            try:
+                process = _started(str(told), ready, *words, kept=(told,))
+            finally:
+                os.close(told)
+        yield Child(process, readiness)
+    finally:
+        os.close(readiness)
+        # One that got an order has ended.
+        if process is not None and process.returncode is None:
+            _end(process)
+
+
+def _run(order: Path, timeout_s: float | None, child: Child | None, *, patient: bool) -> int | None:
+    """Exit status of a child that does `order`; None if it had to be ended."""
+    process = None if child is None else child.process
+    try:
+        if process is None:
+            with _interrupts_later():
+                process = _started()
         _send(order, process)
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
             on_time = _wait(process, timeout_s)
@@ -141,14 +166,15 @@ def _run(order: Path, timeout_s: float | None, *, patient: bool) -> int | None:
     return process.returncode if on_time else None
 
 
-def _started(ready: str) -> subprocess.Popen[bytes]:
-    """A child that waits for its order, which comes through its stdin; see `awaited`."""
+def _started(*words: str, kept: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """A child that calls `bench.child.awaited` with `words`, and has the files `kept` open."""
     root = str(Path(__file__).resolve().parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _BOOTSTRAP, root, ready],
+        [sys.executable, "-P", "-c", _BOOTSTRAP, root, *words],
         stdin=subprocess.PIPE,
         stdout=2,
         process_group=0,
+        pass_fds=kept,
     )
 
 
@@ -215,72 +241,6 @@ def _first_interrupt_to(child: int) -> Iterator[None]:
         yield
     finally:
         ours_again()
-
-
-def awaited(ready: str) -> str:
-    """The file of the order that this child process gets, once it has come.
-
-    Args:
-        ready: `package.module:function`, called before; empty for none.
-    """
-    # Nothing has begun that an interrupt could explain: it ends this process without a traceback.
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # What fails here fails again when it is needed, and is told then.
-    with contextlib.suppress(Exception):
-        if ready:
-            _function(ready)()
-    order_file = os.fsdecode(sys.stdin.buffer.read())
-    signal.signal(signal.SIGINT, before)
-    if not order_file:
-        os._exit(1)  # The parent died before it had an order; nobody waits for an answer.
-    return order_file
-
-
-def child(order_file: str) -> None:
-    """Entry point of the child process: do the job of the file, leave the answer, exit."""
-    order = json.loads(Path(order_file).read_text(encoding="utf-8"))
-    _tie_to(order["parent"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    status = 0
-    with Path(order["fault"]).open("w", encoding="utf-8") as fault:
-        faulthandler.enable(fault)
-        try:
-            value = _function(order["target"])(order["job"])
-            answer = json.dumps({"value": value})
-        except VnnifyError as e:
-            answer = json.dumps({"error": _public_class(e), "message": str(e)})
-        except MemoryError:
-            answer = json.dumps({"error": "ResourceError", "message": "out of memory."})
-        except KeyboardInterrupt:
-            answer, status = json.dumps({"error": "KeyboardInterrupt", "message": ""}), 130
-        except Exception:  # noqa: BLE001 - carried to the parent, which raises it as ChildError
-            answer = json.dumps({"error": "", "message": traceback.format_exc()})
-        Path(order["answer"]).write_text(answer, encoding="utf-8")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Native libraries may crash while Python takes them down; the answer is already complete.
-        os._exit(status)
-
-
-def _function(text: str) -> Callable[..., Any]:
-    """`package.module:function`, imported."""
-    module, _, name = text.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def _public_class(error: VnnifyError) -> str:
-    return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
-
-
-def _tie_to(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies."""
-    with contextlib.suppress(OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)  # It died before the call; nobody waits for the answer.
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> bool:

@@ -5,10 +5,11 @@ page placement), and a machine drifts. So a round is a process, variants take tu
 and `bench.compare` builds its intervals over rounds.
 """
 
+import contextlib
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter_ns
@@ -19,7 +20,7 @@ import numpy as np
 from bench.errors import UsageError, VnnifyError
 from bench.feeds import feeds_digest, save_feeds
 from bench.gpu import Gpu
-from bench.isolate import run_isolated
+from bench.isolate import Child, head_start, run_isolated
 from bench.models import Feeds, Model
 from bench.percentiles import percentile_ms
 from bench.runtimes.seam import Precision
@@ -76,6 +77,7 @@ class Round:
         compile_ns: Of `load_ns`, what compiling took; None where the runtime cannot tell.
         cold_ns: From asking for the process to its first answer: starting Python, importing
             vnnify and the runtime, opening, compiling, one inference. Files are in the page cache.
+            None where processes started side by side.
         placement: Nodes by execution provider, where the runtime tells it.
         gpu: On a GPU, its clock, power and temperature right after the samples.
     """
@@ -212,6 +214,23 @@ class Latency:
         return min((s for s in shares if s is not None), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Haste:
+    """What a benchmark may leave out to end sooner.
+
+    Attributes:
+        enough: Samples that end a round of 0.1 s or more before its time; None: nothing does.
+        abreast: Processes that start and import side by side, before they are timed one after the
+            other; how long that takes one that is alone is not measured then.
+    """
+
+    enough: int | None = None
+    abreast: int = 1
+
+
+UNHURRIED = Haste()
+
+
 class CutShort(KeyboardInterrupt):
     """Ctrl-C or SIGTERM came while variants were timed.
 
@@ -236,8 +255,8 @@ def measure(
     *,
     rounds: int = 5,
     seconds_per_round: float = 1.0,
-    enough: int | None = None,
     seed: int = 0,
+    haste: Haste = UNHURRIED,
     progress: Progress | None = None,
 ) -> tuple[Latency, ...]:
     """Time `variants` on the same inputs, taking turns.
@@ -248,8 +267,8 @@ def measure(
         rounds: Processes per variant; with 1 there is no interval.
         seconds_per_round: Time to take samples in one process; warm-up takes at most as much again.
             At least 5 are taken however long they last.
-        enough: Samples that end a round of 0.1 s or more before its time; None: nothing does.
         seed: Of the order.
+        haste: What may be left out.
         progress: Told before every round.
 
     Returns:
@@ -277,19 +296,44 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder:
         scratch = Path(folder)
         save_feeds(feeds, scratch / "feeds.npz")
-        for done, which in enumerate(w for order in orders for w in order):
-            variant = variants[which]
-            try:
-                if progress is not None:
-                    progress(done, rounds * len(variants), variant.name)
-                answer = _isolated(variant, scratch, seconds_per_round, enough)
-            except KeyboardInterrupt:
-                if not (finished := min(map(len, found))):
-                    raise
-                raise CutShort(until(finished)) from None
+        queue = [w for order in orders for w in order]
+
+        def take(which: int, child: Child | None) -> None:
+            variant, done = variants[which], sum(map(len, found))
+            if progress is not None:
+                progress(done, len(queue), variant.name)
+            answer = _isolated(variant, scratch, seconds_per_round, haste.enough, child)
             versions[which] = answer.pop("runtime_version")
             found[which].append(_round(answer))
+
+        try:
+            for i in range(0, len(queue), haste.abreast):
+                batch = queue[i : i + haste.abreast]
+                with _waiting([variants[w].runtime for w in batch]) as children:
+                    for which, child in zip(batch, children, strict=True):
+                        take(which, child)
+        except KeyboardInterrupt:
+            if not (finished := min(map(len, found))):
+                raise
+            raise CutShort(until(finished)) from None
     return until(rounds)
+
+
+@contextlib.contextmanager
+def _waiting(runtimes: Sequence[str]) -> Iterator[Sequence[Child | None]]:
+    """Processes that have imported a runtime each, and are at rest; none ahead of a single round.
+
+    A single round measures how long all of that takes.
+    """
+    if len(runtimes) == 1:
+        yield [None]
+        return
+    with contextlib.ExitStack() as held:
+        ready = "bench.sampling:get_ready"
+        children = [held.enter_context(head_start(ready, r)) for r in runtimes]
+        for child in children:
+            child.until_ready(TIMEOUT_S)
+        yield children
 
 
 def with_control(variants: Sequence[Variant]) -> list[Variant]:
@@ -313,15 +357,23 @@ def refusal(variant: Variant, feeds: Sequence[Feeds]) -> VnnifyError | None:
 
 
 def _isolated(
-    variant: Variant, scratch: Path, seconds: float, enough: int | None = None
+    variant: Variant,
+    scratch: Path,
+    seconds: float,
+    enough: int | None = None,
+    child: Child | None = None,
 ) -> dict[str, Any]:
-    """One round of a variant, in a fresh process."""
+    """One round of a variant, in a fresh process, which may have started before."""
+    job = job_of(variant, scratch / "feeds.npz", seconds)
+    if child is None:
+        job["spawned_ns"] = perf_counter_ns()
     answer: dict[str, Any] = run_isolated(
         "bench.sampling:run_round",
-        {**job_of(variant, scratch / "feeds.npz", seconds), "enough": enough},
+        {**job, "enough": enough},
         scratch=scratch,
         name=f"measuring {variant.name!r} in {variant.runtime}",
         timeout_s=TIMEOUT_S + 10 * seconds,
+        child=child,
     )
     return answer
 
@@ -339,7 +391,7 @@ def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
 
 
 def job_of(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
-    """What `bench.sampling.run_round` takes."""
+    """What a round or a turn of `bench.sampling` takes."""
     return {
         "model": str(variant.model.path.resolve()),
         "size_bytes": variant.model.size_bytes,
@@ -347,7 +399,6 @@ def job_of(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
         "device": variant.device,
         "precision": variant.precision,
         "copies": variant.copies,
-        "spawned_ns": perf_counter_ns(),
         "threads": variant.threads,
         "feeds": str(feeds),
         "seconds": seconds,

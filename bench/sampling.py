@@ -31,11 +31,17 @@ _STABLE = 1.02
 FEWEST_TO_TELL = 2 * _WINDOW - 1
 
 
+def get_ready(runtime: str) -> None:
+    """Import what a round needs, before there is an order for it."""
+    find_runtime(runtime).version()
+
+
 def run_round(job: dict[str, Any]) -> dict[str, Any]:
     """One round, in the process that calls; `bench.latency.measure` calls it in fresh ones.
 
     Args:
-        job: Model, runtime, feeds and settings; `spawned_ns` is when the process was asked for.
+        job: Model, runtime, feeds and settings; `spawned_ns` is when the process was asked for,
+            where it started for this round alone.
 
     Returns:
         The fields of a `bench.latency.Round`, and `runtime_version`.
@@ -66,7 +72,7 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
         "compile_ns": session.compile_ns,
         "first_ns": end - start,
         # One clock for all processes of a machine: CLOCK_MONOTONIC, clock_gettime(2).
-        "cold_ns": end - job["spawned_ns"],
+        "cold_ns": end - job["spawned_ns"] if "spawned_ns" in job else None,
         "placement": session.placement,
         "gpu": dataclasses.asdict(gpus[0]) if gpus else None,
         "warmup_ns": warmup,

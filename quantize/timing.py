@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.compare import CONFIDENCE, Comparison, compare
-from bench.latency import Latency, Variant, measure, with_control
+from bench.latency import Haste, Latency, Variant, measure, with_control
+from bench.machine import available_threads
 from bench.models import Feeds, Model
 from bench.percentiles import P90_SAMPLES
 from quantize.job import Effort
@@ -43,8 +44,8 @@ class Question:
     Attributes:
         limits: Speed-ups that INT8 is held against; their side has to be certain.
         brief: Whether that is all, and no narrow interval is waited for.
-        quick: Whether processes are short, and FP32 runs beside itself at the last look alone; for
-            a replay whose recipe tells which FP32 is the fastest.
+        quick: Whether processes are short and start side by side, and FP32 runs beside itself at
+            the last look alone; for a replay whose recipe tells which FP32 is the fastest.
         once: Whether the first look is the only one; where the side was open before, and more
             rounds would hardly tell it.
     """
@@ -111,8 +112,8 @@ def time_models(
             timed_feeds(bench),
             rounds=rounds - done,
             seconds_per_round=seconds,
-            enough=_ENOUGH,
             seed=look,
+            haste=Haste(_ENOUGH, available_threads() if question.quick else 1),
             progress=lambda done, total, _name: step(done, total),
         )
         found = _joined(found, more)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.feeds import feeds_digest
-from bench.latency import Latency, Progress, Round, Variant
+from bench.latency import UNHURRIED, Haste, Latency, Progress, Round, Variant
 from bench.models import Feeds
 
 
@@ -61,8 +61,8 @@ class Stopwatch:
         *,
         rounds: int = 5,
         seconds_per_round: float = 1.0,
-        enough: int | None = None,
         seed: int = 0,
+        haste: Haste = UNHURRIED,
         progress: Progress | None = None,
     ) -> tuple[Latency, ...]:
         if progress is not None:

@@ -49,6 +49,7 @@ _REPORT = "report.json"
 
 
 def quantize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     data: Annotated[str, typer.Option(help=DATA)],
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("vnnify-out"),
@@ -140,7 +141,7 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
     """Make an INT8 model of a trained FP32 model, judge it, and time it."""
-    asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k != "context"}
     refuse_inputs([flips], [model, weights, data, calibration, slices, baseline, recipe])
     refuse_existing([flips], force=force)
     refuse_no_baseline(baseline, update=update_baseline)
@@ -160,6 +161,7 @@ def quantize(
             scratch=staging,
             name="quantizing",
             patient=True,
+            child=context.obj.child,
         )
         extra = {"outcome": told["outcome"], "command": typed()}
         write_manifest(staging, extra, told["packages"])

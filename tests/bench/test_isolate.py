@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import isolate
+from bench import child, isolate
 from bench.errors import InputError, ResourceError, UsageError
 from bench.isolate import ChildError, head_start, run_isolated
 
@@ -59,6 +60,11 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def never():\n"
         "    ready()\n"
         "    time.sleep(60)\n"
+        "def slowly(name):\n"
+        "    time.sleep(0.2)\n"
+        "    open('slow-' + name, 'w').close()\n"
+        "def gone():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "def unready():\n"
         "    raise ValueError('too early')\n"
         "def number(job): return os.getpid()\n"
@@ -252,7 +258,7 @@ def test_the_child_leaves_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, answer: dict[str, Any]
 ) -> None:
     """The child's side in this process, where its lines can be seen to run."""
-    monkeypatch.setattr(isolate, "_tie_to", lambda _parent: None)
+    monkeypatch.setattr(child, "_tie_to", lambda _parent: None)
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     monkeypatch.setattr("faulthandler.enable", lambda *_: None)
     order = {
@@ -264,7 +270,7 @@ def test_the_child_leaves_an_answer(
     }
     (tmp_path / "order").write_text(json.dumps(order))
     with pytest.raises(Exited) as ended:
-        isolate.child(str(tmp_path / "order"))
+        child.work(str(tmp_path / "order"))
     assert ended.value.args == (0,)
     found = json.loads((tmp_path / "answer").read_text())
     assert found.items() >= answer.items()
@@ -273,21 +279,21 @@ def test_the_child_leaves_an_answer(
 @pytest.mark.usefixtures("exits")
 def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where its lines can be seen to run."""
-    for text, ready in ((b"/a/b", ""), (b"/a/b", "math:isfinite")):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-        assert isolate.awaited(ready) == "/a/b"
+    for words in ((), ("", "os:getpid"), ("", "os:getenv", "PATH")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/a/b")))
+        assert child.awaited(*words) == "/a/b"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(Exited) as ended:
-        isolate.awaited("")
+        child.awaited()
     assert ended.value.args == (1,)
 
 
 @pytest.mark.usefixtures("exits")
 def test_an_orphan_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     code = threading.get_ident  # Any number that is no parent of ours.
-    monkeypatch.setattr(isolate, "_PR_SET_PDEATHSIG", 0)
+    monkeypatch.setattr(child, "_PR_SET_PDEATHSIG", 0)
     with pytest.raises(Exited) as ended:
-        isolate._tie_to(-code())
+        child._tie_to(-code())
     assert ended.value.args == (1,)
 
 
@@ -297,8 +303,8 @@ def test_an_unknown_error_class_cannot_be_forged() -> None:
     class CustomError(OutputError):
         pass
 
-    assert isolate._public_class(CustomError("x")) == "OutputError"
-    assert isolate._public_class(UsageError("x")) == "UsageError"
+    assert child._public_class(CustomError("x")) == "OutputError"
+    assert child._public_class(UsageError("x")) == "UsageError"
 
 
 def _ready(folder: Path) -> int:
@@ -312,10 +318,36 @@ def test_a_child_with_a_head_start_gets_the_next_order(
     jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with head_start(f"{jobs}:ready"):
+    with head_start(f"{jobs}:ready") as waiting:
         first = _ready(tmp_path)
-        assert _run(f"{jobs}:number", tmp_path) == first
         assert _run(f"{jobs}:number", tmp_path) not in (first, os.getpid())
+        assert _run(f"{jobs}:number", tmp_path, child=waiting) == first
+    assert not _alive(first)
+
+
+def test_it_is_known_when_children_are_ready(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:slowly", "a") as a, head_start(f"{jobs}:slowly", "b") as b:
+        a.until_ready(60)
+        b.until_ready(60)
+        assert sorted(f.name for f in tmp_path.glob("slow-*")) == ["slow-a", "slow-b"]
+    # One that ends is not waited for.
+    with head_start(f"{jobs}:gone") as broken:
+        broken.until_ready(60)
+        with pytest.raises(ResourceError, match="SIGKILL"):
+            _run(f"{jobs}:number", tmp_path, child=broken)
+
+
+def test_a_child_that_does_not_get_ready_is_waited_for_so_long_only(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:never") as waiting:
+        waiting.until_ready(0.01)
+        number = _ready(tmp_path)
+    assert not _alive(number)
 
 
 def test_a_child_that_nobody_needed_ends(
@@ -343,10 +375,12 @@ def test_a_child_that_waits_ends_with_its_parent(
 
 
 def test_what_fails_before_the_order_is_told_by_the_order_alone(jobs: str, tmp_path: Path) -> None:
-    with head_start(f"{jobs}:unready"):
-        assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}) == 3
-    with head_start("no_such_module:ready"), pytest.raises(ChildError, match="no_such_module"):
-        _run("no_such_module:work", tmp_path)
+    with head_start(f"{jobs}:unready") as waiting:
+        assert _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}, child=waiting) == 3
+    with head_start("no_such_module:ready") as waiting:
+        waiting.until_ready(60)
+        with pytest.raises(ChildError, match="no_such_module"):
+            _run("no_such_module:work", tmp_path, child=waiting)
 
 
 def test_an_interrupt_before_the_order_is_read_needs_no_traceback(
@@ -360,10 +394,10 @@ def test_an_interrupt_before_the_order_is_read_needs_no_traceback(
         return wait(*arguments)
 
     monkeypatch.setattr(isolate, "_wait", interrupted)
-    with head_start(f"{jobs}:never"):
+    with head_start(f"{jobs}:never") as waiting:
         _ready(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            _run(f"{jobs}:add", tmp_path, patient=True)
+            _run(f"{jobs}:add", tmp_path, patient=True, child=waiting)
     assert capfd.readouterr().err == ""
 
 
@@ -371,16 +405,34 @@ def test_a_child_that_died_before_its_order_is_a_matter_of_resources(
     jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with head_start(f"{jobs}:ready"):
+    with head_start(f"{jobs}:ready") as waiting:
         os.kill(_ready(tmp_path), signal.SIGKILL)
         with pytest.raises(ResourceError, match="SIGKILL"):
-            _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2})
+            _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}, child=waiting)
 
 
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _nap(scratch: Path) -> None:
+    run_isolated("time:sleep", {}, scratch=scratch, name="a nap")
+
+
+def _wait_for_a_nap(_scratch: Path) -> None:
+    with head_start("time:time") as waiting:
+        waiting.until_ready(60)
+
+
+@pytest.mark.parametrize("start", [_nap, _wait_for_a_nap])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_a_child_starts_leaves_no_child(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    start: Callable[[Path], None],
 ) -> None:
+    files = _open_files()
     started = []
 
     class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
@@ -393,8 +445,10 @@ def test_an_interrupt_while_a_child_starts_leaves_no_child(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_isolated("time:sleep", {}, scratch=tmp_path, name="a nap")
+            start(tmp_path)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert [child.returncode for child in started] == [-signal.SIGKILL]
     assert not list(tmp_path.iterdir())
+    started.clear()
+    assert _open_files() == files

@@ -1,4 +1,8 @@
+import contextlib
 import dataclasses
+import select
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,9 @@ from hypothesis import strategies as st
 
 from bench import latency
 from bench.errors import InputError, ResourceError, UsageError
+from bench.isolate import Child
 from bench.latency import (
+    Haste,
     Latency,
     Round,
     Variant,
@@ -65,9 +71,66 @@ def test_measures_in_fresh_processes(variant: Variant) -> None:
     for x in found:
         assert len(x.rounds) == 2
         assert x.runtime_version == RUNTIMES["onnxruntime"].version()
+        assert all(r.cold_ns is not None and r.cold_ns > r.load_ns for r in x.rounds)
         assert all(r.load_ns > 0 and len(r.samples_ns) >= MIN_SAMPLES for r in x.rounds)
         assert 10 * 2**20 < x.peak_rss_bytes < 2**30
         assert x.feeds_sha256 == found[0].feeds_sha256
+
+
+def test_processes_that_start_side_by_side_are_timed_one_after_the_other(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    start, give = latency.head_start, latency.run_isolated
+
+    @contextlib.contextmanager
+    def started(*words: str) -> Iterator[Child]:
+        with start(*words) as child:
+            events.append("start")
+            yield child
+        events.append("end")
+
+    def given(*order: Any, child: Child | None, **rest: Any) -> Any:
+        # Ready before any is timed: the pipe of one that is closed has been closed by now.
+        assert child is None or select.select([child.readiness], [], [], 0)[0]
+        events.append("time")
+        return give(*order, child=child, **rest)
+
+    monkeypatch.setattr(latency, "head_start", started)
+    monkeypatch.setattr(latency, "run_isolated", given)
+    found = measure(
+        [variant, dataclasses.replace(variant, name="other")],
+        FEEDS,
+        rounds=2,
+        seconds_per_round=0.01,
+        haste=Haste(abreast=3),
+    )
+    # A single one is left for the end: it starts when it is asked for.
+    assert events == [*["start"] * 3, *["time"] * 3, *["end"] * 3, "time"]
+    assert [len(x.rounds) for x in found] == [2, 2]
+    assert sum(r.cold_ns is None for x in found for r in x.rounds) == 3
+
+
+def test_an_interrupt_leaves_none_of_the_processes_that_started(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[Child] = []
+    start = latency.head_start
+
+    @contextlib.contextmanager
+    def started(*words: str) -> Iterator[Child]:
+        with start(*words) as child:
+            waiting.append(child)
+            yield child
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "head_start", started)
+    monkeypatch.setattr(latency, "run_isolated", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure([variant], FEEDS, rounds=2, seconds_per_round=0.01, haste=Haste(abreast=2))
+    assert [child.process.returncode for child in waiting] == [-signal.SIGKILL] * 2
 
 
 def test_a_crash_names_the_variant(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:

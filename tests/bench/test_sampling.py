@@ -2,6 +2,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_warmup_that_only_ran_out_of_time_has_not_settled() -> None:
 
 
 def test_a_round_reports_everything(variant: Variant) -> None:
-    answer = run_round(_job(variant))
+    answer = run_round({**_job(variant), "spawned_ns": perf_counter_ns()})
     assert answer.pop("runtime_version")
     assert {f.name for f in dataclasses.fields(Round)} == answer.keys()
     assert 0 <= answer["steal_share"] <= 1
@@ -102,6 +103,7 @@ def test_a_round_reports_everything(variant: Variant) -> None:
     assert 0 <= answer["held_up_share"] <= 1
     # Everything up to the first answer is part of a cold start.
     assert answer["cold_ns"] > answer["load_ns"] + answer["first_ns"]
+    assert run_round(_job(variant))["cold_ns"] is None
 
 
 def test_a_round_opens_with_the_settings_asked_for(

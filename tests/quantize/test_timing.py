@@ -12,6 +12,7 @@ import pytest
 
 from bench.compare import CONFIDENCE, Comparison
 from bench.latency import Latency, Round, Variant, turns
+from bench.machine import available_threads
 from bench.models import Model
 from quantize import timing
 from quantize.job import Effort
@@ -77,7 +78,9 @@ def test_a_narrow_interval_on_one_side_ends_it_after_three_rounds() -> None:
     asked: list[dict[str, Any]] = []
     assert rounds_of(timed(waves(0.005), asked=asked)) == 3
     assert [(a["rounds"], a["seconds_per_round"]) for a in asked] == [(3, 0.3)]
-    assert asked[0]["enough"] >= 64
+    assert asked[0]["haste"].enough >= 64
+    # How long a start takes is measured.
+    assert asked[0]["haste"].abreast == 1
 
 
 def test_a_wide_interval_gets_the_rounds_that_were_asked_for() -> None:
@@ -112,6 +115,7 @@ def test_where_the_fastest_fp32_is_known_short_rounds_tell_the_side() -> None:
     assert [(a["rounds"], a["seconds_per_round"], len(a["variants"])) for a in asked] == [
         (3, 0.1, 2)
     ]
+    assert asked[0]["haste"].abreast == available_threads()
     assert found.control is None
     assert [x.variant.name for x in found.latencies] == ["FP32 onnxruntime", "INT8 onnxruntime"]
     # A slower one is found out just so.
