@@ -65,7 +65,7 @@ def slices_check(
     scale = scale_of(evaluation)
     allowed = drop_text(limit, scale)
     if not slices:
-        text = "There is no slice of at least five samples to judge."
+        text = "There is no slice of at least five samples to judge. Give more, or larger slices."
         return Check(name, "inconclusive", text, limit=allowed)
     left_out = ""
     if small:
@@ -83,7 +83,11 @@ def slices_check(
         return Check(name, "fail", text + left_out, _listed(lost), found, allowed)
     if open_:
         most = max((s.samples_needed or 0 for s in open_), default=0)
-        asked = f" About {most:,} samples of each would settle it." if most else ""
+        asked = (
+            f" About {most:,} samples of each would settle it."
+            if most
+            else " They lost so much that more are unlikely to settle it; a larger limit may."
+        )
         text = (
             f"{len(open_)} of {len(slices)} slices have too few samples to be sure that they lost "
             f"no more than {allowed}; the first is {open_[0].name} with {open_[0].n:,}.{asked}"

@@ -22,7 +22,7 @@ from quantize.intervals import (
     samples_to_certify,
     zero_loss_samples,
 )
-from quantize.looks import Look, level_of
+from quantize.looks import FIRST, Look, level_of
 from quantize.pairing import Paired, own_bounds, pair
 from quantize.resampling import FEW_CHANGES
 from quantize.sentences import Words
@@ -57,7 +57,8 @@ class Verdict:
         losses: Samples that INT8 scores worse.
         gains: Samples that INT8 scores better.
         samples_needed: Of an inconclusive verdict: about how many samples would certify the
-            observed drop; None where no number would.
+            observed drop; None where no number would. Of a later candidate of a search, how many
+            new ones would if it alone is judged by them, which may be fewer than it had.
         reason: One or two plain sentences.
         higher_is_better: Direction of the metric.
         suspicious: What a person should look at, whatever the outcome.
@@ -134,7 +135,10 @@ def judge(
     scale = scale_of(baseline)
     level = level_of(confidence, share, look)
     paired = pair(baseline, candidate, level, units)
-    outcome, needed, reason = _decide(paired, limit, level, Words(baseline, scale, confidence))
+    # A later candidate of a search would have the whole error if it were judged alone.
+    aim = level if share >= FIRST or look is not None else confidence
+    words = Words(baseline, scale, confidence)
+    outcome, needed, reason = _decide(paired, limit, level, words, aim)
     if candidate.nonfinite:
         outcome, needed = "refuse", None
         reason = (
@@ -247,9 +251,17 @@ def _refuse_guessing(baseline: Evaluation, chance: float) -> None:
 
 
 def _decide(
-    paired: Paired, limit: float, level: float, words: Words
+    paired: Paired, limit: float, level: float, words: Words, aim: float
 ) -> tuple[Outcome, int | None, str]:
-    """Outcome, samples needed where inconclusive, and the reason; `level` is that of the bounds."""
+    """Outcome, samples needed where inconclusive, and the reason.
+
+    Args:
+        paired: The comparison.
+        limit: The drop tolerated.
+        level: Confidence of its bounds.
+        words: To tell it.
+        aim: Confidence of bounds on more samples, or on new ones where it is less than `level`.
+    """
     observed, allowed, it = words.observed(paired), words.drop(limit), words.it(paired)
     if paired.low > limit and _may_refuse(paired, level):
         return (
@@ -267,22 +279,27 @@ def _decide(
             None,
             f"{observed}; {words.sure} {it} is {words.below} the limit of {allowed}.",
         )
-    needed = _samples_needed(paired, limit, level)
+    needed = _samples_needed(paired, limit, level, aim)
     if needed is not None and below and limit == 0:
         reason = (
-            f"{observed}; chance does that too often to claim anything {words.sure}. About "
-            f"{needed:,} samples would settle it if that stays so."
+            f"{observed}; chance does that too often to claim anything {words.sure}. "
+            f"{words.settled(needed, alone=aim < level)}"
         )
-    elif needed is not None and below:
+    elif needed is not None and below and aim == level:
         reason = (
             f"{observed}, too few to claim anything {words.sure}, whatever they show: the limit of "
             f"{allowed} asks for {needed:,}."
         )
+    elif needed is not None and below:
+        reason = (
+            f"{observed}, too few to claim anything {words.sure} of one of several candidates. "
+            f"{words.settled(needed, alone=True)}"
+        )
     elif needed is not None:
         reason = (
             f"{observed}, but {words.sure} {it} is only known to be {words.below} "
-            f"{words.drop(paired.high)}; the limit is {allowed}. About {needed:,} samples would "
-            "settle it if that stays so."
+            f"{words.drop(paired.high)}; the limit is {allowed}. "
+            f"{words.settled(needed, alone=aim < level)}"
         )
     elif paired.drop == limit == 0:
         reason = (
@@ -292,7 +309,7 @@ def _decide(
     else:
         reason = (
             f"{observed}, no better than the limit of {allowed}, yet too few to refuse "
-            f"{words.sure}. More samples are unlikely to make it pass."
+            f"{words.sure}. More samples are unlikely to make it pass, a larger limit may."
         )
     return "inconclusive", needed, reason
 
@@ -322,23 +339,24 @@ def _fewest_to_pass(paired: Paired, limit: float, confidence: float) -> int:
     return zero_loss_samples(limit, confidence)
 
 
-def _samples_needed(paired: Paired, limit: float, confidence: float) -> int | None:
+def _samples_needed(paired: Paired, limit: float, level: float, aim: float) -> int | None:
+    """How many would pass at `aim`; see `_decide`. Fewer than there are only if they are new."""
     room = limit - paired.drop
     if room < 0 or (room == 0 and (limit == 0 or not paired.constant)):
         return None
-    fewest = max(paired.n + 1, _fewest_to_pass(paired, limit, confidence))
+    fewest = max(paired.n + 1 if aim == level else 1, _fewest_to_pass(paired, limit, aim))
     if paired.constant:
         return fewest
     if paired.unchanged:
         # What may have been missed shrinks as the share of samples that may change.
-        share = clopper_pearson_upper(0, paired.n, confidence) * limit / paired.high
-        return max(fewest, zero_loss_samples(share, confidence)) if share < 1 else fewest
+        share = clopper_pearson_upper(0, paired.n, level) * limit / paired.high
+        return max(fewest, zero_loss_samples(share, aim)) if share < 1 else fewest
     if paired.binary:
         rates = (paired.losses / paired.n, paired.gains / paired.n)
-        needed: float = samples_to_certify(*rates, limit, confidence)
+        needed: float = samples_to_certify(*rates, limit, aim)
     else:
         # Squared only where the square is a number: room may be the last bit of a tolerance.
-        root = NormalDist().inv_cdf(confidence) * paired.bounds.spread / room
+        root = NormalDist().inv_cdf(aim) * paired.bounds.spread / room
         needed = root**2 if root < _MOST_SAMPLES else math.inf
         changed = paired.losses + paired.gains
         if 0 < changed < FEW_CHANGES:

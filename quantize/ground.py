@@ -12,11 +12,11 @@ from quantize.gate import can_pass, judge
 from quantize.job import Job, Limits, Progress
 from quantize.journal import Journal, knows_scores, metric_digest, remember_scores
 from quantize.judging import Judging
-from quantize.looks import Look
+from quantize.looks import FIRST, Look
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.sequential import Foresight, Looks, foresight
-from quantize.shares import FIRST, Shares
+from quantize.shares import Shares
 from quantize.slices import Division, slice_limit
 from quantize.slices import divide as divided
 from quantize.stopping import Interrupt

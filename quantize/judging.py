@@ -12,12 +12,12 @@ from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Watch, evaluate, first_scores
 from quantize.gate import Verdict, judge
 from quantize.journal import Journal, keep_evaluation, recall_evaluation
-from quantize.looks import Look
+from quantize.looks import FIRST, Look
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
 from quantize.sequential import Looks
-from quantize.shares import FIRST, Shares
+from quantize.shares import Shares
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 from quantize.tolerance import Tolerance, exactly

@@ -14,6 +14,8 @@ Radiology 44 (1971) 793-797) and of Peto and others (British Journal of Cancer 3
 from dataclasses import dataclass
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+# Of the error of a search, for its first candidate; see `quantize.shares`.
+FIRST = 0.9
 # Of the error, for all looks before the last one.
 _BEFORE_THE_LAST = 0.5
 

@@ -26,6 +26,15 @@ class Words:
         """How sure the whole claim is, whichever look makes it."""
         return f"at {self.confidence * 100:.4g} % confidence"
 
+    def settled(self, needed: int, *, alone: bool) -> str:
+        """How many samples would do; new ones where this model has to be judged `alone`."""
+        if not alone:
+            return f"About {needed:,} samples would settle it if that stays so."
+        return (
+            f"About {needed:,} new samples would settle it if that stays so: vnnify gate judges "
+            "this model alone by them."
+        )
+
     def drop(self, drop: float) -> str:
         """A drop; of a ratio in decibels, the ratio that it leaves."""
         if self.scale == "decibels":

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from quantize.gate import Verdict
+from quantize.looks import FIRST
 
-FIRST = 0.9
 _UNLIKELY = 0.05
 _LATER = 0.5
 _SURE = 0.99

@@ -13,7 +13,7 @@ from bench.render import FORMATS, render
 from bench.runtimes import RUNTIMES, Session, Settings
 from bench.store import dump, load
 from quantize import gating
-from quantize.checks import compression_check, speed_check
+from quantize.checks import compression_check, slices_check, speed_check
 from quantize.gate_report import GateReport, gate_document
 from quantize.gating import lock_of, run_gate
 from quantize.job import DataSpec, GateBounds, GateJob, Limits, flips_file
@@ -491,6 +491,12 @@ def test_small_slices_are_inconclusive_and_not_passed(job: GateJob, tmp_path: Pa
     found = next(c for c in report.checks if c.name == "slices")
     assert (found.outcome, report.exit_code) == ("inconclusive", 4)
     assert "samples of each would settle it" in found.message
+    (judged,) = report.judged
+    lost = [replace(s, outcome="inconclusive", samples_needed=None) for s in judged.slices]
+    told = slices_check(lost, 0, 0.01, judged.evaluations[0])
+    assert told.message.endswith(
+        "They lost so much that more are unlikely to settle it; a larger limit may."
+    )
 
 
 # --- models that are not quite alike ---

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from quantize.gate import Verdict, judge
-from quantize.shares import FIRST, Shares, is_surely_lost
+from quantize.looks import FIRST
+from quantize.shares import Shares, is_surely_lost
 from tests.benchmarks.gate import run_errors, searching
 from tests.quantize.test_gate import POINT, counted
 
@@ -84,8 +85,33 @@ def test_a_share_moves_the_bounds_and_not_what_they_are_called() -> None:
     assert part.level == pytest.approx(0.9975)
     assert part.high == judge(*counted(1000, 2, 0), POINT, confidence=0.9975).high
     assert "95 % confidence" in part.reason
-    assert part.samples_needed is not None
-    assert part.samples_needed > 1000
+
+
+def test_a_later_candidate_asks_for_new_samples_that_judge_it_alone() -> None:
+    later = verdict(3, 2, share=0.05)
+    assert later.outcome == "inconclusive"
+    assert later.samples_needed is not None
+    # Fewer than it had, since these judged others before.
+    assert 299 <= later.samples_needed < 1000
+    assert later.reason.endswith(
+        f"About {later.samples_needed:,} new samples would settle it if that stays so: vnnify gate "
+        "judges this model alone by them."
+    )
+    times = 2
+    enough = verdict(3 * times, 2 * times, times * later.samples_needed)
+    assert enough.outcome == "pass"
+    # The first of a new run has what the first of this one had.
+    first = verdict(6, 4, 500, share=FIRST)
+    alone = verdict(6, 4, 500, share=0.05)
+    assert first.samples_needed is not None
+    assert alone.samples_needed is not None
+    assert alone.samples_needed < first.samples_needed
+    assert "new" not in first.reason
+
+
+def test_a_later_candidate_without_a_loss_asks_for_those_of_the_zero_loss_rule() -> None:
+    later = verdict(0, 0, 400, share=0.05)
+    assert (later.outcome, later.samples_needed) == ("inconclusive", 299)
 
 
 def test_a_refusal_has_the_whole_error() -> None:
