@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from bench.errors import InputError, UsageError
 from bench.models import Feeds, Model
 from bench.runtimes.seam import Runtime, Session, Settings
-from quantize.data import Sample, Samples
+from quantize.data import Samples
 from quantize.evidence import Evidence, Gathering, stacked
 from quantize.inference import Run, run_all
 from quantize.metric import Metric
 from quantize.metrics import run_labels
 from quantize.outputs import OutputStore, first_nonfinite
 from quantize.scores import Labels
-from quantize.sources.parity import repeats
 
 # The score of a non-finite sample where the metric has no worst one; JSON knows no infinity.
 _WORST = float(np.finfo(np.float32).max)
@@ -51,6 +50,12 @@ class Execution:
     runtime: Runtime
     settings: Settings
     states: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def opening(self) -> Settings:
+        """What the model is opened with."""
+        # Samples in parallel scale better than threads inside one small operator.
+        return self.settings if self.states else replace(self.settings, threads=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,15 +232,6 @@ def first_scores(evaluation: Evaluation, count: int) -> Evaluation:
     return at(evaluation, np.arange(count))
 
 
-def is_deterministic(model: Model, sample: Sample, execution: Execution) -> bool:
-    """Whether two runs on one sample return the same, up to the last bits of a float sum.
-
-    A model with random operators (dropout left in training mode) cannot be paired with another.
-    """
-    with _opened(model, execution) as session:
-        return repeats(session.run, sample.feeds)
-
-
 @dataclass(slots=True)
 class _Tally:
     metric: Metric
@@ -356,11 +352,7 @@ def _evaluation(
 
 @contextlib.contextmanager
 def _opened(model: Model, execution: Execution) -> Iterator[Session]:
-    settings = execution.settings
-    if not execution.states:
-        # Samples in parallel scale better than threads inside one small operator.
-        settings = replace(settings, threads=1)
-    session = execution.runtime.open(model.path, settings)
+    session = execution.runtime.open(model.path, execution.opening)
     try:
         yield session
     finally:

@@ -1,6 +1,7 @@
 """`vnnify gate`: two existing models, one verdict per runtime. Nothing is quantized."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from quantize.checks import (
 )
 from quantize.coverage import coverage_of
 from quantize.data import Samples, refuse_overlap
-from quantize.evaluate import Evaluation, Execution, Watch, evaluate, is_deterministic
+from quantize.evaluate import Evaluation, Execution, Scoring, scoring
 from quantize.gate import judge
 from quantize.gate_report import GateReport, Judgement
 from quantize.job import GateJob, Limits, Progress, flips_file
@@ -30,6 +31,7 @@ from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.served import FEW, Few, Served, serve, threads_check
 from quantize.slices import divide, look_into, slice_limit
+from quantize.sources.parity import repeats
 from quantize.starting import chosen_metric, read_source
 from quantize.tolerance import Tolerance, parse_tolerance
 
@@ -148,7 +150,7 @@ def _exit_code(checks: Sequence[Check], limits: Limits) -> ExitCode:
 
 
 def _judged(gate: _Gate, runtime: str, scratch: Path) -> Judgement:
-    baseline, candidate = _evaluate(gate, runtime)
+    baseline, candidate, served = _evaluate(gate, runtime)
     limits = gate.job.limits
     division = divide(limits, gate.samples, baseline.count)
     allowed = slice_limit(limits, baseline)
@@ -176,54 +178,54 @@ def _judged(gate: _Gate, runtime: str, scratch: Path) -> Judgement:
         slice_limit=allowed,
         flips=looked.flips,
         speed=None,
-        served=_served(gate, runtime),
+        served=served,
     )
 
 
-def _served(gate: _Gate, runtime: str) -> Served:
-    """What the runtime makes of INT8 with one thread and with all."""
+def _evaluate(gate: _Gate, runtime: str) -> tuple[Evaluation, Evaluation, Served]:
+    """Both models on every sample, and INT8 on a few with one thread and with all."""
+    exact = not gate.job.native and (runtime == "onnxruntime" or canary(runtime) == "exact")
     feeds = [gate.samples[i].feeds for i in range(min(FEW, len(gate.samples)))]
-    session = find_runtime(runtime).open(gate.fp32.path, Settings(threads=gate.threads))
-    try:
-        wanted = [session.run(f) for f in feeds]
-    finally:
-        session.close()
-    return serve(Few(feeds, wanted), gate.int8, runtime, gate.threads)
-
-
-def _evaluate(gate: _Gate, runtime: str) -> tuple[Evaluation, Evaluation]:
-    job, found = gate.job, []
-    exact = not job.native and (runtime == "onnxruntime" or canary(runtime) == "exact")
     with OutputStore() as kept:
-        for i, model in enumerate((gate.fp32, gate.int8)):
-            gate.progress.begin("baseline" if i == 0 else "verify")
-            settings = Settings(threads=gate.threads, exact=exact and i == 1)
-            execution = Execution(find_runtime(runtime), settings, job.data.states)
-            if not is_deterministic(model, gate.samples[0], execution):
-                raise UnsupportedError(
-                    f"{model.path}: two runs on one sample give different outputs in {runtime}, so "
-                    "nothing can be compared. Export it in evaluation mode (dropout and noise off)."
-                )
-            found.append(
-                evaluate(
-                    model,
-                    gate.samples,
-                    gate.metric,
-                    execution,
-                    keep=kept if i == 0 else None,
-                    reference=kept if i == 1 else None,
-                    watch=_watch(gate.progress),
-                )
+        gate.progress.begin("baseline")
+        with _scoring(gate, gate.fp32, _execution(gate, runtime), keep=kept) as scores:
+            baseline = _all(gate, scores)
+            few = Few(feeds, [scores.session.run(f) for f in feeds])
+        gate.progress.begin("verify")
+        how = _execution(gate, runtime, exact=exact)
+        with _scoring(gate, gate.int8, how, reference=kept) as scores:
+            candidate = _all(gate, scores)
+            found = [scores.session.run(f) for f in feeds]
+            few.note(gate.int8, runtime, how.opening, found)
+    return baseline, candidate, serve(few, gate.int8, runtime, gate.threads)
+
+
+def _execution(gate: _Gate, runtime: str, *, exact: bool = False) -> Execution:
+    settings = Settings(threads=gate.threads, exact=exact)
+    return Execution(find_runtime(runtime), settings, gate.job.data.states)
+
+
+@contextmanager
+def _scoring(
+    gate: _Gate, model: Model, how: Execution, **outputs: OutputStore
+) -> Iterator[Scoring]:
+    with scoring(model, gate.samples, gate.metric, how, **outputs) as scores:
+        if not repeats(scores.session.run, gate.samples[0].feeds):
+            raise UnsupportedError(
+                f"{model.path}: two runs on one sample give different outputs in "
+                f"{how.runtime.name}, so nothing can be compared. Export it in evaluation mode "
+                "(dropout and noise off)."
             )
-    return found[0], found[1]
+        yield scores
 
 
-def _watch(progress: Progress) -> Watch:
+def _all(gate: _Gate, scores: Scoring) -> Evaluation:
     def watch(_scores: Sequence[float], done: int, total: int) -> bool:
-        progress.step(done, total)
+        gate.progress.step(done, total)
         return False
 
-    return watch
+    scores.run_to(len(gate.samples), watch)
+    return scores.evaluation()
 
 
 def _timed(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from bench.errors import InputError, UnsupportedError
+from bench.machine import canary
 from bench.models import Feeds, Model
 from bench.runtimes import Settings, find_runtime
 from quantize.outputs import MOST_DB, least_db, noise_shares
@@ -57,24 +58,33 @@ class Few:
             runtime: Name.
             threads: Inside one inference.
         """
-        key = (model.sha256, runtime, threads)
+        key, settings = (model.sha256, runtime, threads), Settings(threads=threads)
         if key not in self.known:
             try:
-                found = _run(model.path, runtime, self.feeds, threads)
+                found = _run(model.path, runtime, self.feeds, settings)
             except (InputError, UnsupportedError) as e:
                 logger.info("%s refuses %s: %s", runtime, model.path.name, e)
                 self.known[key] = None
             else:
-                self.note(model, runtime, threads, found)
+                self.note(model, runtime, settings, found)
         return self.known[key]
 
-    def note(self, model: Model, runtime: str, threads: int, found: Sequence[Feeds]) -> None:
-        """Keep what a runtime returned for the samples in a session that was open anyway."""
-        self.known[model.sha256, runtime, threads] = noise_shares(self.reference, found)
+    def note(self, model: Model, runtime: str, settings: Settings, found: Sequence[Feeds]) -> None:
+        """Keep what a runtime returned for the samples in a session that was open anyway.
+
+        Args:
+            model: What ran.
+            runtime: Name.
+            settings: Of the session. What had to be made exact is not what is served, and not kept.
+            found: Outputs.
+        """
+        if not settings.exact or canary(runtime) == "exact":
+            key = (model.sha256, runtime, settings.threads)
+            self.known[key] = noise_shares(self.reference, found)
 
 
-def _run(path: Path, runtime: str, feeds: Sequence[Feeds], threads: int) -> list[Feeds]:
-    session = find_runtime(runtime).open(path, Settings(threads=threads))
+def _run(path: Path, runtime: str, feeds: Sequence[Feeds], settings: Settings) -> list[Feeds]:
+    session = find_runtime(runtime).open(path, settings)
     try:
         return [session.run(sample) for sample in feeds]
     finally:

@@ -13,7 +13,6 @@ from typing import Any
 from bench.errors import InputError, UnsupportedError
 from bench.glance import glance
 from bench.latency import Variant
-from bench.machine import canary
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor
@@ -180,11 +179,15 @@ def explained(trial: Trial, reasons: Mapping[str, str]) -> Trial:
 
 def run_probes(model: Model, probes: Iterable[Feeds], threads: int) -> tuple[Feeds, ...]:
     """Outputs of a model for each of `probes`, with exact arithmetic."""
-    session = RUNTIMES["onnxruntime"].open(model.path, Settings(threads=threads, exact=True))
+    session = RUNTIMES["onnxruntime"].open(model.path, _exact(threads))
     try:
         return tuple(session.run(feeds) for feeds in probes)
     finally:
         session.close()
+
+
+def _exact(threads: int) -> Settings:
+    return Settings(threads=threads, exact=True)
 
 
 def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
@@ -207,9 +210,7 @@ def attempt(bench: Workbench, recipe: Recipe, name: str) -> Trial:
     start = bench.start(recipe)
     made = quantize(start.model, start.anchors, start.calibration, recipe, out)
     found = run_probes(made.model, bench.probes, bench.threads)
-    if canary("onnxruntime") == "exact":
-        # Nothing had to be made exact, so that is what ONNX Runtime serves.
-        bench.few.note(made.model, "onnxruntime", bench.threads, found[:FEW])
+    bench.few.note(made.model, "onnxruntime", _exact(bench.threads), found[:FEW])
     noise_db = to_db(noise_shares(bench.probe_outputs, found))
     trial = Trial(name, made, noise_db, {}, perf_counter() - started_s)
     bench.journal.keep(trial, "trial", key)

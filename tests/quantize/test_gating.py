@@ -12,7 +12,7 @@ from bench.errors import InputError, UnsupportedError, UsageError
 from bench.render import FORMATS, render
 from bench.runtimes import RUNTIMES, Session, Settings
 from bench.store import dump, load
-from quantize import gating
+from quantize import gating, served
 from quantize.checks import compression_check, slices_check, speed_check
 from quantize.gate_report import GateReport, gate_document
 from quantize.gating import lock_of, run_gate
@@ -222,12 +222,16 @@ def test_int8_is_judged_exactly_wherever_the_runtime_can(
     exact: bool,
 ) -> None:
     recorder = Recorder(runtime, [])
-    monkeypatch.setattr(gating, "find_runtime", lambda _: recorder)
-    monkeypatch.setattr(gating, "canary", lambda _: canary)
+    for module in (gating, served):
+        monkeypatch.setattr(module, "find_runtime", lambda _: recorder)
+        monkeypatch.setattr(module, "canary", lambda _: canary)
+    monkeypatch.setattr(gating, "granted_threads", lambda _: 2)
     report = run_gate(replace(job, runtimes=(runtime,), native=native), tmp_path, Silent())
-    # Each is opened twice: once to see whether it always gives the same answer. FP32 runs a few
-    # samples once more, to see what INT8 makes of them with other threads.
-    assert [s.exact for s in recorder.asked] == [False, False, exact, exact, False]
+    opened = [(s.exact, s.threads) for s in recorder.asked]
+    # FP32 and INT8 to be scored, and INT8 as it would be served wherever that is something else.
+    other = [(False, 1)] if exact and canary != "exact" else []
+    assert opened == [(False, 1), (exact, 1), *other, (False, 2)]
+    assert list(report.judged[0].served.noise_db) == [1, 2]
     assert [e.arithmetic for e in report.evaluations] == ["native", "exact" if exact else "native"]
 
 
@@ -337,8 +341,12 @@ def test_a_model_that_rolls_dice_is_refused(job: GateJob, tmp_path: Path) -> Non
     x: tiny.Port = ("x", TensorProto.FLOAT, ["n", 1, 8, 8])
     y: tiny.Port = ("logits", TensorProto.FLOAT, ["n", 64])
     random = tiny.save(tmp_path / "r.onnx", nodes, [x], [y])
-    with pytest.raises(UnsupportedError, match="different outputs"):
-        run_gate(replace(job, fp32=random, int8=random), tmp_path, Silent())
+    steady = tiny.save(
+        tmp_path / "s.onnx", [helper.make_node("Flatten", ["x"], ["logits"])], [x], [y]
+    )
+    for fp32, int8 in ((random, steady), (steady, random)):
+        with pytest.raises(UnsupportedError, match=r"/r.onnx: two runs .* different outputs"):
+            run_gate(replace(job, fp32=fp32, int8=int8), tmp_path, Silent())
 
 
 def test_a_model_is_held_to_its_committed_baseline(

@@ -122,9 +122,21 @@ def test_each_runtime_opens_each_model_once_for_each_number_of_threads(
     assert runtime.opened[2:] == [(other.path, 4), (one.path, 4)]
     # What is refused is not tried again, and what ran elsewhere is taken from there.
     assert few.noise(one, "openvino", 2) is few.noise(one, "openvino", 2) is None
-    few.note(other, "openvino", 1, WANTED)
+    few.note(other, "openvino", Settings(threads=1), WANTED)
     assert serve(few, other, "openvino", 1).noise_db == {1: 200.0}
     assert len(runtime.opened) == 4
+
+
+@pytest.mark.parametrize(("arithmetic", "kept"), [("exact", True), ("saturating", False)])
+def test_what_had_to_be_made_exact_is_not_what_is_served(
+    monkeypatch: pytest.MonkeyPatch, arithmetic: str, *, kept: bool
+) -> None:
+    monkeypatch.setattr(served, "canary", lambda _: arithmetic)
+    few = Few(FEEDS, WANTED)
+    few.note(model("m"), "onnxruntime", Settings(threads=2, exact=True), WANTED)
+    assert bool(few.known) is kept
+    few.note(model("m"), "onnxruntime", Settings(threads=2), WANTED)
+    assert list(few.known) == [(model("m").sha256, "onnxruntime", 2)]
 
 
 def test_a_failure_names_runtime_version_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:

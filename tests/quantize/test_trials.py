@@ -16,7 +16,7 @@ from bench.kernels import find_kernels
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import Settings
 from bench.runtimes.onnxruntime import OnnxRuntime
-from quantize import ranking, trials, variants
+from quantize import ranking, served, trials, variants
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
 from quantize.candidates import Aim
@@ -596,7 +596,7 @@ def test_what_ran_in_onnxruntime_is_opened_again_only_where_its_arithmetic_diffe
             self.count += 1
             return super().open(path, settings)
 
-    monkeypatch.setattr(trials, "canary", lambda _: arithmetic)
+    monkeypatch.setattr(served, "canary", lambda _: arithmetic)
     made = attempt(bench, recipe(), "a")
     monkeypatch.setitem(trials.RUNTIMES, "onnxruntime", counting := Counting())
     for _ in range(2):
