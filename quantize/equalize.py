@@ -60,7 +60,7 @@ class Group:
         tensors: Axis of the channels, 1 or -1, by name of every tensor that changes.
         edits: Constants to change.
         channels: How many factors.
-        rank: Of the tensors where their axis is 1.
+        rank: Of the tensors where their axis is 1; 0 where nothing says it.
         inserted: Whether a Mul has to divide the tensor, since other nodes read it as it is.
     """
 
@@ -111,6 +111,7 @@ class _Domain:
         self.gates: list[tuple[ir.Value, ir.Value]] = []
         self.channels = 0
         self.rank = 0
+        self.needs_rank = False
 
     def grow(self, data: ir.Value, anchor: Anchor) -> Group | None:
         """The group of a tensor that an anchor reads; None where something forbids it."""
@@ -122,6 +123,7 @@ class _Domain:
             if not all(self._read(value, use.node, use.idx) for use in value.uses()):
                 return None
         legal = all((a in self.axes) != (b in self.axes) for a, b in self.gates)
+        legal &= self.rank > 0 or not self.needs_rank
         if not legal or not self.reads or self.channels < 2:
             return None
         tensors = {str(v.name): axis for v, axis in self.axes.items()}
@@ -145,8 +147,15 @@ class _Domain:
         self.edits[(str(node.name), index, reads)] = Edit(str(node.name), index, reads, axis)
         return True
 
-    def _sized(self, channels: int, rank: int) -> bool:
-        self.channels, self.rank = self.channels or channels, max(self.rank, rank)
+    def _edit_term(self, node: ir.Node, index: int, axis: int) -> bool:
+        """The constant of a Mul or an Add, which is broadcast from the right."""
+        self.needs_rank |= axis == 1
+        return self._edit(node, index, reads=False, axis=axis)
+
+    def _sized(self, channels: int, node: ir.Node, weights: NDArray[np.float32]) -> bool:
+        if node.op_type == "Conv":
+            self.rank = weights.ndim
+        self.channels = self.channels or channels
         return self.channels == channels
 
     # Who makes a tensor
@@ -188,7 +197,7 @@ class _Domain:
         if node.op_type == "Conv" or (node.op_type == "Gemm" and integer_of(node, "transB", 0)):
             out = 0
         bias = all(self._edit(node, i, reads=False, axis=-1) for i in _present(node, (2,)))
-        sized = self._sized(weights.shape[out], weights.ndim)
+        sized = self._sized(weights.shape[out], node, weights)
         return sized and bias and self._edit(node, 1, reads=False, axis=out)
 
     def _made_by_sum(self, node: ir.Node, axis: int) -> bool:
@@ -204,7 +213,7 @@ class _Domain:
             # while it is one number.
             return self._join(node.inputs[1 - constants[0]], axis)
         # A Mul's constant makes up for all of it; a bias is divided with what it is added to.
-        if not self._edit(node, constants[0], reads=False, axis=axis):
+        if not self._edit_term(node, constants[0], axis):
             return False
         return node.op_type == "Mul" or self._join(node.inputs[1 - constants[0]], axis)
 
@@ -221,7 +230,7 @@ class _Domain:
             case "Add":
                 other = 1 - index
                 if float_constant(node, other) is not None:
-                    edited = self._edit(node, other, reads=False, axis=axis)
+                    edited = self._edit_term(node, other, axis)
                     return edited and self._join(node.outputs[0], axis)
                 return self._join(node.inputs[other], axis) and self._join(node.outputs[0], axis)
             case "Mul":
@@ -246,12 +255,12 @@ class _Domain:
         groups = integer_of(node, "group", 1) if node.op_type == "Conv" else 1
         if str(node.name) in self.anchors:
             self.reads.append((str(value.name), str(node.name)))
-        sized = self._sized(weights.shape[inner] * groups, weights.ndim)
+        sized = self._sized(weights.shape[inner] * groups, node, weights)
         return sized and self._edit(node, 1, reads=True, axis=inner)
 
     def _read_by_gate(self, value: ir.Value, node: ir.Node, index: int, axis: int) -> bool:
         other = node.inputs[1 - index]
-        if other is None or other is value:
+        if other is None:
             return False
         if float_constant(node, 1 - index) is None:
             self.gates.append((value, other))
@@ -352,8 +361,6 @@ def _present(node: ir.Node, indices: Iterable[int]) -> list[int]:
 
 def _passes(node: ir.Node, axis: int) -> bool:
     if node.op_type not in _HOMOGENEOUS or node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "PRelu" and float_constant(node, 1) is None:
         return False
     # Pools and Resize mix what stands on the last axes.
     return axis == 1 or not (node.op_type.endswith("Pool") or node.op_type == "Resize")

@@ -218,6 +218,115 @@ def test_a_transpose_takes_channels_along(tmp_path: Path) -> None:
     assert all(g.inserted for g in groups)
 
 
+def test_a_factor_per_channel_is_divided_where_a_convolution_tells_the_axes(tmp_path: Path) -> None:
+    nodes = [
+        FIRST,
+        node("Mul", "a k", "u"),
+        node("GlobalAveragePool", "u", "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f wg", "y", transB=1),
+    ]
+    constants = {**CONVS, "k": normal(6, 1, 1), "wg": normal(4, 6)}
+    # Nothing says how many axes the channels have behind them, but for a convolution.
+    assert all(g.inserted for g in groups_of(tmp_path, nodes, constants))
+    nodes += [node("Conv", "u w2", "z")]
+    (group,) = groups_of(tmp_path, nodes, constants, outputs=("y", "z"))
+    assert group.tensors == {"u": 1, "p": 1, "f": -1}
+
+
+def test_a_slope_may_be_computed(tmp_path: Path) -> None:
+    nodes = [
+        FIRST,
+        node("ReduceMean", "x", "slope"),
+        node("PRelu", "a slope", "p"),
+        node("Conv", "p w2 b2", "y"),
+    ]
+    (group,) = groups_of(tmp_path, nodes, CONVS)
+    assert group.tensors == {"a": 1, "p": 1}
+
+
+def test_a_tensor_and_its_multiple_are_divided_once(tmp_path: Path) -> None:
+    """The multiple could be divided in its constant too, but not what it is added to then."""
+    nodes = [
+        FIRST,
+        node("Mul", "a k", "u"),
+        node("Conv", "u w2", "c"),
+        node("Add", "u a", "s"),
+        node("Conv", "s w2", "d"),
+    ]
+    (group,) = groups_of(tmp_path, nodes, {**CONVS, "k": normal(6, 1, 1)}, outputs=("c", "d"))
+    assert group.tensors == dict.fromkeys("sau", 1)
+    assert [e.node for e in group.edits].count("u") == 0
+
+
+PAIR = [FIRST, node("Conv", "a w", "b", pads=[1, 1, 1, 1]), node("Add", "a b", "c")]
+FORBIDDEN: dict[str, tuple[list[onnx.NodeProto], str]] = {
+    "a product of two of them": (
+        [*PAIR, node("Mul", "a b", "ab"), node("Conv", "ab w2", "d"), node("Conv", "c w2", "e")],
+        "d e",
+    ),
+    "channels moved to where rows were": (
+        [FIRST, node("Transpose", "a", "t", perm=[0, 2, 1, 3]), node("Conv", "t w2", "y")],
+        "y",
+    ),
+    "a pool across channels": (
+        [
+            FIRST,
+            node("Transpose", "a", "t", perm=[0, 2, 3, 1]),
+            node("MaxPool", "t", "p", kernel_shape=[1, 3], pads=[0, 1, 0, 1]),
+            node("MatMul", "p n", "y"),
+        ],
+        "y",
+    ),
+    "samples flattened into channels": (
+        [
+            node("BatchNormalization", "x s3 s3 s3 s3", "a"),
+            node("GlobalAveragePool", "a", "p"),
+            node("Flatten", "p", "f", axis=0),
+            node("Gemm", "f m", "y"),
+        ],
+        "y",
+    ),
+    "one channel": ([node("Conv", "x one", "a"), node("Conv", "a turn", "y")], "y"),
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_would_compute_something_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    nodes, outputs = FORBIDDEN[name]
+    more = {"w": normal(6, 6, 3, 3), "one": normal(1, 3, 1, 1), "turn": normal(4, 1, 1, 1)}
+    more |= {"s3": np.abs(normal(3)), "b1": normal(6)}
+    used = {i for n in nodes for i in n.input}
+    constants = {k: v for k, v in {**CONVS, **SQUARE, **more}.items() if k in used}
+    groups = groups_of(tmp_path, nodes, constants, (2, 3, 6, 6), outputs.split())
+    assert all(g.inserted for g in groups)
+
+
+def test_a_product_of_columns_does_not_read_channels(tmp_path: Path) -> None:
+    nodes = [
+        node("LayerNormalization", "x g h", "l"),
+        node("MatMul", "l n", "y"),
+        node("Gemm", "l m", "z", transA=1),
+    ]
+    groups = groups_of(tmp_path, nodes, SQUARE, (6, 6), ("y", "z"))
+    assert all(g.inserted for g in groups)
+
+
+def test_a_tensor_that_a_branch_reads_is_left_alone(tmp_path: Path) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, F, None)
+        return helper.make_graph([node("Conv", "a w2 b2", name)], name, [], [out])
+
+    nodes = [
+        FIRST,
+        node("ReduceMax", "x", "most", keepdims=0),
+        node("Cast", "most", "c", to=TensorProto.BOOL),
+        node("If", "c", "z", then_branch=branch("yes"), else_branch=branch("no")),
+        node("Conv", "a w2 b2", "y"),
+    ]
+    assert groups_of(tmp_path, nodes, CONVS, outputs=("y", "z")) == ()
+
+
 def test_shared_weights_change_for_one_reader_only(tmp_path: Path) -> None:
     """`m` makes one group's tensor, is read by another's, and is read behind a sigmoid too."""
     nodes = [
