@@ -77,6 +77,7 @@ class Looks:
             low, _ = paired_bounds(losses, gains, now.size, sure)
             return low > self.limit or self._out_of_reach(losses, gains, now.size)
         if (differences == differences[0]).all():
+            # They have no spread to bound the drop by, and samples to come may differ.
             return False
         return mean_bounds(differences, sure)[0] > self.limit
 

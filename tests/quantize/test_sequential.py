@@ -64,6 +64,18 @@ def test_a_drop_at_the_limit_ends_early_no_more_often_than_stated(kind: str, run
     assert share <= ERROR + 3 * (ERROR * (1 - ERROR) / runs) ** 0.5
 
 
+def test_drops_that_are_all_equal_say_nothing_of_rare_gains() -> None:
+    """A little is lost on 98 of 100 samples and much gained on 2: less than nothing in all."""
+    rng = np.random.default_rng(3)
+    before = np.full(TOTAL, 0.5)
+    looks = Looks(scored(before), 0.01, 0.95, can_pass=False)
+    ended = 0
+    for _ in range(20):
+        after = np.where(rng.random(TOTAL) < 0.02, 1.5, 0.48)
+        ended += end_of(looks, after) is not None
+    assert ended == 0
+
+
 @pytest.mark.parametrize("kind", ["binary", "other"])
 def test_a_large_drop_ends_early(kind: str) -> None:
     share, after = lost_share(0.25, runs=40, binary=kind == "binary")
