@@ -8,7 +8,6 @@ side is `bench.child`.
 
 import contextlib
 import json
-import logging
 import os
 import re
 import select
@@ -25,8 +24,6 @@ from typing import Any
 
 from bench import cgroup, errors
 from bench.errors import ResourceError, VnnifyError
-
-logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
 _NATIVE = ("onnxruntime", "openvino", "torch", "nncf", "onnx")

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 from bench.compare import CONFIDENCE, Comparison, compare
 from bench.latency import Haste, Latency, Variant, measure, with_control
-from bench.machine import available_threads
 from bench.models import Feeds, Model
 from bench.percentiles import P90_SAMPLES
 from quantize.job import Effort
@@ -35,6 +34,9 @@ _QUICK_S = 0.1
 _FEEDS = 4
 # More samples in one process tell little more: processes differ by more than their medians err.
 _ENOUGH = 2 * P90_SAMPLES
+# Processes that start side by side: those of a first look at two variants. Each waits with some
+# 30 MB of its own.
+_ABREAST = 2 * FEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def time_models(
             rounds=rounds - done,
             seconds_per_round=seconds,
             seed=look,
-            haste=Haste(_ENOUGH, available_threads() if question.quick else 1),
+            haste=Haste(_ENOUGH, _ABREAST if question.quick else 1),
             progress=lambda done, total, _name: step(done, total),
         )
         found = _joined(found, more)

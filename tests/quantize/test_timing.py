@@ -12,7 +12,6 @@ import pytest
 
 from bench.compare import CONFIDENCE, Comparison
 from bench.latency import Latency, Round, Variant, turns
-from bench.machine import available_threads
 from bench.models import Model
 from quantize import timing
 from quantize.job import Effort
@@ -115,7 +114,7 @@ def test_where_the_fastest_fp32_is_known_short_rounds_tell_the_side() -> None:
     assert [(a["rounds"], a["seconds_per_round"], len(a["variants"])) for a in asked] == [
         (3, 0.1, 2)
     ]
-    assert asked[0]["haste"].abreast == available_threads()
+    assert asked[0]["haste"].abreast > 1
     assert found.control is None
     assert [x.variant.name for x in found.latencies] == ["FP32 onnxruntime", "INT8 onnxruntime"]
     # A slower one is found out just so.
