@@ -187,6 +187,68 @@ def test_time_inside_a_branch_counts_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.total_ms == 5.0
 
 
+INTEGERS, FLOATS = "codes", "values"
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "kind", "integer", "takes", "gives"),
+    [
+        ("QLinearConv", [INTEGERS], "product", True, True, True),
+        ("MatMulInteger", [INTEGERS], "product", True, True, False),
+        ("MatMulIntegerToFloat", [INTEGERS], "product", True, True, False),
+        ("DynamicQuantizeMatMul", [FLOATS], "product", True, False, False),
+        ("DynamicQuantizeLSTM", [FLOATS], "product", True, False, False),
+        # With a scale of its output it makes integers.
+        ("QGemm", [INTEGERS] * 9, "product", True, True, True),
+        ("QGemm", [INTEGERS] * 7, "product", True, True, False),
+        ("QuantizeLinear", [FLOATS], "conversion", False, False, False),
+        ("Transpose", [INTEGERS], "other", True, True, True),
+        ("Transpose", [FLOATS], "other", False, False, False),
+        ("QLinearConcat", ["scale", INTEGERS], "other", True, True, True),
+        ("Concat", [INTEGERS], "other", True, True, True),
+        ("Conv", [FLOATS], "product", False, False, False),
+    ],
+)
+def test_a_kernel_of_onnxruntime_is_known_by_its_operator_and_what_it_reads(
+    op: str, inputs: list[str], kind: str, *, integer: bool, takes: bool, gives: bool
+) -> None:
+    eight = {INTEGERS}
+    made = kernels._onnx_node(helper.make_node(op, inputs, ["out"], "n"), {}, eight)
+    assert (made.kernel.kind, made.kernel.integer) == (kind, integer)
+    assert (made.takes, made.gives) == (takes, gives)
+    assert ("out" in eight) == (gives or op == "QuantizeLinear")
+
+
+def test_integers_that_a_graph_is_given_are_moved_in_integers() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Transpose", ["x"], ["y"], "t")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [2, 3])],
+        [],
+    )
+    (found,) = kernels._onnx_nodes(graph, {}, set())
+    assert found.kernel.integer
+
+
+def test_a_branch_that_took_longer_than_what_holds_it_leaves_no_time_below_none() -> None:
+    inner = helper.make_graph([helper.make_node("Relu", ["x"], ["r"], "inner")], "g", [], [])
+    outer = helper.make_node("If", ["c"], ["y"], "outer", then_branch=inner, else_branch=inner)
+    graph = helper.make_graph([outer], "g", [], [])
+    found = kernels._onnx_nodes(graph, {"outer": 1.0, "inner": 3.0}, set())
+    assert [n.kernel.ms for n in found] == [0.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("once_s", "runs"), [(2.0, 3), (0.1, 10), (0.0, 20)])
+def test_runs_fill_the_time_within_limits(
+    once_s: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter((0, int(once_s * 1e9)))
+    monkeypatch.setattr(kernels, "perf_counter_ns", lambda: next(times))
+    calls: list[None] = []
+    assert kernels._runs(lambda: calls.append(None), 1.0) == runs
+    assert len(calls) == 2
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     path = chain(tmp_path / "m.onnx")
     scratch = tmp_path / "scratch"

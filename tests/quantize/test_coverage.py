@@ -1,10 +1,12 @@
 """Coverage guard: on fixed structures, what is placed in INT8 really runs in INT8."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.kernels import find_kernels
+from quantize.coverage import Coverage, coverage_of
 from tests.graphs import GRAPHS, feeds_for
 from tests.int8 import make
 
@@ -37,6 +39,16 @@ CASES = [
     for runtime, table in (("onnxruntime", ONNXRUNTIME), ("openvino", OPENVINO))
     for name, expected in table.items()
 ]
+
+
+def test_layers_count_whether_their_ranges_are_stored_or_found_at_run_time(tmp_path: Path) -> None:
+    source = GRAPHS["plain CNN"](tmp_path / "m.onnx")
+    assert str(coverage_of(source)) == "0 of 3"
+    names = [a.name for a in make(source, feeds_for("plain CNN")).anchors]
+    modes: dict[str, Any] = dict(zip(names, ("static", "float", "dynamic"), strict=True))
+    made = make(source, feeds_for("plain CNN"), modes=modes)
+    assert made.modes == ["static", "float", "dynamic"]
+    assert coverage_of(made.path) == Coverage(int8=2, layers=3)
 
 
 def test_every_structure_is_guarded() -> None:

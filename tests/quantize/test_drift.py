@@ -1,12 +1,14 @@
 """Ranges of a retrained model against those in its recipe."""
 
 import tomllib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize.drift import Drift, drift, drift_note
+from quantize.drift import Drift, drift, drift_note, seen_ranges
 from quantize.recipe import Recipe, recipe_in, to_toml
 
 MARKS = {"first": "conv-1", "second": "conv-2"}
@@ -24,6 +26,13 @@ def test_a_recipe_without_ranges_has_none() -> None:
     recipe = Recipe("portable", "mse", correct_bias=True, modes={"first": "static"})
     assert recipe_in(tomllib.loads(to_toml(recipe, MARKS, {})), "r").seen == {}
     assert drift_note(drift({}, {"first": (0.0, 1.0)}, MARKS)) is None
+
+
+def test_a_layer_that_nothing_was_seen_of_has_no_range() -> None:
+    seen = {"x": SimpleNamespace(count=4, low=-1, high=2), "y": SimpleNamespace(count=0)}
+    calibration: Any = SimpleNamespace(tensors=seen)
+    anchors: Any = [SimpleNamespace(name=f"of {data}", data=data) for data in "xyz"]
+    assert seen_ranges(calibration, anchors) == {"of x": (-1.0, 2.0)}
 
 
 def test_the_layer_that_moved_farthest_comes_first() -> None:

@@ -133,6 +133,21 @@ def test_the_same_numbers_for_another_runtime_are_no_second_chance(world: Build)
     assert len(w.first()) == 1
 
 
+def test_pairs_for_another_runtime_are_tried_where_nothing_was_judged(world: Build) -> None:
+    w = world({"a": 0.1}, noises=(-1.0, 20.0), runtimes=("onnxruntime", "openvino"))
+    (found,) = w.first()
+    assert (found.runtime, found.trial.quantized.recipe.fused_for) == ("openvino", "openvino")
+
+
+def test_a_second_model_that_does_worse_is_not_kept(world: Build) -> None:
+    w = world({"a": 9.0, "g": 9.0}, noises=(10.0, 20.0), ops={"g": "Gemm"})
+    drops = iter((2.0, 3.0))
+    w.judge = lambda *_, **__: (scores(), verdict("refuse", next(drops)))  # type: ignore[method-assign]
+    first, second = w.first()
+    assert (first.verdict.drop, second.verdict.drop) == (2.0, 3.0)
+    assert w.kept == [first]
+
+
 def test_a_runtime_that_refuses_the_model_does_not_judge_it(world: Build) -> None:
     w = world({"a": 0.1}, runtimes=("onnxruntime", "openvino"))
     w.takes = lambda runtime: runtime == "openvino"
