@@ -129,7 +129,7 @@ def compare(
     ]
     ratio = math.exp(statistics.median(logs))
     low, high = interval(logs, error)
-    held_up = _held_up(baseline), _held_up(candidate)
+    held_up = held_up_share(baseline), held_up_share(candidate)
     if low is not None and high is not None:
         low, high = min(low, ratio) * (1 - held_up[0]), max(high, ratio) / (1 - held_up[1])
     return Comparison(
@@ -145,8 +145,8 @@ def compare(
     )
 
 
-def _held_up(latency: Latency) -> float:
-    """What the interval has to allow for: this share of its time may have been spent waiting.
+def held_up_share(latency: Latency) -> float:
+    """What an interval has to allow for: this share of its time may have been spent waiting.
 
     The slower of two models meets the end of its time slice more often, and the one that gains more
     from a second CPU loses more with it; so the ratio is off, mostly away from 1. No quantile of

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bench.compare import student_t
+from bench.compare import held_up_share, student_t
 from bench.errors import InputError
 from bench.latency import Latency, Variant
 from bench.load import Load
@@ -70,8 +70,8 @@ class Change:
         after_ms: Median now.
         ratio: Time then over time now: above 1 it became faster.
         low: Lower end of the interval of `ratio`; None with a single round on either side.
-        high: Upper end.
-        also: What else differs: versions, the model itself.
+        high: Upper end. Both allow for what others took, as those of a `Comparison` do.
+        also: What else differs: versions, the model itself, how busy the machine was.
     """
 
     name: str
@@ -175,7 +175,8 @@ def _change(old: Latency, new: Latency) -> Change:
     a, b = ([math.log(r.median_ns) for r in x.rounds] for x in (old, new))
     ratio = statistics.fmean(a) - statistics.fmean(b)
     half = _half_width(a, b)
-    also = []
+    waited = {when: held_up_share(x) for when, x in (("then", old), ("now", new))}
+    also = [f"others had its CPU in {w:.0%} of its time {when}" for when, w in waited.items() if w]
     if old.variant.model.sha256 != new.variant.model.sha256:
         also.append("another model file")
     if old.runtime_version != new.runtime_version:
@@ -185,8 +186,8 @@ def _change(old: Latency, new: Latency) -> Change:
         old.median_ms,
         new.median_ms,
         math.exp(ratio),
-        None if half is None else math.exp(ratio - half),
-        None if half is None else math.exp(ratio + half),
+        None if half is None else math.exp(ratio - half) * (1 - waited["then"]),
+        None if half is None else math.exp(ratio + half) / (1 - waited["now"]),
         tuple(also),
     )
 

@@ -57,6 +57,23 @@ def test_a_change_has_an_interval(here: Machine) -> None:
     assert not same.certain
 
 
+def test_what_other_work_may_have_done_is_no_certain_change(here: Machine) -> None:
+    quiet = _latency(4, 4.1, 3.9, 4)
+    slower = _latency(6, 6.1, 5.9, 6)
+    old = Other("old.json", here, (quiet,))
+    (found,) = changes(old, here, [slower])
+    assert found.certain
+    assert found.low is not None
+    assert found.high is not None
+    busy = replace(slower, rounds=tuple(replace(r, held_up_share=0.5) for r in slower.rounds))
+    (open_,) = changes(old, here, [busy])
+    assert (open_.ratio, open_.low, open_.certain) == (found.ratio, found.low, False)
+    assert open_.high == pytest.approx(2 * found.high)
+    assert open_.also == ("others had its CPU in 50% of its time now",)
+    (back,) = changes(Other("old.json", here, (busy,)), here, [quiet])
+    assert (back.also, back.certain) == (("others had its CPU in 50% of its time then",), False)
+
+
 def test_one_round_has_no_interval(here: Machine) -> None:
     (found,) = changes(Other("old.json", here, (_latency(4),)), here, [_latency(2)])
     assert (found.low, found.certain) == (None, False)
