@@ -273,14 +273,14 @@ class _Conclusion:
             raise UnsupportedError(
                 f"no INT8 candidate could be made of this model: {found.reason}."
             )
-        judging = self.judging
+        judging, few = self.judging, self.begun.bench.few
         best, native = found.best, list[Evaluation]()
         served, quantized = [best], best.trial.quantized
         others = [r for r in best.trial.latency_ms if r != best.runtime]
         for runtime in (best.runtime, *others):
             judged = best
             if runtime != best.runtime or best.evaluation.count < judging.baseline.count:
-                if (outcome := judging(quantized, runtime, whole=True)) is None:
+                if (outcome := judging(quantized, runtime, whole=True, few=few)) is None:
                     break
                 judged = Judged(best.trial, runtime, *outcome)
                 served = [*served[runtime == best.runtime :], judged]

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from quantize.metric import Metric
 from quantize.metrics import run_labels
 from quantize.outputs import OutputStore, first_nonfinite
 from quantize.scores import Labels
+
+if TYPE_CHECKING:
+    from quantize.served import Few
 
 # The score of a non-finite sample where the metric has no worst one; JSON knows no infinity.
 _WORST = float(np.finfo(np.float32).max)
@@ -45,11 +48,13 @@ class Execution:
             arithmetic.
         states: Output -> input: what one run returned is fed to the next. The first run takes the
             sample's own value. Scores are then not independent of each other.
+        few: Samples that are run besides, once all others have been.
     """
 
     runtime: Runtime
     settings: Settings
     states: Mapping[str, str] = field(default_factory=dict)
+    few: "Few | None" = None
 
     @property
     def opening(self) -> Settings:
@@ -153,6 +158,8 @@ def evaluate(
     """
     with scoring(model, samples, metric, execution, reference=reference, keep=keep) as scores:
         scores.run_to(len(samples), watch)
+        if execution.few is not None and scores.done == len(samples):
+            execution.few.see(scores)
         return scores.evaluation()
 
 

@@ -195,8 +195,7 @@ def _evaluate(gate: _Gate, runtime: str) -> tuple[Evaluation, Evaluation, Served
         how = _execution(gate, runtime, exact=exact)
         with _scoring(gate, gate.int8, how, reference=kept) as scores:
             candidate = _all(gate, scores)
-            found = [scores.session.run(f) for f in feeds]
-            few.note(gate.int8, runtime, how.opening, found)
+            few.see(scores)
     return baseline, candidate, serve(few, gate.int8, runtime, gate.threads)
 
 

@@ -17,6 +17,7 @@ from quantize.metric import Metric
 from quantize.outputs import OutputStore
 from quantize.quantizers import QuantizedModel
 from quantize.sequential import Looks
+from quantize.served import Few
 from quantize.shares import Shares
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
@@ -70,6 +71,7 @@ class Judging:
         *,
         unlikely: bool = False,
         whole: bool = False,
+        few: Few | None = None,
     ) -> tuple[Evaluation, Verdict] | None:
         """Scores on the target's arithmetic, and the verdict against FP32; None if interrupted.
 
@@ -78,8 +80,9 @@ class Judging:
             runtime: Where it would be served.
             unlikely: Whether little is expected of it; see `quantize.shares`.
             whole: Run it on every sample, even if it is lost before.
+            few: Samples that it runs besides, for `quantize.served`.
         """
-        found = self.evaluate(quantized, runtime, looks=None if whole else self.looks)
+        found = self.evaluate(quantized, runtime, looks=None if whole else self.looks, few=few)
         return None if found is None else self.told(found, unlikely=unlikely)
 
     def adopt(
@@ -142,6 +145,7 @@ class Judging:
         *,
         native: bool = False,
         looks: Looks | None = None,
+        few: Few | None = None,
     ) -> Evaluation | None:
         """Scores on the target's arithmetic or, if `native`, this CPU's; None if interrupted."""
         execution = execution_of(quantized, runtime, self.threads, self.states, native=native)
@@ -154,7 +158,7 @@ class Judging:
             quantized.model,
             self.samples,
             self.metric,
-            execution,
+            replace(execution, few=few),
             reference=self.reference,
             watch=partial(self._watch, looks),
         )

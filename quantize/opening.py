@@ -20,6 +20,7 @@ from quantize.judging import Judging, execution_of
 from quantize.looks import looks_at
 from quantize.quantizers import QuantizedModel
 from quantize.sequential import Foresight, Looks
+from quantize.served import Few
 
 Told = Callable[[QuantizedModel, str, Verdict], None]
 """Hears of a candidate, its runtime, and the pass on the samples so far; once at most."""
@@ -33,12 +34,14 @@ class Opening:
         ground: What FP32 is scored on.
         foresight: When a look may tell before all samples have run; None: never.
         told: Hears of it, if more samples follow.
+        few: Samples that candidates run besides; see `Judging`.
         judging: What takes over; from the start where FP32 was scored before.
     """
 
     ground: Ground
     foresight: Foresight | None
     told: Told
+    few: Few
     judging: Judging | None = None
 
     def __call__(
@@ -48,7 +51,7 @@ class Opening:
         seen, ground = self.foresight, self.ground
         # A replay that was killed after all samples had run goes on with the last look.
         if self.judging is not None or seen is None or ground.knows_scores:
-            return self.rest()(quantized, runtime, unlikely=unlikely)
+            return self.rest()(quantized, runtime, unlikely=unlikely, few=self.few)
         how = execution_of(quantized, runtime, ground.threads, {})
         with (
             self._fp32() as fp32,
@@ -64,6 +67,7 @@ class Opening:
                 lost = self._abreast(seen, fp32, int8, tell)
                 self.judging = ground.settle(lambda: self._all(fp32, int8.done))
                 scores = int8.evaluation() if lost else self._all(int8, fp32.done)
+            self.few.see(int8)
         return self.rest().adopt(quantized, runtime, scores, unlikely=unlikely)
 
     def rest(self) -> Judging:

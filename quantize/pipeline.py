@@ -196,7 +196,7 @@ class Run:
                 judging = ground.settle(ground.score)
         with self.stage("calibrate"):
             bench = self.calibrate(ground.fp32, calibration)
-        opening = Opening(ground, seen, partial(self._told, bench), judging)
+        opening = Opening(ground, seen, partial(self._told, bench), bench.few, judging)
         if self.replay is not None:
             return bench, opening, ()
         with self.stage("first model"):

@@ -9,6 +9,7 @@ Samples are judged side by side with one thread each (with all where they carry 
 serve with either.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from quantize.outputs import MOST_DB, least_db, noise_shares
 # Candidates are looked at before the first verdict, which waits for no import of reports.
 if TYPE_CHECKING:
     from bench.render import Check
+    from quantize.evaluate import Scoring
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,14 @@ class Few:
             else:
                 self.note(model, runtime, settings, found)
         return self.known[key]
+
+    def see(self, scores: "Scoring") -> None:
+        """Run the samples in the session of an evaluation, too, and keep what it makes of them."""
+        how = scores.execution
+        # What it cannot run is found out, and told, by `noise`.
+        with contextlib.suppress(InputError):
+            found = [scores.session.run(sample) for sample in self.feeds]
+            self.note(scores.model, how.runtime.name, how.opening, found)
 
     def note(self, model: Model, runtime: str, settings: Settings, found: Sequence[Feeds]) -> None:
         """Keep what a runtime returned for the samples in a session that was open anyway.

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 from bench import forecast as forecasts
 from bench.errors import ExitCode, InputError, UnfitError, UnsupportedError, UsageError
 from bench.forecast import Survey
-from bench.machine import describe
+from bench.machine import canary, describe
 from bench.render import render
-from bench.runtimes import RUNTIMES, installed_runtimes
+from bench.runtimes import RUNTIMES, Session, Settings, installed_runtimes
 from bench.store import dump, load
 from bench.yardsticks import Bout, Yardsticks
 from quantize import (
@@ -558,20 +558,33 @@ def test_a_replay_evaluates_once_and_says_how_ranges_moved(
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_replay_serves_in_the_runtime_of_its_recipe(
-    job: Job, staging: Path, tmp_path: Path, runtime: str
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     pytest.importorskip("openvino")
     run(job, staging, Silent())
+    opened: list[int] = []
+
+    class Noting(type(RUNTIMES[runtime])):  # type: ignore[misc]
+        def open(self, path: Path, settings: Settings) -> Session:
+            if path.name.startswith("trial"):
+                opened.append(settings.threads)
+            return super().open(path, settings)  # type: ignore[no-any-return]
+
+    monkeypatch.setitem(RUNTIMES, runtime, Noting())
     recipe = staging / "recipe.toml"
     text = recipe.read_text(encoding="utf-8")
     assert '"served_by" = "onnxruntime"' in text
     recipe.write_text(text.replace('"served_by" = "onnxruntime"', f'"served_by" = "{runtime}"'))
     (tmp_path / "again").mkdir()
-    effort = replace(job.effort, recipe=recipe, runtimes=("onnxruntime", "openvino"))
+    effort = replace(job.effort, recipe=recipe, runtimes=("onnxruntime", "openvino"), threads=2)
     report = run(replace(job, effort=effort), tmp_path / "again", Silent())
     assert report.served_by == runtime
     timed = [x.variant.name for x in report.latencies]
     assert timed == ["FP32 onnxruntime", "FP32 openvino", f"INT8 {runtime}"]
+    assert list(report.served[0].noise_db) == [1, 2]
+    if canary(runtime) == "exact":
+        # All that is asked of it is asked of one session with each number of threads.
+        assert opened == [2, 1]
 
 
 def replayed(job: Job, recipe: Path, out: Path, **effort: Any) -> Report:
