@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cost import Price, costs, read_prices
-from bench.errors import InputError
 from bench.machine import Machine
 from bench.others import Other, Row, refuse_unlike_earlier, refuse_unlike_run
 from bench.report import GPU, BenchReport
-from bench.store import load
+from bench.store import load, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,5 @@ class Beside:
 
 
 def _other(path: Path) -> Other:
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}.") from e
-    found = load(BenchReport, data, path)
+    found = load(BenchReport, read_bytes(path), path)
     return Other(path.name, found.machine, found.latencies, found.loads)

@@ -18,7 +18,7 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     """
     found = []
     for folder in _folders("cpu", root):
-        v2 = _text(folder / "cpu.max").split()
+        v2 = text_of(folder / "cpu.max").split()
         if len(v2) == 2 and v2[0].isdigit():
             found.append(int(v2[0]) / int(v2[1]))
         v1 = _number(folder / "cpu.cfs_quota_us")  # -1: unlimited
@@ -49,7 +49,7 @@ def _counter(controller: str, files: tuple[str, ...], key: str, root: Path) -> i
     """A counter of the process's own group, which includes those below it."""
     for folder in _folders(controller, root):
         for file in files:
-            for line in _text(folder / file).splitlines():
+            for line in text_of(folder / file).splitlines():
                 name, _, value = line.partition(" ")
                 if name == key and value.isdigit():
                     return int(value)
@@ -58,7 +58,7 @@ def _counter(controller: str, files: tuple[str, ...], key: str, root: Path) -> i
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:
     """The process's group and those above it, innermost first."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -70,7 +70,8 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
                 yield folder
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """What a file of the kernel says; nothing where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -79,6 +80,6 @@ def _text(path: Path) -> str:
 
 def _number(path: Path) -> int:
     try:
-        return int(_text(path))
+        return int(text_of(path))
     except ValueError:
         return 0

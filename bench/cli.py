@@ -214,7 +214,7 @@ def doctor(
     refuse_unfit(machine, target, device)
 
 
-def guard(app: typer.Typer, *, name: str = "vnnify", given: "Given | None" = None) -> NoReturn:
+def guard(app: typer.Typer, given: "Given | None" = None) -> NoReturn:
     """Run a command line to its exit status; the main function of every entry point.
 
     An error that vnnify raises on purpose becomes one line on stderr and its own status; anything
@@ -236,7 +236,7 @@ def guard(app: typer.Typer, *, name: str = "vnnify", given: "Given | None" = Non
     try:
         _refuse_undecodable(arguments)
         _refuse_lost_folder()
-        status = command.main(args=arguments, prog_name=name, standalone_mode=True, obj=given)
+        status = command.main(args=arguments, prog_name="vnnify", standalone_mode=True, obj=given)
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else ExitCode.OK if e.code is None else 1
     except KeyboardInterrupt:

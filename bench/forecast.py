@@ -17,7 +17,7 @@ from bench.latency import Latency, Progress, Variant
 from bench.machine import Machine
 from bench.models import Feeds
 from bench.peaks import Peaks
-from bench.store import load
+from bench.store import load, read_bytes
 from bench.yardsticks import Bout, Yardsticks, measure_bout
 
 # Beyond these there is something to be held to.
@@ -122,10 +122,7 @@ def read_elsewhere(path: Path) -> Elsewhere:
     Raises:
         InputError: It is something else, or has no times.
     """
-    try:
-        found = load(Survey, path.read_bytes(), path)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}.") from e
+    found = load(Survey, read_bytes(path), path)
     if not found.yardsticks:
         raise InputError(
             f"{path}: holds no times of layers. Write it on that machine with `vnnify doctor "

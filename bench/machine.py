@@ -58,6 +58,7 @@ _VARIABLES = ("OMP_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "ORT_", "MKL_", "OPEN
 _OURS = "ORT_DISABLE_TELEMETRY"
 _LOADED = ("LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 _ROOT = Path("/")
+_GOVERNOR = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def describe(
         flags=relevant_flags(flags),
         caches=_caches(root),
         memory_bytes=_memory(root),
-        governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
+        governor=cgroup.text_of(root / _GOVERNOR) or "unknown",
         hypervisor="hypervisor" in flags,
         kernel=platform.release(),
         python=platform.python_version(),
@@ -345,7 +346,7 @@ def _is_installed(runtime_name: str, packages: Mapping[str, str]) -> bool:
 
 def _cpuinfo(root: Path) -> list[dict[str, str]]:
     """One mapping per hardware thread."""
-    blocks = _text(root / "proc/cpuinfo").split("\n\n")
+    blocks = cgroup.text_of(root / "proc/cpuinfo").split("\n\n")
     pairs = [[line.split(":", 1) for line in b.splitlines() if ":" in line] for b in blocks]
     found = [{k.strip(): v.strip() for k, v in block} for block in pairs]
     return [b for b in found if "processor" in b]
@@ -354,24 +355,17 @@ def _cpuinfo(root: Path) -> list[dict[str, str]]:
 def _caches(root: Path) -> dict[str, int]:
     found = {}
     for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = (_text(folder / f) for f in ("level", "type", "size"))
+        level, kind, size = (cgroup.text_of(folder / f) for f in ("level", "type", "size"))
         if size.endswith("K") and size[:-1].isdigit():
             found[f"L{level} {kind.lower()}"] = int(size[:-1]) * 1024
     return found
 
 
 def _memory(root: Path) -> int:
-    lines = [s.split() for s in _text(root / "proc/meminfo").splitlines()]
+    lines = [s.split() for s in cgroup.text_of(root / "proc/meminfo").splitlines()]
     installed = next((int(s[1]) * 1024 for s in lines if s[:1] == ["MemTotal:"]), 0)
     limit = cgroup.memory_limit_bytes(root)
     return installed if limit is None else min(installed, limit)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _number(text: str | None) -> int:

@@ -195,7 +195,7 @@ def _variants(plan: Plan, name: str, model: Model, runtime: str, device: str) ->
         several = len(plan.threads) > 1
         return [
             Variant(
-                f"{name}, {plural(threads, 'thread')}" if several else name,
+                f"{name}, {threads_text(threads)}" if several else name,
                 model,
                 runtime,
                 device,
@@ -233,9 +233,9 @@ def named(variants: Sequence[Variant], plan: Plan) -> list[Variant]:
     return [replace(v, name=f"{v.name}, batch {v.batch}") for v in variants]
 
 
-def plural(count: int, noun: str) -> str:
+def threads_text(count: int) -> str:
     """`1 thread`, `2 threads`."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def refuse_unknown(plan: Plan) -> None:

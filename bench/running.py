@@ -24,7 +24,15 @@ from bench.models import Feeds, Model, synthetic_feeds
 from bench.operators import Operators, measure_operators
 from bench.others import Planned
 from bench.peaks import Peaks, machine_peaks
-from bench.planning import Exporter, Plan, named, open_models, plural, refuse_unknown, what_runs
+from bench.planning import (
+    Exporter,
+    Plan,
+    named,
+    open_models,
+    refuse_unknown,
+    threads_text,
+    what_runs,
+)
 from bench.report import BenchReport, Missing, assemble, with_names
 from bench.work import Work, count_work
 
@@ -232,7 +240,7 @@ def _work(model: Model, feeds: Feeds, batch: int) -> Work:
 def _peaks(plan: Plan, machine: Machine, progress: Progress) -> tuple[Peaks, ...]:
     found = []
     for number, threads in enumerate(plan.threads):
-        progress(number, len(plan.threads), f"the machine's limits, {plural(threads, 'thread')}")
+        progress(number, len(plan.threads), f"the machine's limits, {threads_text(threads)}")
         found.append(machine_peaks(machine, threads))
     return tuple(found)
 

@@ -101,6 +101,22 @@ def record_of(cls: type[R], plain: Mapping[str, Any]) -> R:
     return record
 
 
+def read_bytes(path: Path, advice: str = "") -> bytes:
+    """What a file holds that the user named.
+
+    Args:
+        path: The file.
+        advice: What to do where it is not there.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}. {advice}".rstrip()) from e
+
+
 def read_toml(path: Path, where: str, wrong: type[VnnifyError]) -> dict[str, Any]:
     """The tables of a TOML file.
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.compare import Comparison, too_busy
-from bench.errors import InputError, UsageError
+from bench.errors import UsageError
 from bench.machine import describe
 from bench.models import Model
 from bench.render import Check, CheckOutcome
-from bench.store import atomic_write, dump, load
+from bench.store import atomic_write, dump, load, read_bytes
 from quantize.amounts import Scale, drop_text, score_text, size_text
 from quantize.coverage import coverage_of
 from quantize.gate import Verdict
@@ -81,13 +81,7 @@ def read_lock(path: Path) -> Lock:
     Raises:
         InputError: It cannot be read, or is none.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise InputError(
-            f"{path}: the baseline cannot be read: {e.strerror}. Make it with --update-baseline."
-        ) from e
-    return load(Lock, data, path)
+    return load(Lock, read_bytes(path, "Make it with --update-baseline."), path)
 
 
 def write_lock(path: Path, lock: Lock) -> None:

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import as_text, emit, refuse_existing
-from bench.errors import InputError
-from bench.store import atomic_write
+from bench.store import atomic_write, read_bytes
 
 
 def report(
@@ -27,11 +26,7 @@ def report(
     from quantize.rendering import stored_document
 
     refuse_existing([html, markdown, junit], force=force)
-    try:
-        data = file.read_bytes()
-    except OSError as e:
-        raise InputError(f"{file}: cannot be read: {e.strerror}.") from e
-    stored = stored_document(data, file)
+    stored = stored_document(read_bytes(file), file)
     for target, form in ((html, "html"), (markdown, "markdown"), (junit, "junit")):
         if target is not None:
             atomic_write(target, render(stored, form).encode())

@@ -105,5 +105,5 @@ def test_a_baseline_comes_back_as_it_was_with_one_value_per_line(tmp_path: Path)
     write_lock(file, LOCK)
     assert read_lock(file) == LOCK
     assert '  "int8_layers": 9,\n' in file.read_text(encoding="utf-8")
-    with pytest.raises(InputError, match=r"none\.json: the baseline cannot be read: .*--update-b"):
+    with pytest.raises(InputError, match=r"none\.json: cannot be read: .*--update-base"):
         read_lock(tmp_path / "none.json")
