@@ -44,7 +44,7 @@ class Limits:
         decode: `file.py:function` that makes of the outputs what the metric takes.
         max_drop: Tolerance with its unit; None for 1pt, or 1% where the metric is not in 0..1.
         confidence: One-sided, of the verdict.
-        inconclusive: What becomes of a model when the samples cannot tell.
+        inconclusive: What becomes of a model when samples or a busy machine cannot tell.
         objective: What counts among models that pass: "latency" (of one inference at a time),
             "throughput" (one thread each, as where every core serves its own stream), or "size",
             which does not refuse a model that is slower than FP32.

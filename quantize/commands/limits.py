@@ -22,7 +22,7 @@ Decode: TypeAlias = Annotated[
 ]
 Confidence: TypeAlias = Annotated[float, Option(help="One-sided, of the verdict.")]
 Inconclusive: TypeAlias = Annotated[
-    str, Option(help="fail, warn or pass: what too few samples count as.")
+    str, Option(help="fail, warn or pass: what too few samples, or too busy a machine, count as.")
 ]
 Slices: TypeAlias = Annotated[
     Path | None,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli import bench
+from bench.cli import Given, bench
 from bench.errors import InputError, UsageError
 from bench.planning import Plan
 from bench.store import load
@@ -42,7 +42,7 @@ class Asked:
         raise _StoppedError(target)
 
     def __call__(self, *arguments: str) -> BaseException | None:
-        result = CliRunner().invoke(app.app, arguments)
+        result = CliRunner().invoke(app.app, arguments, obj=Given())
         if result.exit_code == 2:
             return UsageError(result.output)
         return result.exception
@@ -149,7 +149,7 @@ def test_bench_reads_its_own_table_and_no_other(
         "no_peaks = true\n"
     )
     for arguments in ([], ["--batch", "4", "--seconds", "2"]):
-        CliRunner().invoke(app.app, ["bench", "m.onnx", *arguments])
+        CliRunner().invoke(app.app, ["bench", "m.onnx", *arguments], obj=Given())
     first, second = plans
     assert (first.batches, first.threads, first.seconds) == ((1, 8), (2,), 0.5)
     assert (first.data, first.peaks, first.operators) == (None, False, True)
