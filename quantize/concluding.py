@@ -36,7 +36,7 @@ from quantize.replaying import (
 )
 from quantize.report import Data, Report
 from quantize.search import search
-from quantize.served import Served, serve
+from quantize.served import Served, serve, unscored
 from quantize.slices import Looked, look_into, slice_limit
 from quantize.smoothing import even_out, even_out_as
 from quantize.speeds import Speeds, is_close, to_beat
@@ -101,6 +101,8 @@ class _Conclusion:
         with run.stage("verify"):
             served, elsewhere = self.verify(found)
             served, tried = self.serve(bench, served)
+        if (note := unscored(tried[0], self.judging.metric)) is not None:
+            run.notes.append(note)
         with run.stage("benchmark"):
             timing = self.benchmark(bench, found)
         predicted = self.predict(bench, timing)

@@ -79,6 +79,7 @@ class GateReport:
         inconclusive: What an inconclusive verdict counts as.
         checks: Everything that was judged.
         machine: Where.
+        notes: What a user may want to know.
     """
 
     command: str
@@ -95,6 +96,7 @@ class GateReport:
     inconclusive: Literal["fail", "warn", "pass"]
     checks: tuple[Check, ...]
     machine: Machine
+    notes: tuple[str, ...] = ()
 
     @property
     def worst(self) -> Judgement:
@@ -156,6 +158,7 @@ def _banner(report: GateReport) -> Banner:
             lines += [*([] if told else [_speed_line(j)]), *doubt_lines(j.speed)]
     if (served := [j.served for j in report.judged if j.served.agrees]) and not failed:
         lines.append(covered(served, report.machine.isa_class))
+    lines += [f"Note: {n}." for n in report.notes]
     times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     sizes = f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}"
     decibels = v.scale == "decibels"

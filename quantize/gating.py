@@ -29,7 +29,7 @@ from quantize.job import GateJob, Limits, Progress, flips_file
 from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metric import Metric
 from quantize.outputs import OutputStore
-from quantize.served import FEW, Few, Served, serve, threads_check
+from quantize.served import FEW, Few, Served, serve, threads_check, unscored
 from quantize.slices import divide, look_into, slice_limit
 from quantize.sources.parity import repeats
 from quantize.starting import chosen_metric, read_source
@@ -93,6 +93,7 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
         inconclusive=job.limits.inconclusive,
         checks=(),
         machine=describe(),
+        notes=tuple(n for j in judged if (n := unscored(j.served, metric)) is not None),
     )
     checks = _checks(report, job)
     if old is not None:

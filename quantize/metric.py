@@ -26,7 +26,8 @@ class Metric:
         needs: What `score` cannot do without.
         guessing: (outputs, output) -> the score that guessing would get, None where that has no
             meaning; call `chance`.
-        output: The model output to score; None: the first that fits.
+        output: The model output to score; None: the first that fits, or `whole`.
+        whole: Whether it looks at all outputs unless `output` names one.
         corpus: `function` gives rows, and this is the metric of any selection of them.
         spoil: With `corpus`: makes rows those of samples that went wrong altogether.
         additive: With `corpus`: whether it does nothing with rows but add them up first.
@@ -44,12 +45,18 @@ class Metric:
     needs: Literal["labels", "reference", "nothing"] = "labels"
     guessing: Callable[[Feeds, str | None], float | None] | None = None
     output: str | None = None
+    whole: bool = False
     corpus: Callable[[Rows], float] | None = None
     spoil: Callable[[Rows], Rows] | None = None
     additive: bool = False
     finish: Callable[[Rows], Sequence[float]] | None = None
     decibels: bool = False
     answering: Callable[[Feeds, str | None, int], list[str]] | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it looks at one output, however many the model has."""
+        return self.output is not None or not self.whole
 
     @property
     def gathers(self) -> bool:

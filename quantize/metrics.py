@@ -39,6 +39,7 @@ from quantize.scores import (
     chance_of_top,
     chance_of_yes,
     error,
+    is_one_hot,
     likeness,
     named_class,
     named_value,
@@ -64,8 +65,8 @@ def resolve_metric(
     """The metric that `--metric` names, or the one that fits the labels.
 
     Args:
-        text: A name in `METRICS`, `file.py:function`, or None: top1 for integer labels, mse for
-            float labels, cosine against the FP32 outputs for other labels or none.
+        text: A name in `METRICS`, `file.py:function`, or None: top1 for integer labels and one-hot
+            ones, mse for float labels, cosine against the FP32 outputs for other labels or none.
         labelled: Whether the data has labels.
         first_label: The label of the first sample.
         output: Score this model output; None: the first that fits the metric.
@@ -123,6 +124,8 @@ def _fitting(label: object) -> str:
         values = np.asarray(label)
         if values.dtype.kind in "biu" and values.ndim == 0:
             return "top1"
+        if values.ndim == 1 and is_one_hot(values):
+            return "top1"
         if values.dtype.kind == "f":
             return "mse"
     return "cosine"
@@ -148,11 +151,15 @@ _RATE = Metric(
 _CLASSES = Metric(
     "classes", count_classes, binary=False, corpus=macro_f1, spoil=nothing_right, additive=True
 )
-_BOXES = Metric("boxes", match, binary=False, corpus=average_precision, spoil=nothing_found)
+_BOXES = Metric(
+    "boxes", match, binary=False, whole=True, corpus=average_precision, spoil=nothing_found
+)
 _CHARACTERS, _WORDS = (partial(count_errors, unit) for unit in ("characters", "words"))
 
 _FIDELITY = Metric("fidelity", keep_both, binary=False, needs="reference")
-_RATIO = Metric("ratio", sqnr, binary=False, bounded=False, needs="reference", decibels=True)
+_RATIO = Metric(
+    "ratio", sqnr, binary=False, bounded=False, needs="reference", whole=True, decibels=True
+)
 
 METRICS: dict[str, Metric] = {
     "top1": Metric(
@@ -167,7 +174,7 @@ METRICS: dict[str, Metric] = {
     ),
     "mae": Metric("mae", partial(error, 1), higher_is_better=False, binary=False, bounded=False),
     "mse": Metric("mse", partial(error, 2), higher_is_better=False, binary=False, bounded=False),
-    "cosine": Metric("cosine", likeness, binary=False, needs="reference"),
+    "cosine": Metric("cosine", likeness, binary=False, needs="reference", whole=True),
     "agreement": Metric("agreement", agreement, needs="reference", answering=named_class),
     "ranking": replace(_FIDELITY, name="ranking", finish=ranking),
     "neighbours@10": replace(_FIDELITY, name="neighbours@10", finish=partial(neighbours, k=10)),

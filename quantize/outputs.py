@@ -180,16 +180,17 @@ def noise_shares(reference: Sequence[Feeds], found: Sequence[Feeds]) -> dict[str
 
 def to_db(shares: Mapping[str, float]) -> float:
     """Signal to noise in dB, mean over outputs; at most `MOST_DB`."""
-    return float(np.mean(_by_output(shares))) if shares else MOST_DB
+    return float(np.mean([*by_output(shares).values()])) if shares else MOST_DB
 
 
 def least_db(shares: Mapping[str, float]) -> float:
     """The same of the output where it is the least."""
-    return min(_by_output(shares), default=MOST_DB)
+    return min(by_output(shares).values(), default=MOST_DB)
 
 
-def _by_output(shares: Mapping[str, float]) -> list[float]:
-    return [min(float(-10 * np.log10(max(s, 1e-20))), MOST_DB) for s in shares.values()]
+def by_output(shares: Mapping[str, float]) -> dict[str, float]:
+    """The same of each output."""
+    return {n: min(float(-10 * np.log10(max(s, 1e-20))), MOST_DB) for n, s in shares.items()}
 
 
 def first_nonfinite(outputs: Feeds, reference: Feeds | None, *, own: bool = False) -> str | None:

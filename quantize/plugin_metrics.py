@@ -36,7 +36,9 @@ def decoding(metric: Metric, text: str | None) -> Metric:
         return say(decode(outputs), output, count) if say is not None else []
 
     answering = decoded_answer if say is not None else None
-    return replace(metric, function=decoded_score, guessing=decoded_guess, answering=answering)
+    return replace(
+        metric, function=decoded_score, guessing=decoded_guess, answering=answering, whole=True
+    )
 
 
 def _decoded(function: Callable[..., Any], text: str, outputs: Feeds) -> Any:
@@ -73,6 +75,7 @@ def plugin_metric(text: str) -> Metric:
         binary=False if corpus is not None else getattr(function, "binary", unsaid),
         bounded=getattr(function, "bounded", False if corpus is not None else unsaid),
         needs="nothing",
+        whole=True,
         guessing=_plugin_chance(function, text),
         corpus=partial(_plugin_corpus, corpus, text) if corpus is not None else None,
         spoil=partial(_plugin_spoil, spoil, text) if spoil is not None else None,

@@ -20,11 +20,13 @@ Labels: TypeAlias = Array | list[Any]
 def top(k: int, outputs: Feeds, labels: Labels, _: Feeds | None, output: str | None) -> list[float]:
     """Whether the label is among the `k` highest classes; of maps, the share of places where it is.
 
+    Labels are numbers of classes, or one-hot, [N, C].
+
     Raises:
         InputError: A label is no class of the output, or the shapes do not fit.
     """
     name, found = _pick_classes(outputs, output, count=len(labels))
-    truth = _squeeze(_whole(labels))
+    truth = _numbered(_squeeze(_whole(labels)), found)
     if found.dtype.kind in "biu":
         _refuse_shapes(name, found, truth, fits=found.shape == truth.shape)
         return _per_sample(found == truth)
@@ -52,7 +54,7 @@ def best_classes(
         InputError: A label is no class of the output, or the shapes do not fit.
     """
     name, found = _pick_classes(outputs, output, count=len(labels))
-    truth = _squeeze(_whole(labels))
+    truth = _numbered(_squeeze(_whole(labels)), found)
     if found.dtype.kind in "biu":
         _refuse_shapes(name, found, truth, fits=found.shape == truth.shape)
         known = [v[v != void].max(initial=0) for v in (found, truth)]
@@ -164,6 +166,28 @@ def _whole(labels: Labels) -> Array:
         f"label {wrong!r:.80} is no class: expected a whole number from 0. "
         "For numeric labels use --metric mse, for others a function of your own."
     )
+
+
+def is_one_hot(labels: Array) -> bool:
+    """Whether every row of [..., C], C > 1, is 1 at its class and 0 elsewhere."""
+    if labels.ndim == 0 or labels.shape[-1] < 2:
+        return False
+    zeros, ones = (labels == 0).sum(axis=-1), (labels == 1).sum(axis=-1)
+    return bool(((ones == 1) & (zeros == labels.shape[-1] - 1)).all())
+
+
+def _numbered(truth: Array, found: Array) -> Array:
+    """Labels as numbers of classes, also where they are one-hot: alike in shape to the scores."""
+    if found.dtype.kind != "f" or found.ndim != 2 or truth.shape != found.shape:
+        return truth
+    if not is_one_hot(truth):
+        raise InputError(
+            f"label {truth[0].tolist()!r:.80} names no class: neither a number nor one-hot (1 at "
+            "its class, 0 elsewhere). For several classes at once write a function of your own, "
+            "for values use --metric mse."
+        )
+    classes: Array = truth.argmax(axis=1)
+    return classes
 
 
 def _refuse_range(name: str, truth: Array, classes: int) -> None:

@@ -20,17 +20,20 @@ from bench.errors import InputError, UnsupportedError
 from bench.machine import canary
 from bench.models import Feeds, Model
 from bench.runtimes import Settings, find_runtime
-from quantize.outputs import MOST_DB, least_db, noise_shares
+from quantize.outputs import MOST_DB, by_output, least_db, noise_shares
 
 # Candidates are looked at before the first verdict, which waits for no import of reports.
 if TYPE_CHECKING:
     from bench.render import Check
     from quantize.evaluate import Scoring
+    from quantize.metric import Metric
 
 logger = logging.getLogger(__name__)
 
 # Samples that are run.
 FEW = 4
+# Outputs that are named, the noisiest first.
+_TOLD = 6
 # Kernels round a few sums to the other side; that much more noise is no rounding.
 _APART_DB = 10.0
 
@@ -112,12 +115,14 @@ class Served:
         noise_db: Number of threads to signal to noise against FP32, in dB, of the output where it
             is the least: 200 at most, also where no output is float, and -200 where the runtime
             could not run a sample.
+        outputs_db: The same of each output that FP32 computes in float, with all threads.
     """
 
     runtime: str
     version: str
     samples: int
     noise_db: dict[int, float]
+    outputs_db: dict[str, float] = field(default_factory=dict)
 
     @property
     def agrees(self) -> bool:
@@ -143,7 +148,8 @@ def serve(few: Few, model: Model, runtime: str, threads: int) -> Served:
     """
     noise = {n: few.noise(model, runtime, n) for n in sorted({1, threads})}
     noise_db = {n: -MOST_DB if found is None else least_db(found) for n, found in noise.items()}
-    return Served(runtime, find_runtime(runtime).version(), len(few.feeds), noise_db)
+    each = by_output(noise[threads] or {})
+    return Served(runtime, find_runtime(runtime).version(), len(few.feeds), noise_db, each)
 
 
 def threads_check(served: Served, where: str = "") -> "Check":
@@ -166,6 +172,29 @@ def threads_check(served: Served, where: str = "") -> "Check":
         "version, and judge it there."
     )
     return Check(name, "fail", text, found=found)
+
+
+def unscored(served: Served, metric: "Metric") -> str | None:
+    """What is known of outputs that no score looks at; None where it looks at all.
+
+    Args:
+        served: What a runtime made of the model.
+        metric: What judges it.
+    """
+    if not metric.is_partial or len(served.outputs_db) < 2:
+        return None
+    worst = sorted(served.outputs_db, key=served.outputs_db.__getitem__)
+    listed = ", ".join(f"{name!r} {_told(served.outputs_db[name])}" for name in worst[:_TOLD])
+    more = f" and {len(worst) - _TOLD} more" if len(worst) > _TOLD else ""
+    return (
+        f"{metric.name} looks at {repr(metric.output) if metric.output else 'one output'} only. "
+        f"Against FP32, on {served.samples} samples in {served.runtime}: {listed}{more}. Score "
+        "another with --output, or all with cosine"
+    )
+
+
+def _told(decibels: float) -> str:
+    return "alike" if decibels >= MOST_DB else f"{decibels:.0f} dB"
 
 
 def covered(served: Sequence[Served], isa_class: str) -> str:

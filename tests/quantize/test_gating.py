@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -550,3 +551,32 @@ def test_a_runtime_that_opens_no_onnx_is_told_before_the_work(job: GateJob, tmp_
 def test_a_larger_model_is_called_larger() -> None:
     assert "2.00 times larger" in compression_check(100, 200, 2.0).message
     assert "2.00 times smaller" in compression_check(200, 100, 2.0).message
+
+
+def test_an_output_that_no_metric_looks_at_is_told(
+    job: GateJob, shelf: Path, tmp_path: Path
+) -> None:
+    for name, sign in (("two.onnx", 1), ("broken.onnx", -1)):
+        _two_heads(shelf / name, sign)
+    two = replace(job, fp32=shelf / "two.onnx", int8=shelf / "broken.onnx")
+    report = run_gate(two, tmp_path, Silent())
+    assert report.exit_code == 0
+    (note,) = report.notes
+    assert note.startswith("top1 looks at one output only")
+    assert "'other' -6 dB, 'logits' alike" in note
+    assert note in " ".join(render(gate_document(report), "text").split())
+    whole = replace(two, limits=replace(two.limits, metric="cosine"))
+    assert run_gate(whole, tmp_path, Silent()).exit_code == 3
+
+
+def _two_heads(path: Path, sign: float) -> None:
+    classifier.network(path)
+    model = onnx.load(path)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([sign], np.float32), "sign")
+    )
+    model.graph.node.append(helper.make_node("Mul", ["features", "sign"], ["other"]))
+    model.graph.output.append(
+        helper.make_tensor_value_info("other", TensorProto.FLOAT, ["n", None])
+    )
+    onnx.save(model, path)

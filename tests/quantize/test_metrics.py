@@ -32,6 +32,11 @@ def score(name, outputs, labels, reference=None, output=None):
         (True, "top1"),
         (0.5, "mse"),
         (np.zeros(4, np.float32), "mse"),
+        (np.array([0, 1, 0], np.float32), "top1"),
+        (np.array([0, 1, 0]), "top1"),
+        (np.array([0, 1, 1], np.float32), "mse"),
+        (np.array([0, 2, 0], np.float32), "mse"),
+        (np.array([1], np.float32), "mse"),
         (np.zeros((4, 4), np.int64), "cosine"),
         ("cat", "cosine"),
         ([1.0, [2.0]], "cosine"),
@@ -172,6 +177,28 @@ def test_a_missing_label_is_refused():
     metric = resolve_metric("top1", labelled=True)
     with pytest.raises(InputError, match="None is no class"):
         metric.score({"y": LOGITS[:1]}, run_labels(None, 1))
+
+
+@pytest.mark.parametrize("metric", ["top1", "top5", "f1"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, bool])
+def test_one_hot_labels_are_those_of_their_classes(metric, dtype):
+    outputs = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    classes = np.arange(8) % 6
+    wanted = score(metric, outputs, classes)
+    np.testing.assert_array_equal(score(metric, outputs, np.eye(6, dtype=dtype)[classes]), wanted)
+
+
+@pytest.mark.parametrize("label", [[0, 1, 1], [0, 0, 0], [0, 2, 0]])
+def test_labels_of_several_classes_are_no_one_hot_labels(label):
+    with pytest.raises(InputError, match=r"label \[0.*names no class.*one-hot.*mse"):
+        score("top1", LOGITS[:1], np.array([label]))
+
+
+def test_only_a_metric_of_one_output_is_partial():
+    """What is left out is told to the user, so no row may claim more than it looks at."""
+    found = {name for name in METRICS if not resolve_metric(name, labelled=True).is_partial}
+    assert found == {"cosine", "sqnr", "psnr", "map", "map50"}
+    assert resolve_metric("cosine", labelled=True, output="y").is_partial
 
 
 def test_labels_of_another_shape_are_refused():

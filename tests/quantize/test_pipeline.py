@@ -418,12 +418,14 @@ def test_a_runtime_that_errs_with_some_threads_does_not_serve(
 def test_a_model_that_is_wrong_with_some_threads_everywhere_is_refused(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = Served("onnxruntime", "1", 4, {1: 30.0, 2: -5.0})
+    wrong = Served("onnxruntime", "1", 4, {1: 30.0, 2: -5.0}, {"logits": 30.0, "other": -5.0})
     monkeypatch.setattr(concluding, "serve", lambda *_: wrong)
     report = run(job, staging, Silent())
     assert (report.conclusion.exit_code, (staging / "model.onnx").exists()) == (3, False)
     assert "computes INT8 wrong with some numbers of threads" in report.conclusion.headline
     assert "Checked in" not in " ".join(document(report).verdict.lines)
+    (note,) = [n for n in report.notes if n.startswith("top1 looks at one output only.")]
+    assert "'other' -5 dB, 'logits' 30 dB" in note
 
 
 def test_a_recipe_that_no_runtime_takes_is_unsupported(

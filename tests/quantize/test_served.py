@@ -12,7 +12,8 @@ import quantize.served as served
 from bench.errors import InputError, UnsupportedError
 from bench.models import Feeds, Model
 from bench.runtimes import Settings
-from quantize.served import Few, Served, covered, serve, threads_check
+from quantize.metrics import METRICS
+from quantize.served import Few, Served, covered, serve, threads_check, unscored
 
 FEEDS: list[Feeds] = [{"x": np.linspace(-1, 1, 64, dtype=np.float32) * k} for k in (1, 2)]
 WANTED: list[Feeds] = [{"y": f["x"], "label": np.array([3])} for f in FEEDS]
@@ -152,3 +153,30 @@ def test_only_what_agrees_was_checked() -> None:
     text = covered([good, bad], "amx")
     assert text.startswith("Checked in onnxruntime 1.31.1 with 1 and 2 threads, on amx. Other")
     assert "openvino" not in text
+
+
+def test_outputs_that_nothing_scores_are_told_the_noisiest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Three(Fake):
+        def run(self, feeds: Feeds) -> Feeds:
+            y = super().run(feeds)["y"]
+            return {"y": feeds["x"], "z": y, "w": -feeds["x"]}
+
+    monkeypatch.setattr(served, "find_runtime", lambda _: Three({1: 0.1}))
+    wanted = [{"y": f["x"], "z": f["x"], "w": f["x"]} for f in FEEDS]
+    tried = serve(Few(FEEDS, wanted), model("m"), "openvino", 1)
+    text = unscored(tried, METRICS["top1"])
+    assert text is not None
+    assert text.startswith("top1 looks at one output only. Against FP32, on 2 samples in openvino:")
+    assert "'w' -6 dB, 'z' 20 dB, 'y' alike." in text
+    chosen = unscored(tried, replace(METRICS["cosine"], output="z"))
+    assert chosen is not None
+    assert chosen.startswith("cosine looks at 'z' only.")
+    assert unscored(tried, METRICS["cosine"]) is None
+
+
+def test_many_outputs_are_counted_and_one_is_no_news() -> None:
+    tried = Served("onnxruntime", "1", 4, {1: 30.0}, {f"y{i}": 30.0 + i for i in range(9)})
+    assert "'y5' 35 dB and 3 more." in str(unscored(tried, METRICS["mse"]))
+    assert unscored(replace(tried, outputs_db={"y": 1.0}), METRICS["mse"]) is None
