@@ -1048,6 +1048,25 @@ def test_a_model_is_held_against_the_committed_baseline(
     assert "baseline" not in heard.stages
 
 
+def test_on_a_busy_machine_no_limit_of_speed_near_by_is_decided(
+    job: Job, staging: Path, tmp_path: Path, stopwatch: Stopwatch
+) -> None:
+    report = run(job, staging, Silent())
+    assert "[made.speed]" in (staging / "recipe.toml").read_text(encoding="utf-8")
+    file = tmp_path / "vnnify.lock.json"
+    write_lock(file, finishing.lock_of_report(report, staging))
+    stopwatch.speedup, stopwatch.held_up = 1.9, 0.6
+    limited = replace(job, lock=file, bounds=GateBounds(min_speedup=1.5))
+    (tmp_path / "busy").mkdir()
+    found = run(limited, tmp_path / "busy", Silent())
+    assert (found.conclusion.outcome, found.conclusion.exit_code) == ("inconclusive", 4)
+    open_ = [c.name for c in found.further if c.outcome == "inconclusive"]
+    assert open_ == ["speed", "baseline: speed in onnxruntime"]
+    assert found.conclusion.headline.startswith("INT8 is 1.90 times as fast (0.76 to 4.75), at ")
+    recipe = tmp_path / "busy" / "refused" / "recipe.toml"
+    assert "[made.speed]" not in recipe.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("limit", [None, "5pt"])
 def test_slices_with_a_limit_are_held_to_the_confidence_of_the_chosen_model(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None
