@@ -289,7 +289,7 @@ class _Conclusion:
             if self.interrupt.asked:
                 break
             if canary(runtime) != "exact" and judged.evaluation.arithmetic == "exact":
-                here = judging.evaluate(quantized, runtime, native=True)
+                here = judging.evaluate(quantized, runtime, native=True, few=few)
                 native += [here] if here is not None else []
         return tuple(served), tuple(native)
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench.render import render
 from bench.store import load
-from quantize import concluding, early, opening, pipeline
+from quantize import concluding, early, opening, pipeline, served
 from quantize import evaluate as evaluating
 from quantize.document import document
 from quantize.evaluate import Scoring
@@ -237,6 +237,21 @@ def test_a_replay_ends_with_the_look_that_tells(
     assert note.endswith("With --rounds 5 all of them judge")
     text = render(document(report), "text")
     assert "bounds alone hold with 97.5 %" in " ".join(text.split())
+
+
+def test_what_the_judged_model_computes_is_not_asked_again(
+    replay: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise AssertionError("opened again")
+
+    monkeypatch.setattr(served, "_run", refused)
+    monkeypatch.setattr(served, "canary", lambda _: "exact")
+    # By a look, and by all samples.
+    for full, folder in ((False, staging), (True, tmp_path / "full")):
+        folder.mkdir(exist_ok=True)
+        asked = replace(replay, effort=replace(replay.effort, threads=2, full=full))
+        assert set(run(asked, folder, Silent()).served[0].noise_db) == {1, 2}
 
 
 def test_what_the_samples_leave_open_goes_to_the_last_look(

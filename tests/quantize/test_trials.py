@@ -565,6 +565,18 @@ def test_a_layer_in_float_is_explained_once_and_others_are_left_alone() -> None:
     assert [x.reason for x in trial.quantized.layers] == ["noisy", "not finite", None]
 
 
+@pytest.mark.parametrize("error", [InputError, UnsupportedError])
+def test_a_runtime_that_refuses_a_file_does_not_serve_it(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    class Refusing:
+        def open(self, path: Path, settings: Settings) -> Any:
+            raise error("no such operator")
+
+    monkeypatch.setitem(trials.RUNTIMES, "openvino", Refusing())
+    assert not trials.serves("openvino", bench.fp32, bench, 30.0)
+
+
 def test_a_runtime_that_computes_garbage_does_not_serve(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
