@@ -1,11 +1,11 @@
 """Statistics of activations: one streaming pass over the samples.
 
-samples ─▶ FP32 graph with the wanted tensors as outputs ─▶ TensorStatistics of each
+samples ─▶ FP32 graph with the wanted tensors as outputs ─▶ TensorStatistics of each, and rows
 """
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from bench.models import Array, Model
 from quantize.data import Samples
 from quantize.histograms import TensorStatistics
-from quantize.rows import RowStore
+from quantize.rows import Found, RowStore, Taking, Window
 from quantize.sources.seam import ModelSpec
 from quantize.watching import Watch, passes
 
@@ -30,7 +30,8 @@ class Calibration:
         samples: How many.
         source: The samples themselves, for what takes more of them than statistics.
         states: Output to input names that carry state from one to the next.
-        rows: Of what FP32 feeds its layers; taken when the first candidate asks for them.
+        rows: Of what FP32 feeds its layers; those that were not taken meanwhile are taken when the
+            first candidate asks for them.
         origin: The trained model as the user named it, for what quantizes that and not its graph.
     """
 
@@ -64,7 +65,6 @@ def calibrate(
     threads: int,
     scratch: Path,
     states: Mapping[str, str],
-    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Stream samples through the FP32 model and collect statistics of its tensors.
 
@@ -75,37 +75,60 @@ def calibrate(
         threads: In all; samples without state run side by side.
         scratch: Where the instrumented copy goes.
         states: Output to input names; an output is fed back as the next sample's input.
+
+    Raises:
+        InputError: The model cannot run on a sample.
+    """
+    return calibrate_for(RowStore(model, samples, states, threads, scratch, tuple(tensors)))
+
+
+def calibrate_for(
+    rows: RowStore,
+    windows: Iterable[Window] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """The same for the model, samples and tensors of a store, which may get rows on the way.
+
+    Args:
+        rows: What to run and to watch.
+        windows: Layers whose rows are kept; each reads a tensor that is watched.
         progress: Called with samples done and in all.
 
     Raises:
         InputError: The model cannot run on a sample.
     """
-    stats = {name: TensorStatistics() for name in tensors}
-    for watched in passes(model, sorted(tensors), samples, threads, scratch, states):
-        before, total = watched.number * len(samples), watched.passes * len(samples)
-        for done, _ in enumerate(_taken(watched, samples, stats), start=1):
-            if progress is not None:
-                progress(before + done, total)
-    rows = RowStore(model, samples, states, threads, scratch)
+    model, samples, states = rows.model, rows.samples, rows.states
+    stats = {name: TensorStatistics() for name in rows.tensors}
+    every = (model, sorted(rows.tensors), samples, rows.threads, rows.scratch, states)
+    with rows.taking(windows) as taking:
+        for watched in passes(*every):
+            before, total = watched.number * len(samples), watched.passes * len(samples)
+            for done, _ in enumerate(_taken(watched, samples, stats, taking), start=1):
+                if progress is not None:
+                    progress(before + done, total)
     return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states, rows)
 
 
 def _taken(
-    watched: Watch, samples: Samples, stats: Mapping[str, TensorStatistics]
+    watched: Watch, samples: Samples, stats: Mapping[str, TensorStatistics], taking: Taking
 ) -> Iterator[None]:
-    """Add every sample to `stats`, and yield after each."""
+    """Add every sample to `stats`, write its rows, and yield after each."""
     # Of each thread; merged, they are the same however samples fell to threads.
     own: dict[int, dict[str, TensorStatistics]] = defaultdict(
         lambda: {n: TensorStatistics() for n in watched.wanted}
     )
 
-    def take(_: int, values: Iterator[tuple[str, Array]]) -> None:
-        seen = own[threading.get_ident()]
+    def take(index: int, values: Iterator[tuple[str, Array]]) -> Found:
+        seen, rows = own[threading.get_ident()], []
         for name, array in values:
             if array.dtype == np.float32:
                 seen[name].add(array)
+            rows += taking.rows(index, name, array)
+        return rows
 
-    yield from watched.over(samples, take)
+    for rows in watched.over(samples, take):
+        taking.write(rows)
+        yield
     for seen in own.values():
         for name, found in seen.items():
             stats[name].merge(found)

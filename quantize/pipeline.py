@@ -23,8 +23,8 @@ from bench.machine import granted_threads
 from bench.models import Model
 from bench.runtimes import find_runtime, installed_runtimes
 from bench.stages import Stage, stage
-from quantize.anchors import find_anchors
-from quantize.calibrate import Calibration, calibrate
+from quantize.anchors import Anchor, find_anchors
+from quantize.calibrate import Calibration, calibrate_for
 from quantize.candidates import Aim, Judge, Judged
 from quantize.data import Samples
 from quantize.early import first_models
@@ -44,13 +44,15 @@ from quantize.outputs import OutputStore
 from quantize.placement import watch_list
 from quantize.quantizers import QuantizedModel, find_engines
 from quantize.recipe import RecipeFile, fingerprints, read_recipe
-from quantize.rows import RowStore
+from quantize.rows import RowStore, Window, windows_of
 from quantize.starting import chosen_metric, converted, divide, held_out, prepared, read
 from quantize.stopping import Interrupt
 from quantize.targets import find_target
 from quantize.trials import PROBES, Workbench, run_probes
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from bench.forecast import Elsewhere
     from quantize.lock import Lock
     from quantize.replaying import Replay
@@ -235,7 +237,8 @@ class Run:
 
             self.replay = fitted(self.recipe, fingerprints(model, anchors))
         held, rest = self._held(len(samples))
-        statistics = self._statistics(fp32, watch_list(model, anchors), samples.subset(rest))
+        watched, windows = watch_list(model, anchors), self._windows(model, anchors)
+        statistics = self._statistics(fp32, watched, samples.subset(rest), windows)
         probes = tuple(samples[i].feeds for i in held)
         timed_threads = self.job.effort.threads or 1 if self._is_throughput() else self.threads
         return Workbench(
@@ -254,8 +257,20 @@ class Run:
             stopped=lambda: self.interrupt.asked,
         )
 
-    def _statistics(self, fp32: Model, tensors: tuple[str, ...], samples: Samples) -> Calibration:
+    def _windows(self, model: "ir.Model", anchors: tuple[Anchor, ...]) -> tuple[Window, ...]:
+        """Whose rows are read for sure; a search's first model does without any."""
+        recipe = self.replay.recipe if self.replay is not None else None
+        # Where channels are evened out, layers read rows of that graph.
+        if recipe is None or not recipe.reads_rows or recipe.strengths:
+            return ()
+        nodes = {str(n.name): n for n in model.graph}
+        return tuple(windows_of(nodes, anchors).values())
+
+    def _statistics(
+        self, fp32: Model, tensors: tuple[str, ...], samples: Samples, windows: tuple[Window, ...]
+    ) -> Calibration:
         states = self.job.data.states
+        rows = RowStore(fp32, samples, states, self.threads, self.scratch, tensors)
         found = remember_calibration(
             self.journal,
             {
@@ -265,18 +280,9 @@ class Run:
                 "states": states,
                 "threads": self.threads,
             },
-            lambda: calibrate(
-                fp32,
-                tensors,
-                samples,
-                threads=self.threads,
-                scratch=self.scratch,
-                states=states,
-                progress=self.progress.step,
-            ),
+            lambda: calibrate_for(rows, windows, self.progress.step),
         )
         # The journal keeps what was learned, not the samples; an engine may want to see them.
-        rows = RowStore(fp32, samples, states, self.threads, self.scratch)
         return replace(found, source=samples, states=states, rows=rows, origin=self.job.model)
 
     def _held(self, total: int) -> tuple[list[int], list[int]]:

@@ -84,6 +84,11 @@ class Recipe:
         return "static" in self.modes.values()
 
     @property
+    def reads_rows(self) -> bool:
+        """Whether layers are fitted to rows of what FP32 feeds them."""
+        return self.correct_bias or self.rounding == "learned"
+
+    @property
     def name(self) -> str:
         """`static 37, dynamic 2, float 4; mse ranges; portable`."""
         kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]

@@ -5,13 +5,16 @@
 
 A quantized layer can be tried on its rows alone, in milliseconds and without a runtime. The padding
 of a convolution stands in them as zeros, as often as it does in its outputs.
+
+A replay takes them while the samples calibrate, a search when its first candidate asks for them.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -83,6 +86,12 @@ def window_of(node: ir.Node, anchor: Anchor) -> Window:
     )
 
 
+def windows_of(nodes: Mapping[str, ir.Node], anchors: Iterable[Anchor]) -> dict[str, Window]:
+    """How every anchor that reads rows reads them, by name."""
+    flat = (a for a in anchors if a.op != "LSTM" and not a.nested)
+    return {a.name: window_of(nodes[a.name], a) for a in flat}
+
+
 def _integers(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     attribute = node.attributes.get(name)
     return default if attribute is None else tuple(attribute.as_ints())
@@ -150,6 +159,48 @@ def _patches(
     return found.transpose(0, 2, 1).reshape(len(chosen), window.groups, -1)
 
 
+Found: TypeAlias = list[tuple[Window, NDArray[np.float32]]]
+"""Rows that one sample gives, by layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """Rows of some layers while samples run: cut out by many threads, written in order by one.
+
+    Attributes:
+        readers: How layers read it, by tensor.
+        per_sample: Rows of one sample at most.
+        numbers: Of the samples that give rows, by their index.
+        files: Where the rows go.
+        shapes: Of what was written.
+    """
+
+    readers: Mapping[str, list[Window]]
+    per_sample: Mapping[Window, int]
+    numbers: Mapping[int, int]
+    files: Mapping[Window, Path]
+    shapes: dict[Window, list[tuple[int, ...]]]
+
+    def rows(self, index: int, tensor: str, values: Array) -> Found:
+        """What layers read of one tensor of one sample; nothing where that is no float32."""
+        number = self.numbers.get(index)
+        if number is None or values.dtype != np.float32:
+            return []
+        found = []
+        for window in self.readers.get(tensor, ()):
+            random = np.random.default_rng(number)
+            rows = rows_of(values, window, self.per_sample[window], random)
+            found.append((window, np.ascontiguousarray(rows, np.float32)))
+        return found
+
+    def write(self, found: Found) -> None:
+        """Put rows behind those of the samples before."""
+        for window, rows in found:
+            with self.files[window].open("ab") as out:
+                out.write(rows.data)
+            self.shapes[window].append(rows.shape)
+
+
 @dataclass(slots=True)
 class RowStore:
     """Rows of every layer, in files that it owns, and what was worked out from them.
@@ -160,6 +211,9 @@ class RowStore:
         states: Output to input names that carry state from one sample to the next.
         threads: Of one inference.
         scratch: Where the files go.
+        tensors: That were watched while they calibrated. Rows taken later are the same as those
+            that are taken meanwhile: where other tensors are watched, other nodes are fused, and
+            sums are rounded otherwise.
     """
 
     model: Model
@@ -167,6 +221,7 @@ class RowStore:
     states: Mapping[str, str]
     threads: int
     scratch: Path
+    tensors: tuple[str, ...] = ()
     _files: dict[Window, tuple[Path, tuple[int, ...]]] = field(default_factory=dict)
     _memo: dict[object, object] = field(default_factory=dict)
 
@@ -184,28 +239,40 @@ class RowStore:
 
     def capture(self, windows: Iterable[Window]) -> None:
         """Run some samples through FP32 and keep rows of these windows; once for each."""
+        with self.taking(windows) as taking:
+            if not taking.readers:
+                return
+            chosen = list(taking.numbers)
+            some = self.samples.subset(chosen)
+
+            def take(number: int, values: Iterator[tuple[str, Array]]) -> Found:
+                return [f for n, array in values for f in taking.rows(chosen[number], n, array)]
+
+            tensors = sorted({*self.tensors, *taking.readers})
+            every = (self.model, tensors, self.samples, self.threads, self.scratch, self.states)
+            for watched in passes(*every):
+                for found in watched.over(some, take):
+                    taking.write(found)
+
+    @contextmanager
+    def taking(self, windows: Iterable[Window]) -> Iterator[Taking]:
+        """Take rows of these windows from samples that run in the block; once for each window."""
         new = [w for w in dict.fromkeys(windows) if w not in self._files]
-        if not new:
-            return
-        some = self._some()
-        per_sample = _per_sample(new, len(some))
-        parts: dict[Window, tuple[Path, list[tuple[int, ...]]]] = {}
-        for number, window in enumerate(new, start=len(self._files)):
-            file = self.scratch / f"rows-{number}.raw"
-            file.unlink(missing_ok=True)
-            parts[window] = (file, [])
         readers: dict[str, list[Window]] = {}
         for window in new:
             readers.setdefault(window.tensor, []).append(window)
-        for found in self._rows(readers, per_sample, some):
-            for window, rows in found:
-                file, shapes = parts[window]
-                with file.open("ab") as out:
-                    out.write(rows.tobytes())
-                shapes.append(rows.shape)
-        for window, (file, shapes) in parts.items():
-            total = (sum(s[0] for s in shapes), *(shapes[-1][1:] if shapes else (1, 0)))
-            self._files[window] = (file, total)
+        numbers = {index: number for number, index in enumerate(self._chosen())}
+        files = {
+            window: self.scratch / f"rows-{number}.raw"
+            for number, window in enumerate(new, start=len(self._files))
+        }
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        shapes: dict[Window, list[tuple[int, ...]]] = {w: [] for w in new}
+        yield Taking(readers, _per_sample(new, len(numbers)), numbers, files, shapes)
+        for window, found in shapes.items():
+            total = (sum(s[0] for s in found), *(found[-1][1:] if found else (1, 0)))
+            self._files[window] = (files[window], total)
 
     def rows(self, window: Window) -> NDArray[np.float32]:
         """float32 [rows, groups, channels / groups * taps]; no rows where none were finite."""
@@ -221,36 +288,16 @@ class RowStore:
         found: R = self._memo[key]  # type: ignore[assignment]
         return found
 
-    def _some(self) -> Samples:
+    def _chosen(self) -> Iterable[int]:
+        """Samples that give rows."""
         total = len(self.samples)
         count = min(_SAMPLES, total)
         # With state, one sample needs the one before it.
-        chosen = range(count) if self.states else (i * total // count for i in range(count))
-        return self.samples.subset(list(chosen))
-
-    def _rows(
-        self, readers: Mapping[str, list[Window]], per_sample: Mapping[Window, int], some: Samples
-    ) -> Iterator[list[tuple[Window, NDArray[np.float32]]]]:
-        """Rows of each sample and pass."""
-
-        def take(
-            number: int, values: Iterator[tuple[str, Array]]
-        ) -> list[tuple[Window, NDArray[np.float32]]]:
-            found = []
-            for name, array in values:
-                for window in readers[name] if array.dtype == np.float32 else ():
-                    random = np.random.default_rng(number)
-                    rows = rows_of(array, window, per_sample[window], random)
-                    found.append((window, np.ascontiguousarray(rows, np.float32)))
-            return found
-
-        every = (self.model, sorted(readers), some, self.threads, self.scratch, self.states)
-        for watched in passes(*every):
-            yield from watched.over(some, take)
+        return range(count) if self.states else (i * total // count for i in range(count))
 
 
 def _per_sample(windows: Sequence[Window], samples: int) -> dict[Window, int]:
     """Rows that one sample gives, so that all of them fit on the disk."""
-    room = min(_LAYER_BYTES, _TOTAL_BYTES // len(windows))
+    room = min(_LAYER_BYTES, _TOTAL_BYTES // max(len(windows), 1))
     rows = {w: min(MAX_ROWS, room // (4 * max(w.width, 1))) for w in windows}
     return {w: max(1, n // samples) for w, n in rows.items()}

@@ -18,7 +18,7 @@ from quantize.quantizers.rounding import Rounder, learn
 from quantize.quantizers.weights import Codes, quantize_weights
 from quantize.ranges import Range
 from quantize.recipe import Recipe
-from quantize.rows import RowStore, Window, window_of
+from quantize.rows import RowStore, Window, windows_of
 from quantize.targets import TARGETS, U8_MAX
 
 Rounded = Callable[[Rounder | None], Codes]
@@ -175,9 +175,8 @@ class Fitter:
         self.store, self.recipe = store, recipe
         self.narrow = TARGETS[recipe.target].narrow
         self.windows: dict[str, Window] = {}
-        if store is not None and (recipe.correct_bias or recipe.rounding == "learned"):
-            flat = (a for a in anchors if a.op != "LSTM" and not a.nested)
-            self.windows = {a.name: window_of(nodes[a.name], a) for a in flat}
+        if store is not None and recipe.reads_rows:
+            self.windows = windows_of(nodes, anchors)
             store.capture(self.windows.values())
 
     def fit(

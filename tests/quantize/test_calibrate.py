@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from bench.errors import InputError
 from bench.models import Array, Feeds, read_model
 from quantize import watching as module
-from quantize.calibrate import Calibration, calibrate
+from quantize.calibrate import Calibration, calibrate, calibrate_for
+from quantize.rows import RowStore
 from tests import tiny
 from tests.int8 import samples_of
 from tests.streams import same, streamed
@@ -66,15 +67,9 @@ def run(
     threads: int = 1,
 ) -> Calibration:
     model = read_model(path)
-    return calibrate(
-        model,
-        tensors,
-        samples_of(feeds, model.inputs),
-        threads=threads,
-        scratch=path.parent,
-        states=states or {},
-        progress=None if seen is None else lambda *p: seen.append(p),
-    )
+    samples = samples_of(feeds, model.inputs)
+    store = RowStore(model, samples, states or {}, threads, path.parent, tuple(tensors))
+    return calibrate_for(store, (), None if seen is None else lambda *p: seen.append(p))
 
 
 def watched_values(path: Path, names: list[str], feeds: list[dict[str, np.ndarray]]) -> list[list]:

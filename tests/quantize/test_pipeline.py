@@ -33,6 +33,7 @@ from quantize import (
     pipeline,
     ranking,
     replaying,
+    rows,
     served,
     starting,
     trials,
@@ -244,10 +245,10 @@ def forbidden(*_: Any, **__: Any) -> Any:
 # Where the run ends, and what the next one has no need to do again.
 POINTS = {
     "calibrate": ((ground, "evaluate"),),
-    "search": ((ground, "evaluate"), (pipeline, "calibrate")),
+    "search": ((ground, "evaluate"), (pipeline, "calibrate_for")),
     "benchmark": (
         (ground, "evaluate"),
-        (pipeline, "calibrate"),
+        (pipeline, "calibrate_for"),
         (judging, "evaluate"),
         (trials, "glance"),
     ),
@@ -518,7 +519,7 @@ def test_a_recipe_of_another_graph_is_refused_before_anything_is_calibrated(
     text = (staging / "recipe.toml").read_text()
     (staging / "other.toml").write_text(text.replace('"conv-', '"gone-'))
     (tmp_path / "again").mkdir()
-    monkeypatch.setattr(pipeline, "calibrate", forbidden)
+    monkeypatch.setattr(pipeline, "calibrate_for", forbidden)
     replay = replace(job, effort=replace(job.effort, recipe=staging / "other.toml"))
     with pytest.raises(UsageError, match="made for another graph: node 'first' is new"):
         run(replay, tmp_path / "again", Silent())
@@ -597,6 +598,26 @@ def replayed(job: Job, recipe: Path, out: Path, **effort: Any) -> Report:
 
 def timed(report: Report) -> list[str]:
     return [x.variant.name for x in report.latencies]
+
+
+def test_a_replay_takes_rows_while_it_calibrates_and_makes_the_same_file(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run(job, staging, Silent())
+    assert found.recipe.reads_rows
+    recipe, work, passes = staging / "recipe.toml", tmp_path / "work", rows.passes
+    later: list[int] = []
+    monkeypatch.setattr(rows, "passes", lambda *a: (later.append(1) or w for w in passes(*a)))
+    replay = replace(job, effort=replace(job.effort, recipe=recipe))
+    (tmp_path / "killed").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(replay, tmp_path / "killed", Ending(at="search"), work=work)
+    whole = replayed(job, recipe, tmp_path / "whole")
+    assert (whole.int8.sha256, later) == (found.int8.sha256, [])
+    # Statistics are kept for a run that goes on, and rows are not.
+    (tmp_path / "resumed").mkdir()
+    resumed = run(replay, tmp_path / "resumed", Silent(), work=work)
+    assert (resumed.int8.sha256, later) == (found.int8.sha256, [1])
 
 
 @pytest.fixture
@@ -879,17 +900,17 @@ def test_a_few_calibration_samples_are_said(job: Job, staging: Path) -> None:
 
 def test_probes_did_not_calibrate(job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    real = pipeline.calibrate
+    real = pipeline.calibrate_for
 
-    def calibrate(model: Any, watched: Any, samples: Any, **options: Any) -> Any:
-        seen["calibrated"] = {s.feeds["x"].tobytes() for s in samples}
-        return real(model, watched, samples, **options)
+    def calibrate_for(rows: Any, *others: Any) -> Any:
+        seen["calibrated"] = {s.feeds["x"].tobytes() for s in rows.samples}
+        return real(rows, *others)
 
     def run_probes(model: Any, probes: Any, threads: int) -> Any:
         seen["probes"] = {p["x"].tobytes() for p in probes}
         return trials.run_probes(model, probes, threads)
 
-    monkeypatch.setattr(pipeline, "calibrate", calibrate)
+    monkeypatch.setattr(pipeline, "calibrate_for", calibrate_for)
     monkeypatch.setattr(pipeline, "run_probes", run_probes)
     run(job, staging, Silent())
     assert len(seen["probes"]) == 8

@@ -13,10 +13,14 @@ from onnx import TensorProto, helper
 
 from bench.models import read_model
 from quantize import rows as module
+from quantize import watching
 from quantize.anchors import find_anchors
-from quantize.rows import RowStore, Window, rows_of, window_of
+from quantize.calibrate import calibrate_for
+from quantize.placement import watch_list
+from quantize.rows import RowStore, Window, rows_of, window_of, windows_of
 from tests import tiny
 from tests.int8 import samples_of
+from tests.streams import same
 
 FLOAT = TensorProto.FLOAT
 
@@ -101,8 +105,7 @@ def store(path: Path, count: int = 6) -> RowStore:
 
 def windows(path: Path) -> dict[str, Window]:
     model = ir.load(path)
-    nodes = {n.name: n for n in model.graph}
-    return {a.name: window_of(nodes[a.name], a) for a in find_anchors(model)[0]}
+    return windows_of({str(n.name): n for n in model.graph}, find_anchors(model)[0])
 
 
 def test_layers_that_read_alike_share_their_rows(tmp_path: Path) -> None:
@@ -152,6 +155,65 @@ def test_rows_stay_within_their_limits(tmp_path: Path, monkeypatch: pytest.Monke
     assert shapes == [(60, 1, 18), (96, 1, 6)]
     for shape in shapes:
         assert math.prod(shape) * 4 <= max(18 * 4 * 60, 100 * 6 * 4)
+
+
+def residual(path: Path) -> RowStore:
+    """A sum behind a convolution, which ONNX Runtime fuses unless the convolution is watched."""
+    random = np.random.default_rng(0)
+    kernels = {n: random.normal(0, 0.05, (32, 32, 3, 3)).astype(np.float32) for n in "abc"}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["u"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["u", "b"], ["v"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["u", "v"], ["w"], "sum"),
+        helper.make_node("Relu", ["w"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "c"], ["y"], "third", pads=[1, 1, 1, 1]),
+    ]
+    shape = [1, 32, 16, 16]
+    tiny.save(path, nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)], kernels)
+    model, graph = read_model(path), ir.load(path)
+    feeds = [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(80)]
+    samples = samples_of(feeds, model.inputs)
+    watched = watch_list(graph, find_anchors(graph)[0])
+    return RowStore(model, samples, {}, 2, path.parent, watched)
+
+
+@pytest.mark.parametrize("group_bytes", [1, 128 << 20])
+@pytest.mark.parametrize("states", [{}, {"y": "x"}])
+def test_rows_taken_while_calibrating_are_those_taken_later(
+    states: dict[str, str], group_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "GROUP_BYTES", group_bytes)
+    path = tmp_path / "m.onnx"
+    meanwhile, later = (
+        replace(residual(path), states=states, scratch=tmp_path / n) for n in ("a", "b")
+    )
+    for each in (meanwhile, later):
+        each.scratch.mkdir()
+    found = windows(path).values()
+    plain, both = calibrate_for(later), calibrate_for(meanwhile, found)
+    monkeypatch.setattr(module, "passes", lambda *_: pytest.fail("the rows are there"))
+    meanwhile.capture(found)
+    monkeypatch.undo()
+    monkeypatch.setattr(watching, "GROUP_BYTES", group_bytes)
+    later.capture(found)
+    for window in found:
+        assert len(meanwhile.rows(window)) == 64 * 32
+        np.testing.assert_array_equal(meanwhile.rows(window), later.rows(window))
+    for name, stats in plain.tensors.items():
+        same(both.tensors[name], stats)
+
+
+def test_what_was_not_finished_is_taken_again(tmp_path: Path) -> None:
+    store, found = residual(tmp_path / "m.onnx"), windows(tmp_path / "m.onnx").values()
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_for(store, found, interrupt)
+    store.capture(found)
+    assert {len(store.rows(w)) for w in found} == {64 * 32}
 
 
 def test_another_graph_has_rows_of_its_own(tmp_path: Path) -> None:
