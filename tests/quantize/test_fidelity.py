@@ -10,7 +10,7 @@ from quantize.gate import judge
 from quantize.metrics import METRICS, resolve_metric
 from quantize.tasks.fidelity import MOST_DB
 from quantize.tolerance import Tolerance, default_tolerance
-from tests.quantize.test_gate import evaluation
+from tests.scored import evaluation
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((300, 16)).astype(np.float32)

@@ -9,108 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import InputError, UsageError
-from quantize.evaluate import Evaluation
 from quantize.gate import can_pass, judge
 from quantize.intervals import (
     paired_bounds,
 )
-from quantize.tolerance import Tolerance, parse_tolerance
-
-
-def evaluation(scores, **changes):
-    scores = tuple(float(s) for s in scores)
-    made = Evaluation(
-        model_sha256="a" * 64,
-        runtime="onnxruntime",
-        runtime_version="1.0",
-        arithmetic="exact",
-        metric="top1",
-        output=None,
-        higher_is_better=True,
-        binary=all(s in (0, 1) for s in scores),
-        bounded=all(0 <= s <= 1 for s in scores),
-        chance=None,
-        scores=scores,
-        nonfinite=0,
-        first_nonfinite=None,
-        samples_sha256="d" * 64,
-        outputs=("y",),
-        seconds=1.0,
-    )
-    return replace(made, **changes)
-
-
-def counted(n, losses, gains, *, right=0.8):
-    """0/1 scores of both models with these discordant pairs."""
-    agree = n - losses - gains
-    both = int(agree * right)
-    baseline = [1] * losses + [0] * gains + [1] * both + [0] * (agree - both)
-    candidate = [0] * losses + [1] * gains + [1] * both + [0] * (agree - both)
-    return evaluation(baseline), evaluation(candidate)
-
-
-def continuous(differences, *, base=0.9):
-    """Scores whose drops are these."""
-    drops = np.asarray(differences, dtype=float)
-    facts = {"binary": False, "bounded": True}
-    return evaluation(np.full(drops.size, base), **facts), evaluation(base - drops, **facts)
-
-
-POINT = Tolerance(1.0, "pt")
-
-
-# --- tolerances ---
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "unit"),
-    [
-        ("1pt", 1.0, "pt"),
-        ("0.5 PT", 0.5, "pt"),
-        ("1%", 1.0, "%"),
-        (".1abs", 0.1, "abs"),
-        ("1e-3Abs", 0.001, "abs"),
-        ("0pt", 0.0, "pt"),
-    ],
-)
-def test_tolerances_are_read_with_their_unit(text, value, unit):
-    assert parse_tolerance(text) == Tolerance(value, unit)
-    assert parse_tolerance(str(parse_tolerance(text))) == parse_tolerance(text)
-
-
-@pytest.mark.parametrize("text", ["1", "0.01", "", "pt", "1 point", "1,5pt", "nanpt", "1pt2"])
-def test_tolerances_without_a_known_unit_are_refused_with_the_three_spellings(text):
-    with pytest.raises(UsageError, match=r"1pt .*1% .*0\.1abs"):
-        parse_tolerance(text)
-
-
-@pytest.mark.parametrize("text", ["-1pt", "-0.1abs", "1e999%"])
-def test_tolerances_out_of_range_are_refused(text):
-    with pytest.raises(UsageError, match="out of range"):
-        parse_tolerance(text)
-
-
-def test_tolerance_units_mean_what_they_say():
-    assert Tolerance(1, "pt").absolute(0.8, bounded=True) == pytest.approx(0.01)
-    assert Tolerance(1, "%").absolute(0.8, bounded=True) == pytest.approx(0.008)
-    assert Tolerance(1, "%").absolute(-50.0, bounded=False) == pytest.approx(0.5)
-    assert Tolerance(0.1, "abs").absolute(50.0, bounded=False) == 0.1
-
-
-def test_points_of_an_unbounded_metric_are_refused():
-    with pytest.raises(UsageError, match=r"hundredths of a metric in 0..1"):
-        Tolerance(1, "pt").absolute(3.0, bounded=False)
-
-
-def test_a_share_of_zero_is_refused():
-    with pytest.raises(UsageError, match="which is 0"):
-        Tolerance(1, "%").absolute(0.0, bounded=True)
-
-
-def test_a_tolerance_that_passes_anything_is_refused():
-    with pytest.raises(UsageError, match="would pass any model"):
-        judge(*counted(1000, 0, 0), Tolerance(1, "abs"))
-
+from quantize.tolerance import Tolerance
+from tests.scored import POINT, continuous, counted, evaluation
 
 # --- 0/1 scores ---
 

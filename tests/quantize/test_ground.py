@@ -18,7 +18,7 @@ from quantize.sources.seam import ModelSpec
 from quantize.tolerance import Tolerance
 from tests import classifier
 from tests.fakes import Silent
-from tests.quantize.test_gate import evaluation
+from tests.scored import evaluation
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from quantize.gate import judge
 from quantize.looks import SHARES, looks_at
 from quantize.sequential import ERROR, Foresight, Looks, foresight
 from quantize.tolerance import Tolerance
-from tests.quantize.test_gate import evaluation
+from tests.scored import evaluation
 
 TOTAL = 800
 LIMIT = 0.02

@@ -8,7 +8,7 @@ from quantize.gate import Verdict, judge
 from quantize.looks import FIRST
 from quantize.shares import Shares, is_surely_lost
 from tests.benchmarks.gate import run_errors, searching
-from tests.quantize.test_gate import POINT, counted
+from tests.scored import POINT, counted
 
 
 def verdict(losses: int, gains: int, n: int = 1000, share: float = 1.0) -> Verdict:
