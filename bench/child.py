@@ -12,64 +12,76 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from bench import errors
-from bench.errors import VnnifyError
+from bench.errors import VnnifyError, full_disk
 
 _PR_SET_PDEATHSIG = 1
 
 
-def awaited(readiness: str = "", ready: str = "", *words: str) -> str:
-    """The file of the order that this child process gets, once it has come.
+def main(readiness: str, answer: str, fault: str, ready: str, *words: str) -> None:
+    """Entry point of the child process.
 
     Args:
-        readiness: Number of the pipe to close after that; empty for none.
-        ready: `package.module:function`, called before; empty for none.
+        readiness: Number of a pipe that is closed once this process is ready for its order.
+        answer: Number of the file for the answer.
+        fault: Number of the file for what is known of a crash.
+        ready: `package.module:function`, called before the order comes; empty for none.
         words: What it is called with.
     """
+    work(awaited(int(readiness), ready, *words), int(answer), int(fault))
+
+
+def awaited(readiness: int, ready: str, *words: str) -> dict[str, Any]:
+    """The order that this process gets, once it has come; see `main`."""
     # Nothing has begun that an interrupt could explain: it ends this process without a traceback.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     # What fails here fails again when it is needed, and is told then.
     with contextlib.suppress(Exception):
         if ready:
             _function(ready)(*words)
-    if readiness:
-        os.close(int(readiness))
-    order_file = os.fsdecode(sys.stdin.buffer.read())
+    os.close(readiness)
+    text = sys.stdin.buffer.read()
     signal.signal(signal.SIGINT, before)
-    if not order_file:
+    try:
+        order: dict[str, Any] = json.loads(text)
+    except ValueError:
         os._exit(1)  # The parent died before it had an order; nobody waits for an answer.
-    return order_file
+    return order
 
 
-def work(order_file: str) -> None:
+def work(order: dict[str, Any], answer_file: int, fault_file: int) -> None:
     """Do the job of an order, leave the answer, and end this process."""
-    order = json.loads(Path(order_file).read_text(encoding="utf-8"))
     _tie_to(order["parent"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    status = 0
-    with Path(order["fault"]).open("w", encoding="utf-8") as fault:
-        faulthandler.enable(fault)
-        try:
-            value = _function(order["target"])(order["job"])
-            answer = json.dumps({"value": value})
-        except VnnifyError as e:
-            answer = json.dumps({"error": _public_class(e), "message": str(e)})
-        except MemoryError:
-            answer = json.dumps({"error": "ResourceError", "message": "out of memory."})
-        except KeyboardInterrupt:
-            answer, status = json.dumps({"error": "KeyboardInterrupt", "message": ""}), 130
-        except Exception:  # noqa: BLE001 - carried to the parent, which raises it as ChildError
-            import traceback
+    faulthandler.enable(fault_file)
+    answer, status = _answer(order)
+    with os.fdopen(answer_file, "w", encoding="utf-8") as file:
+        file.write(answer)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Native libraries may crash while Python takes them down; the answer is already complete.
+    os._exit(status)
 
-            answer = json.dumps({"error": "", "message": traceback.format_exc()})
-        Path(order["answer"]).write_text(answer, encoding="utf-8")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Native libraries may crash while Python takes them down; the answer is already complete.
-        os._exit(status)
+
+def _answer(order: dict[str, Any]) -> tuple[str, int]:
+    """What the job returns, or the error that it ended with, as JSON; the exit status."""
+    status = 0
+    try:
+        return json.dumps({"value": _function(order["target"])(order["job"])}), status
+    except VnnifyError as e:
+        kind, message = _public_class(e), str(e)
+    except MemoryError:
+        kind, message = "ResourceError", "out of memory."
+    except KeyboardInterrupt:
+        kind, message, status = "KeyboardInterrupt", "", 130
+    except Exception as e:  # noqa: BLE001 - carried to the parent, which raises it as ChildError
+        import traceback
+
+        full = full_disk(e, order["folder"])
+        kind, message = ("ResourceError", str(full)) if full else ("", traceback.format_exc())
+    return json.dumps({"error": kind, "message": message}), status
 
 
 def _function(text: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bench.errors import ExitCode, OutputError, ResourceError, UsageError, VnnifyError
+from bench.errors import ExitCode, OutputError, ResourceError, UsageError, VnnifyError, full_disk
 from bench.store import atomic_write, dump
 
 # What a command works with is imported when it runs: `quantize` needs no more of this module than
@@ -362,6 +362,8 @@ def _refuse_undecodable(arguments: Sequence[str]) -> None:
 def _explain(error: Exception, *, debug: bool) -> int:
     if isinstance(error, MemoryError):
         error = ResourceError(f"out of memory: {error}. Use a smaller batch or fewer samples.")
+    if not isinstance(error, VnnifyError):
+        error = full_disk(error, tempfile.gettempdir()) or error
     known = isinstance(error, VnnifyError)
     if debug or not known:
         traceback.print_exception(error)

@@ -12,7 +12,10 @@ A message says what went wrong, where, what was found, what was expected, and wh
 (3 refused, 4 inconclusive) are results, not errors. Anything else that escapes is a bug of ours: 1.
 """
 
+import errno
 from enum import IntEnum
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def describe_error(error: BaseException) -> str:
@@ -78,3 +81,26 @@ class OutputError(VnnifyError):
     """The output exists already, is locked by another run, or cannot be written."""
 
     exit_code = ExitCode.OUTPUT
+
+
+def full_disk(error: BaseException, folder: object) -> ResourceError | None:
+    """What to tell where a full disk, a quota or a limit on files was behind an error.
+
+    Args:
+        error: Of the filesystem, or of what came of one.
+        folder: Where it happened, as far as is known.
+
+    Returns:
+        None where something else was behind it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            # Of a copy, the second one is what was written.
+            where = cause.filename2 or cause.filename or folder
+            return ResourceError(
+                f"{where}: cannot be written: {cause.strerror}. Free space there, or choose "
+                "another place: --out, or TMPDIR for what is temporary."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bench.feeds import save_feeds
 from bench.isolate import run_isolated
-from bench.latency import TIMEOUT_S, Variant, job_of, refuse_nonsense, turns
+from bench.latency import TIMEOUT_S, Variant, job_of
 from bench.models import Feeds
+from bench.turns import refuse_nonsense, turns
 
 
 def glance(

@@ -1,9 +1,9 @@
 """Run native code in a child process, so that its crash is one line and not the end of everything.
 
 A model file is a program for its runtime: a broken one may end the process by a signal, hang, or
-eat the memory. The child gets its job as a JSON file and leaves its answer as one; big things go
-as files too. Nothing is pickled, and what native code prints cannot corrupt the answer. Its own
-side is `bench.child`.
+eat the memory. The child gets its job as JSON and leaves its answer so, in memory that both see: a
+full disk keeps neither back. Big things go as files. Nothing is pickled, and what native code
+prints cannot corrupt the answer. The child's own side is `bench.child`.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ _NATIVE = ("onnxruntime", "openvino", "torch", "nncf", "onnx")
 # Looks for the packages where the parent found them, and never in the current folder (-P).
 _BOOTSTRAP = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
-    "from bench.child import awaited, work; work(awaited(*sys.argv[2:]))"
+    "from bench.child import main; main(*sys.argv[2:])"
 )
 
 
@@ -45,10 +44,14 @@ class Child:
     Attributes:
         process: It gets its order through its stdin; see `bench.child`.
         readiness: A pipe that it closes when it is ready, or ends.
+        answer: A file in memory for its answer.
+        fault: One for what is known of a crash.
     """
 
     process: subprocess.Popen[bytes]
     readiness: int
+    answer: int
+    fault: int
 
     def until_ready(self, timeout_s: float) -> None:
         """Wait for it, so long at most: what it does late is told when it got its order."""
@@ -75,7 +78,7 @@ def run_isolated(
     Args:
         target: `package.module:function`; called with `job`, returns something JSON can hold.
         job: Its argument: strings, numbers, lists, dicts.
-        scratch: An existing folder for the job's and the answer's files, which are removed.
+        scratch: The folder in which the work writes, to be named where its disk is full.
         name: What to call the work in messages.
         timeout_s: After this long it is ended; None waits for ever.
         patient: Hand the first SIGINT or SIGTERM to the child, which may come to an end of its own
@@ -88,69 +91,58 @@ def run_isolated(
         ChildError: Anything else that the child raised.
         KeyboardInterrupt: Here or in the child; the child is gone.
     """
-    stem = scratch / f"job-{uuid.uuid4().hex}"
-    order, answer, fault = (stem.with_suffix(s) for s in (".order", ".answer", ".fault"))
-    order.write_text(
-        json.dumps(
-            {
-                "target": target,
-                "job": job,
-                "parent": os.getpid(),
-                "answer": str(answer),
-                "fault": str(fault),
-            }
-        ),
-        encoding="utf-8",
-    )
+    order = {"target": target, "job": job, "parent": os.getpid(), "folder": str(scratch.parent)}
     killed_before = cgroup.oom_kills()
-    try:
-        status = _run(order, timeout_s, child, patient=patient)
+    with head_start() if child is None else contextlib.nullcontext(child) as at_work:
+        status = _run(order, timeout_s, at_work.process, patient=patient)
         if status is None:
             raise ResourceError(f"{name} ran over its {timeout_s:g} s and was ended.")
         if patient and status in (-signal.SIGINT, -signal.SIGTERM):
             raise KeyboardInterrupt  # It came before the child could listen.
         if status < 0:
-            raise _crash(name, -status, fault, oom=cgroup.oom_kills() > killed_before)
-        return _answer(name, status, answer)
-    finally:
-        for file in (order, answer, fault):
-            file.unlink(missing_ok=True)
+            oom = cgroup.oom_kills() > killed_before
+            raise _crash(name, -status, _content(at_work.fault), oom=oom)
+        return _answer(name, status, _content(at_work.answer))
 
 
 @contextlib.contextmanager
-def head_start(ready: str, *words: str) -> Iterator[Child]:
+def head_start(ready: str = "", *words: str) -> Iterator[Child]:
     """Start a child that has no order yet; a `run_isolated` inside gives it one.
 
     Its interpreter starts and imports while this process finds out what there is to do. A child
     that nobody needed ends with the block, and with this process in any case.
 
     Args:
-        ready: `package.module:function`, which the child calls meanwhile.
+        ready: `package.module:function`, which the child calls meanwhile; empty for none.
         words: What it is called with.
     """
     process = None
     readiness, told = os.pipe()
+    answer, fault = os.memfd_create("answer"), os.memfd_create("fault")
     try:
         with _interrupts_later():
             try:
-                process = _started(str(told), ready, *words, kept=(told,))
+                process = _started((told, answer, fault), ready, *words)
             finally:
                 os.close(told)
-        yield Child(process, readiness)
+        yield Child(process, readiness, answer, fault)
     finally:
-        os.close(readiness)
+        for file in (readiness, answer, fault):
+            os.close(file)
         # One that got an order has ended.
         if process is not None and process.returncode is None:
             _end(process)
 
 
-def _run(order: Path, timeout_s: float | None, child: Child | None, *, patient: bool) -> int | None:
+def _run(
+    order: dict[str, Any],
+    timeout_s: float | None,
+    process: subprocess.Popen[bytes],
+    *,
+    patient: bool,
+) -> int | None:
     """Exit status of a child that does `order`; None if it had to be ended."""
-    process = None if child is None else child.process
     try:
-        if process is None:
-            with _interrupts_later():
-                process = _started()
         _send(order, process)
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
             on_time = _wait(process, timeout_s)
@@ -158,28 +150,27 @@ def _run(order: Path, timeout_s: float | None, child: Child | None, *, patient: 
             _signal_group(process.pid, signal.SIGTERM)
             _wait(process, _GRACE_S)
     finally:
-        if process is not None:
-            _end(process)
+        _end(process)
     return process.returncode if on_time else None
 
 
-def _started(*words: str, kept: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """A child that calls `bench.child.awaited` with `words`, and has the files `kept` open."""
+def _started(files: Sequence[int], *words: str) -> subprocess.Popen[bytes]:
+    """A child that calls `bench.child.main`, with open files and words."""
     root = str(Path(__file__).resolve().parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _BOOTSTRAP, root, *words],
+        [sys.executable, "-P", "-c", _BOOTSTRAP, root, *map(str, files), *words],
         stdin=subprocess.PIPE,
         stdout=2,
         process_group=0,
-        pass_fds=kept,
+        pass_fds=files,
     )
 
 
-def _send(order: Path, process: subprocess.Popen[bytes]) -> None:
+def _send(order: dict[str, Any], process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     # A child that is dead by now is told of by its status.
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-        pipe.write(os.fsencode(order))
+        pipe.write(json.dumps(order).encode())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -261,10 +252,10 @@ def _signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _answer(name: str, status: int, file: Path) -> Any:
+def _answer(name: str, status: int, text: str) -> Any:
     try:
-        answer = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        answer = json.loads(text)
+    except ValueError:
         raise ResourceError(
             f"{name} ended with status {status} and left no result. Its own messages are above."
         ) from None
@@ -279,7 +270,11 @@ def _answer(name: str, status: int, file: Path) -> Any:
     raise error
 
 
-def _crash(name: str, number: int, fault: Path, *, oom: bool) -> ResourceError:
+def _content(file: int) -> str:
+    return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+
+
+def _crash(name: str, number: int, log: str, *, oom: bool) -> ResourceError:
     try:
         text = signal.Signals(number).name
     except ValueError:
@@ -295,7 +290,6 @@ def _crash(name: str, number: int, fault: Path, *, oom: bool) -> ResourceError:
         )
     if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         return ResourceError(f"{name} was ended from outside by {text}. Run it again.")
-    log = fault.read_text(encoding="utf-8", errors="replace") if fault.is_file() else ""
     loaded = [f"{p} {_version(p)}" for p in _NATIVE if re.search(rf"\b{p}[./]", log)]
     # The crashed thread's calls, innermost first, follow this line.
     calls = log.partition("Current thread")[2].splitlines()

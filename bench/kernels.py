@@ -21,6 +21,7 @@ from bench.profile import node_times
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.openvino import load_package, properties
 from bench.runtimes.seam import Settings
+from bench.store import refuse_full
 
 _LEAST_RUNS, _MOST_RUNS = 3, 20
 # Multiplications with weights, which is what INT8 is for.
@@ -150,6 +151,7 @@ def _onnxruntime(
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except open_errors() as e:
+        refuse_full(scratch, path.stat().st_size)
         raise InputError(f"{path}: onnxruntime refuses the model: {str(e)[:400]}") from e
     optimized = onnx.load(str(file), load_external_data=False)
     given = onnx.load(str(path), load_external_data=False).graph

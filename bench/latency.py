@@ -6,7 +6,6 @@ and `bench.compare` builds its intervals over rounds.
 """
 
 import contextlib
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bench.errors import UsageError, VnnifyError
+from bench.errors import VnnifyError
 from bench.feeds import feeds_digest, save_feeds
 from bench.gpu import Gpu
 from bench.isolate import Child, head_start, run_isolated
@@ -25,6 +24,7 @@ from bench.models import Feeds, Model
 from bench.percentiles import percentile_ms
 from bench.runtimes.seam import Precision
 from bench.sampling import FEWEST_TO_TELL, is_stable
+from bench.turns import refuse_nonsense, turns
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what runs next."""
@@ -378,18 +378,6 @@ def _isolated(
     return answer
 
 
-def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
-    """Who runs when: a random order for every other round, its mirror image for the next.
-
-    A drift that is linear in time then cancels out within each pair of rounds.
-    """
-    rng = np.random.default_rng(seed)
-    orders: list[list[int]] = []
-    for i in range(rounds):
-        orders.append(orders[-1][::-1] if i % 2 else rng.permutation(count).tolist())
-    return orders
-
-
 def job_of(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
     """What a round or a turn of `bench.sampling` takes."""
     return {
@@ -409,41 +397,3 @@ def _round(answer: dict[str, Any]) -> Round:
     lists = {k: tuple(answer[k]) for k in ("warmup_ns", "samples_ns")}
     gpu = answer.get("gpu")
     return Round(**{**answer, **lists, "gpu": None if gpu is None else Gpu(**gpu)})
-
-
-def refuse_nonsense(
-    variants: Sequence[Variant], feeds: Sequence[Feeds], rounds: int, seconds: float
-) -> None:
-    """Refuse what cannot be measured together.
-
-    Raises:
-        UsageError: A variant does not fit the inputs, or a number makes no sense.
-    """
-    names = [v.name for v in variants]
-    if not variants or not feeds:
-        raise UsageError("nothing to measure: give at least one model and one input.")
-    if len(set(names)) < len(names):
-        raise UsageError(f"variants need different names, found {names}.")
-    if rounds < 1 or not 0 < seconds < math.inf:
-        raise UsageError(f"rounds and seconds must be positive, found {rounds} and {seconds:g}.")
-    for variant in variants:
-        if variant.threads < 1:
-            raise UsageError(f"{variant.name}: threads must be at least 1, not {variant.threads}.")
-        takes = {s.name for s in variant.model.inputs}
-        for feed in feeds:
-            if feed.keys() != takes:
-                raise UsageError(
-                    f"{variant.name}: the model takes {sorted(takes)}, the inputs are "
-                    f"{sorted(feed)}. Models measured together need the same inputs."
-                )
-        _refuse_batch(variant, feeds)
-
-
-def _refuse_batch(variant: Variant, feeds: Sequence[Feeds]) -> None:
-    free = [s.name for s in variant.model.inputs if s.batch_is_free]
-    sizes = {f[n].shape[:1] for f in feeds for n in free}
-    if free and variant.batch != 1 and (variant.batch,) not in sizes:
-        found = ", ".join(sorted(str(s[0]) for s in sizes if s)) or "no"
-        raise UsageError(
-            f"{variant.name}: batch is {variant.batch}, but the inputs hold {found} samples each."
-        )

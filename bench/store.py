@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from bench.errors import InputError, OutputError, ResourceError, VnnifyError
+from bench.errors import InputError, OutputError, VnnifyError, full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -247,11 +247,20 @@ def sync_folder(path: Path) -> None:
         sync(path)
 
 
+def refuse_full(folder: Path, size_bytes: int) -> None:
+    """Refuse a disk with less room than that, where native code failed to write and not said why.
+
+    Raises:
+        ResourceError: It has less.
+    """
+    if shutil.disk_usage(folder).free < size_bytes:
+        reason = f"{os.strerror(errno.ENOSPC)} ({size_bytes:,} bytes are needed)"
+        raise translated(OSError(errno.ENOSPC, reason), folder)
+
+
 def translated(error: OSError, path: Path) -> VnnifyError:
     """An error of the filesystem in our words."""
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"{path}: cannot be written: {reason}. Free space or choose another --out."
-        )
-    return OutputError(f"{path}: cannot be written: {reason}. Choose another place.")
+    return full_disk(OSError(error.errno, reason), path) or OutputError(
+        f"{path}: cannot be written: {reason}. Choose another place."
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import ResourceError
+from bench.errors import ResourceError, full_disk
 from quantize.columns import labels_of, scores_per_run
 from quantize.data import Samples
 from quantize.evaluate import Evaluation
@@ -78,4 +78,6 @@ def write_flips(path: Path, flips: Iterable[Flip]) -> None:
                 row = [f.sample, f.place, f.sha256, f.label, f.before, f.after, f"{f.drop:.6g}"]
                 writer.writerow(row)
     except OSError as e:
-        raise ResourceError(f"{path}: the flips cannot be written: {e.strerror}.") from e
+        raise full_disk(e, path) or ResourceError(
+            f"{path}: the flips cannot be written: {e.strerror}."
+        ) from e

@@ -21,6 +21,7 @@ from bench.errors import InputError, UnsupportedError, VnnifyError
 from bench.models import Model, read_model
 from bench.runtimes.onnxruntime import first_line, open_errors, refusal, session_options
 from bench.runtimes.seam import Settings
+from bench.store import refuse_full
 from quantize.amounts import size_text
 from quantize.einsums import write_out_einsums
 from quantize.graphs import constants_of, load, release, save, too_large, weight_bytes
@@ -259,6 +260,7 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
             disabled_optimizers=list(_SKIPPED_PASSES),
         )
     except open_errors() as e:
+        refuse_full(folded.parent, max(held, path.stat().st_size))
         raise _refused(e, shown) from e
     after = load(folded)
     if any(n.domain not in ours for n in after.graph.all_nodes()):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -412,6 +413,13 @@ def test_memory_that_runs_out_is_no_bug(run: Cli) -> None:
     assert "out of memory: 1 TiB" in err
 
 
+def test_a_disk_that_is_full_is_no_bug(run: Cli) -> None:
+    status, _, err = run(app=_failing(OSError(errno.ENOSPC, "No space left on device")))
+    assert status == ExitCode.RESOURCE
+    assert "No space left on device. Free space there" in err
+    assert "Traceback" not in err
+
+
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     code = (
         "from bench.cli import emit, guard; import typer\n"
@@ -445,7 +453,8 @@ def test_signals_end_the_work_and_its_processes(
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
-    while not list(tmp_path.glob("vnnify-bench-*/*.fault")):
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    while not list(tmp_path.glob("vnnify-bench-*/feeds.npz")) or not children.read_text():
         assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(number)

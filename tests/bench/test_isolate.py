@@ -43,6 +43,12 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def add(job): print('noise'); return job['a'] + job['b']\n"
         "def own(job): raise Own('said so')\n"
         "def bug(job): return 1 / 0\n"
+        "def full(job): open('/dev/full', 'w').write('x' * 9999)\n"
+        "def full_archive(job):\n"
+        "    try:\n"
+        "        full(job)\n"
+        "    finally:\n"
+        "        raise ValueError('archive left open')\n"
         "def memory(job): raise MemoryError\n"
         "def interrupt(job): raise KeyboardInterrupt\n"
         "def leave(job): sys.exit(3)\n"
@@ -143,9 +149,8 @@ def test_a_crash_is_one_line_with_signal_and_place(jobs: str, tmp_path: Path) ->
     assert "\n" not in message
 
 
-def test_a_crash_names_the_native_package(tmp_path: Path) -> None:
-    log = tmp_path / "fault"
-    log.write_text(
+def test_a_crash_names_the_native_package() -> None:
+    log = (
         "Fatal Python error: Segmentation fault\n\n"
         "Thread 0x01 (most recent call first):\n"
         '  File "other.py", line 1 in idle\n'
@@ -168,8 +173,8 @@ def test_a_crash_names_the_native_package(tmp_path: Path) -> None:
         (63, False, "signal 63"),
     ],
 )
-def test_other_signals_are_told_apart(tmp_path: Path, number: int, says: str, *, oom: bool) -> None:
-    assert says in str(isolate._crash("it", number, tmp_path / "none", oom=oom))
+def test_other_signals_are_told_apart(number: int, says: str, *, oom: bool) -> None:
+    assert says in str(isolate._crash("it", number, "", oom=oom))
 
 
 def test_a_killed_child_is_a_matter_of_resources(jobs: str, tmp_path: Path) -> None:
@@ -261,31 +266,34 @@ def test_the_child_leaves_an_answer(
     monkeypatch.setattr(child, "_tie_to", lambda _parent: None)
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     monkeypatch.setattr("faulthandler.enable", lambda *_: None)
-    order = {
-        "target": target,
-        "job": 1,
-        "parent": os.getpid(),
-        "answer": str(tmp_path / "answer"),
-        "fault": str(tmp_path / "fault"),
-    }
-    (tmp_path / "order").write_text(json.dumps(order))
-    with pytest.raises(Exited) as ended:
-        child.work(str(tmp_path / "order"))
-    assert ended.value.args == (0,)
-    found = json.loads((tmp_path / "answer").read_text())
+    order = {"target": target, "job": 1, "parent": os.getpid(), "folder": "/a"}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(order).encode())))
+    readiness, told = os.pipe()
+    with (tmp_path / "answer").open("w+b") as file:
+        with pytest.raises(Exited) as ended:
+            child.main(str(told), str(os.dup(file.fileno())), "0", "")
+        assert ended.value.args == (0,)
+        file.seek(0)
+        found = json.load(file)
+    os.close(readiness)
     assert found.items() >= answer.items()
 
 
 @pytest.mark.usefixtures("exits")
 def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where its lines can be seen to run."""
-    for words in ((), ("", "os:getpid"), ("", "os:getenv", "PATH")):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/a/b")))
-        assert child.awaited(*words) == "/a/b"
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(Exited) as ended:
-        child.awaited()
-    assert ended.value.args == (1,)
+    for words in (("",), ("os:getpid",), ("os:getenv", "PATH")):
+        readiness, told = os.pipe()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"job": 1}')))
+        assert child.awaited(told, *words) == {"job": 1}
+        # Closed at its other end.
+        assert os.read(readiness, 1) == b""
+        os.close(readiness)
+    for cut in (b"", b'{"job'):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cut)))
+        with pytest.raises(Exited) as ended:
+            child.awaited(os.dup(0), "")
+        assert ended.value.args == (1,)
 
 
 @pytest.mark.usefixtures("exits")
@@ -295,6 +303,22 @@ def test_an_orphan_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exited) as ended:
         child._tie_to(-code())
     assert ended.value.args == (1,)
+
+
+@pytest.mark.parametrize("job", ["full", "full_archive"])
+def test_a_full_disk_is_told_with_its_folder(jobs: str, tmp_path: Path, job: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        _run(f"{jobs}:{job}", tmp_path / "scratch")
+    assert str(caught.value) == (
+        f"{tmp_path}: cannot be written: No space left on device. Free space there, or choose "
+        "another place: --out, or TMPDIR for what is temporary."
+    )
+
+
+def test_orders_and_answers_need_no_disk(jobs: str) -> None:
+    """Not even a folder, and more than a pipe holds."""
+    job = {"a": "x" * 10**6, "b": "y" * 10**6}
+    assert _run(f"{jobs}:add", Path("/proc/none"), job=job) == job["a"] + job["b"]
 
 
 def test_an_unknown_error_class_cannot_be_forged() -> None:

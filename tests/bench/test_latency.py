@@ -20,12 +20,12 @@ from bench.latency import (
     Round,
     Variant,
     measure,
-    turns,
     with_control,
 )
 from bench.models import Feeds, read_model, synthetic_feeds
 from bench.runtimes import RUNTIMES
 from bench.sampling import MIN_SAMPLES
+from bench.turns import turns
 from tests import tiny
 from tests.fakes import MS
 

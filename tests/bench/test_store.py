@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import InputError, OutputError, ResourceError, UsageError
-from bench.store import atomic_write, dump, load, read_toml, record_of
+from bench.store import atomic_write, dump, load, read_toml, record_of, refuse_full
 from tests.fakes import fail_at
 
 ROOT = str(Path(__file__).parents[2])
@@ -207,3 +208,12 @@ def test_a_full_disk_is_a_matter_of_resources(
     fail_at(monkeypatch, 0, errno.ENOSPC)
     with pytest.raises(ResourceError, match="No space left"):
         atomic_write(tmp_path / "f", b"new")
+
+
+def test_native_code_that_found_no_room_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=1000))
+    refuse_full(tmp_path, 1000)
+    with pytest.raises(ResourceError, match=r"No space left on device \(1,001 bytes are needed\)"):
+        refuse_full(tmp_path, 1001)
