@@ -78,7 +78,7 @@ def read_function(source: str, request: Request) -> Rows:
         count=len(spooled.feeds),
         load=lambda i: {n: _fetch(data, a) for n, a in spooled.feeds[i].items()},
         where=lambda i: f"{source}: sample {i}",
-        label=None if unlabelled or not labels else label,
+        label=None if unlabelled else label,
     )
 
 
