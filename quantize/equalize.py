@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
+from bench.wire import LEAST_BYTES
 from quantize.anchors import Anchor, integer_of
 from quantize.nodes import float_constant, set_input
 
@@ -93,10 +94,17 @@ def find_groups(model: ir.Model, anchors: Iterable[Anchor]) -> tuple[Group, ...]
             if data is None or data.name in covered:
                 continue
             group = _inserted(data, known) if insert else _Domain(known).grow(data, anchor)
-            if group is not None:
+            if group is not None and not _unshares(group, nodes):
                 covered |= set(group.tensors)
                 found[group.name] = group
     return tuple(found[n] for n in known if n in found)
+
+
+def _unshares(group: Group, nodes: Mapping[str, ir.Node]) -> bool:
+    """Whether it would copy large constants that other nodes read as well."""
+    values = (nodes[e.node].inputs[e.index] for e in group.edits)
+    shared = (v.const_value for v in values if v is not None and len(v.uses()) > 1)
+    return any(t is not None and t.nbytes >= LEAST_BYTES for t in shared)
 
 
 class _Domain:

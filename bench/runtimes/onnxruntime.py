@@ -3,13 +3,13 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, UnfitError
-from bench.models import Feeds
+from bench.models import Feeds, without_weights
 from bench.runtimes.seam import Session, Settings
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,8 @@ _PREAMBLE = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?"
 )
 _LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
+# Of what multiplies by codes; a DequantizeLinear reads them first.
+_CODES_AT = {"MatMulInteger": 1}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -45,6 +47,8 @@ class OnnxRuntime:
         model: str | bytes = str(path)
         if settings.precision == "fp16":
             model = _halved(path)
+        elif _is_switched(settings):
+            model = _unshared(path)
         try:
             session = package.InferenceSession(
                 model,
@@ -96,13 +100,17 @@ def session_options(settings: Settings) -> Any:
         # It grows in powers of two.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-    if settings.exact:
-        from bench.machine import canary
-
-        # On a host that does not saturate, the option would only switch the fast kernels off.
-        if canary("onnxruntime") != "exact":
-            options.add_session_config_entry("session.x64quantprecision", "1")
+    if _is_switched(settings):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _is_switched(settings: Settings) -> bool:
+    """Whether exact products have to be switched on."""
+    from bench.machine import canary
+
+    # On a host that does not saturate, the option would only switch the fast kernels off.
+    return settings.exact and canary("onnxruntime") != "exact"
 
 
 @dataclass(slots=True)
@@ -183,6 +191,36 @@ def _halved(path: Path) -> bytes:
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
     return bytes(half.SerializeToString())
+
+
+def _unshared(path: Path) -> str | bytes:
+    """The model with a constant of its own for each node that multiplies by signed codes.
+
+    Exact mode makes such codes unsigned under a name that follows from theirs, and fails at the
+    second node that reads them.
+    """
+    import onnx
+
+    def shared(model: Any) -> Iterator[tuple[Any, int]]:
+        """All but the first of the nodes that read the same codes, and at which input."""
+        codes = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+        taken: set[str] = set()
+        for node in model.graph.node:
+            place = _CODES_AT.get(node.op_type, 0)
+            if place < len(node.input) and (name := node.input[place]) in codes:
+                if name in taken:
+                    yield node, place
+                taken.add(name)
+
+    if not any(shared(without_weights(path))):
+        return str(path)
+    model = onnx.load(str(path))
+    held = {t.name: t for t in model.graph.initializer}
+    for number, (node, place) in enumerate(list(shared(model))):
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(held[node.input[place]])
+        copy.name = node.input[place] = f"{node.input[place]} ({number})"
+    return bytes(model.SerializeToString())
 
 
 def open_errors() -> tuple[type[Exception], ...]:

@@ -27,7 +27,8 @@ class DynamicWriter:
         codes, shift = found.codes, found.shift
         name = str(node.name)
         data, data_scale, data_zero = self._input(node)
-        held = self.editor.constant(f"{name}_weight_quantized", channels_at(codes.codes, 1))
+        stored = channels_at(codes.codes, 1)
+        held = self.editor.codes(node, f"{name}_weight_quantized", stored)
         zero = self.editor.constant(
             f"{name}_weight_zero_point", np.zeros(len(codes.scales), np.int8)
         )

@@ -23,6 +23,7 @@ class Editor:
             str(v.name) for g in (self.graph, *self.graph.subgraphs()) for v in _values(g)
         }
         self.taken |= set(self.nodes)
+        self.stored: dict[str, list[ir.Value]] = {}
 
     def free(self, name: str) -> str:
         """`name`, with a number behind it where the model has something of that name."""
@@ -41,6 +42,29 @@ class Editor:
         )
         self.graph.register_initializer(value)
         return value
+
+    def codes(self, node: ir.Node, name: str, values: NDArray[np.int8]) -> ir.Value:
+        """The constant of a layer's codes: that of another layer with the same weights and codes.
+
+        Scales and zero points are never shared: see `quantize.quantizers.native`. Nor is anything
+        with branches and loops, where `bench.runtimes.onnxruntime` would not tell readers apart.
+
+        Args:
+            node: The layer, which still reads its float weights.
+            name: Of a new constant.
+            values: The codes as they are stored.
+        """
+        weights = node.inputs[1]
+        assert weights is not None
+        if node.graph is not self.graph:
+            return self.constant(name, values)
+        others = self.stored.setdefault(str(weights.name), [])
+        for value in others:
+            assert value.const_value is not None
+            if np.array_equal(value.const_value.numpy(), values):
+                return value
+        others.append(self.constant(name, values))
+        return others[-1]
 
     def scale(self, name: str, chosen: Range) -> tuple[ir.Value, ir.Value]:
         """New constants that hold the scale and the zero point of a tensor's range."""

@@ -4,9 +4,11 @@
 
 u8 asymmetric activations, s8 symmetric weights per output channel: the one format that is fast in
 both ONNX Runtime and OpenVINO. Zero points are never shared between tensors, since ONNX Runtime's
-exact mode (`session.x64quantprecision`) rejects graphs that do.
+exact mode (`session.x64quantprecision`) rejects graphs that do. Codes of weights that several
+layers read are stored once.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from bench.wire import LEAST_BYTES
 from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
 from quantize.layerwise import side_by_side
@@ -100,6 +103,12 @@ class _Writer:
         self.ranges = choose_ranges(placement, calibration, recipe, anchors)
         static = {a.name for a in anchors if placement.modes[a.name] == "static"}
         self.integer_nodes = static | placement.glue
+        self.readers = Counter(
+            str(value.name)
+            for a in anchors
+            if placement.modes[a.name] != "float"
+            and (value := self.nodes[a.name].inputs[1]) is not None
+        )
         self.integer_outputs = {
             placement.rectified.get(n, str(self.nodes[n].outputs[0].name))
             for n in self.integer_nodes
@@ -162,7 +171,14 @@ class _Writer:
             bias = bias_of(node, channels).astype(np.float32)
             room = least_scales(bias, source.scale) if anchor.op != "MatMul" else None
         movable = anchor.op != "MatMul" or self.editor.added_constant(node, channels) is not None
-        return partial(self.fitter.fit, anchor, weights, source, room, movable=movable)
+        fit, shared = self.fitter.fit, self._shared(node, weights.size)
+        return partial(fit, anchor, weights, source, room, movable=movable, shared=shared)
+
+    def _shared(self, node: ir.Node, size_bytes: int) -> str | None:
+        """Name of a layer's weights, where codes of their own for each reader would be large."""
+        assert node.inputs[1] is not None
+        name = str(node.inputs[1].name)
+        return name if (self.readers[name] - 1) * size_bytes >= LEAST_BYTES else None
 
     # Static
 
@@ -186,7 +202,7 @@ class _Writer:
         pair = ir.node(
             "DequantizeLinear",
             [
-                self.editor.constant(f"{name}_quantized", stored),
+                self.editor.codes(node, f"{name}_quantized", stored),
                 self.editor.constant(f"{name}_scale", codes.scales),
                 self.editor.constant(f"{name}_zero_point", np.zeros(len(codes.scales), np.int8)),
             ],
