@@ -6,15 +6,15 @@ here.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import InputError, UnsupportedError
+from bench.external import external_files
 from bench.wire import split
 
 Array: TypeAlias = NDArray[Any]
@@ -187,43 +187,6 @@ def digest(files: list[Path]) -> str:
     return total.hexdigest()
 
 
-def external_files(proto: object, path: Path) -> list[Path]:
-    """External data files that a model names, each checked to lie in the model's folder.
-
-    Args:
-        proto: `onnx.ModelProto`, loaded without its external data.
-        path: Where the model was read from.
-
-    Raises:
-        InputError: One is missing, is a link, or lies outside the folder. Nothing is opened.
-    """
-    folder = path.parent.resolve()
-    found: dict[str, Path] = {}
-    for name, location in _locations(proto):
-        if location in found:
-            continue
-        pure = PurePosixPath(location)
-        if pure.is_absolute() or ".." in pure.parts:
-            raise InputError(
-                f"{path}: tensor {name!r} keeps its data in {location!r}, outside the model's "
-                f"folder. "
-                "That is unsafe; save the model again with its data beside it."
-            )
-        file = folder / location
-        if file.is_symlink() or not file.resolve().is_relative_to(folder):
-            raise InputError(
-                f"{path}: external data {location!r} is a symbolic link, which may point anywhere. "
-                "Copy the real file beside the model."
-            )
-        if not file.is_file():
-            raise InputError(
-                f"{path}: external data {location!r} of tensor {name!r} is missing. "
-                "Copy it beside the model."
-            )
-        found[location] = file
-    return [found[k] for k in sorted(found)]
-
-
 def synthetic_feeds(model: Model, *, batch: int, seed: int, count: int = 1) -> list[Feeds]:
     """Random feeds that fit a model, for timing only.
 
@@ -288,40 +251,6 @@ def _refuse_other_types(path: Path) -> None:
     for signature, kind in _SIGNATURES.items():
         if head.startswith(signature):
             raise InputError(f"{path}: is {kind}, expected an ONNX model.")
-
-
-def _locations(proto: object) -> Iterator[tuple[str, str]]:
-    """Name and external location of every tensor, in subgraphs, attributes and functions too."""
-    import onnx
-
-    assert isinstance(proto, onnx.ModelProto)
-    graphs = [proto.graph]
-    nodes = [n for f in proto.functions for n in f.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            for tensor in graph.initializer:
-                yield from _location(tensor)
-            for sparse in graph.sparse_initializer:
-                yield from _location(sparse.values)
-                yield from _location(sparse.indices)
-            nodes.extend(graph.node)
-            continue
-        for attribute in nodes.pop().attribute:
-            for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
-                yield from _location(tensor)
-            graphs.extend(attribute.graphs)
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-
-
-def _location(tensor: object) -> Iterator[tuple[str, str]]:
-    import onnx
-
-    assert isinstance(tensor, onnx.TensorProto)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        entries = {e.key: e.value for e in tensor.external_data}
-        yield tensor.name, entries.get("location", "")
 
 
 def _spec(value: object, path: Path) -> TensorSpec:

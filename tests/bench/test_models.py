@@ -2,12 +2,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
-from bench.models import MAX_OPSET, TensorSpec, digest, read_model, synthetic_feeds
+from bench.models import MAX_OPSET, TensorSpec, read_model, synthetic_feeds
 from tests import tiny
 
 
@@ -91,24 +90,6 @@ def test_inputs_that_are_not_tensors_are_unsupported(tmp_path: Path) -> None:
         read_model(tmp_path / "m.onnx")
 
 
-def _external(folder: Path, location: str) -> Path:
-    tensor = numpy_helper.from_array(np.ones(2, np.float32), "c")
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    entry = tensor.external_data.add()
-    entry.key, entry.value = "location", location
-    path = tiny.save(
-        folder / "m.onnx",
-        [helper.make_node("Add", ["x", "c"], ["y"])],
-        [("x", TensorProto.FLOAT, [2])],
-        [("y", TensorProto.FLOAT, [2])],
-    )
-    model = onnx.load(str(path))
-    model.graph.initializer.append(tensor)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
     with pytest.raises(InputError, match="is a pipe or a device"):
@@ -118,36 +99,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be looked at: File name too long"):
         read_model(tmp_path / ("m" * 300 + ".onnx"))
-
-
-def test_external_data_counts_in_digest_and_size(tmp_path: Path) -> None:
-    path = _external(tmp_path, "w.bin")
-    (tmp_path / "w.bin").write_bytes(b"\x00" * 8)
-    before = read_model(path)
-    (tmp_path / "w.bin").write_bytes(b"\x01" * 8)
-    after = read_model(path)
-    assert before.size_bytes == path.stat().st_size + 8
-    assert before.sha256 != after.sha256
-    assert after.sha256 == digest([path, tmp_path / "w.bin"])
-
-
-@pytest.mark.parametrize("location", ["/etc/passwd", "../w.bin", "a/../../w.bin"])
-def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
-    with pytest.raises(InputError, match="outside the model's folder"):
-        read_model(_external(tmp_path, location))
-
-
-def test_external_data_that_is_a_link_is_refused(tmp_path: Path) -> None:
-    path = _external(tmp_path, "w.bin")
-    (tmp_path / "real.bin").write_bytes(b"\x00" * 8)
-    (tmp_path / "w.bin").symlink_to(tmp_path / "real.bin")
-    with pytest.raises(InputError, match="symbolic link"):
-        read_model(path)
-
-
-def test_missing_external_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"w\.bin.*missing"):
-        read_model(_external(tmp_path, "w.bin"))
 
 
 def test_synthetic_feeds_fit_and_repeat(tmp_path: Path) -> None:
