@@ -23,7 +23,7 @@ _SPREAD = 0.25
 _CLOCK_SHARE = 0.9
 # Up to this share of its time a model that waits for a CPU has medians less than a tenth too long
 # (`python -m tests.benchmarks.busy`).
-HELD_UP = 0.25
+_HELD_UP = 0.25
 # Beyond, nothing is known at all.
 _MOST_HELD_UP = 0.99
 
@@ -154,7 +154,7 @@ def held_up_share(latency: Latency) -> float:
     it or more, had nobody else been there.
     """
     share = latency.held_up_share
-    return min(share, _MOST_HELD_UP) if share > HELD_UP else 0.0
+    return min(share, _MOST_HELD_UP) if share > _HELD_UP else 0.0
 
 
 def interval(
@@ -237,7 +237,7 @@ def _disturbances(latency: Latency) -> Iterator[str]:
         yield f"other guests took {latency.steal_share:.1%} of the CPU time"
     if latency.others_share > _OTHERS_SHARE:
         yield f"other processes took {latency.others_share:.0%} of the CPU time"
-    if latency.held_up_share > HELD_UP:
+    if latency.held_up_share > _HELD_UP:
         yield (
             f"it was ready to run and others had its CPU in {latency.held_up_share:.0%} of its "
             "time, which the interval allows for"
