@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
-from bench.kernels import find_kernels
+from bench.islands import Kernel
+from bench.kernels import Kernels, find_kernels
 from bench.models import Feeds, Model, read_model
 from bench.runtimes import Settings
 from bench.runtimes.onnxruntime import OnnxRuntime
@@ -431,18 +432,20 @@ def noises(bench: Workbench, trial: Trial, *, enough: bool) -> dict[str, float]:
     return {g[0]: share for g, share in found.items()}
 
 
-def test_anchors_that_one_node_takes_in_integers_are_one_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("join", ["Add", "Mul", "Concat"])
+def test_anchors_that_one_node_takes_in_integers_are_one_group(tmp_path: Path, join: str) -> None:
     rng = np.random.default_rng(0)
-    constants = {n: rng.standard_normal((4, 4, 3, 3)).astype(np.float32) for n in "abcd"}
+    wide = 8 if join == "Concat" else 4
+    shapes = {n: (4, wide if n == "c" else 4, 3, 3) for n in "abcd"}
+    constants = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    axis = {"axis": 1} if join == "Concat" else {}
     nodes = [
-        helper.make_node("Conv", [x, n], [f"{n}_out"], name=n, pads=[1] * 4)
-        for n, x in (("a", "x"), ("b", "x"), ("c", "sum"))
-    ]
-    nodes += [
-        helper.make_node("Add", ["a_out", "b_out"], ["sum"], name="add"),
+        helper.make_node("Conv", ["x", "a"], ["a_out"], name="a", pads=[1] * 4),
+        helper.make_node("Conv", ["x", "b"], ["b_out"], name="b", pads=[1] * 4),
+        helper.make_node(join, ["a_out", "b_out"], ["joined"], name="join", **axis),
+        helper.make_node("Conv", ["joined", "c"], ["c_out"], name="c", pads=[1] * 4),
         helper.make_node("Conv", ["c_out", "d"], ["y"], name="d", pads=[1] * 4),
     ]
-    nodes.sort(key=lambda n: ["a", "b", "add", "c", "d"].index(n.name))
     port = ["n", 4, 6, 6]
     path = tiny.save(
         tmp_path / "net.onnx",
@@ -520,6 +523,31 @@ def test_in_openvino_the_kernels_of_openvino_are_looked_at(
     monkeypatch.setattr(ranking, "_GAIN", 1e-9)
     back = {n for n, m in paying(bench, trial, "openvino").items() if m == "float"}
     assert {"first", "second"} <= back
+
+
+def test_a_convolution_of_openvino_goes_by_its_name_without_its_bias(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(kind: Any, ms: float | None, *origins: str) -> Kernel:
+        return Kernel("fused", "Convolution", kind, False, "", origins, ms)  # noqa: FBT003
+
+    told = (kernel("product", 2.0, "first/WithoutBiases", "relu"), kernel("product", 3.0))
+    told += (kernel("product", None, "untimed"), kernel("other", 4.0, "pool"))
+    monkeypatch.setattr(
+        ranking, "find_kernels", lambda *_, **__: Kernels("openvino", "1", told, (), 0, 3)
+    )
+    found = ranking.kernel_times(bench, Path("m.onnx"), "openvino")
+    assert found == {"first,relu": 2.0, "fused": 3.0}
+
+
+def test_a_layer_whose_ranges_are_found_at_run_time_keeps_its_mode(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed: dict[str, Mode] = {**STATIC, "head": "dynamic"}
+    trial = attempt(bench, recipe(mixed), "mixed")
+    monkeypatch.setattr(ranking, "_time_of", lambda *_: 1.0)
+    back = paying(bench, trial, "onnxruntime")
+    assert back == {"first": "float", "second": "float", "head": "dynamic"}
 
 
 def test_a_runtime_that_refuses_to_tell_changes_nothing(
