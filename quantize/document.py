@@ -211,7 +211,8 @@ def _caveats(report: Report) -> list[str]:
     v = report.verdict
     for e in report.evaluations[2:]:
         worse = v.baseline_value - e.value if v.higher_is_better else e.value - v.baseline_value
-        if e.runtime != report.served_by and worse > v.limit:
+        # Of a model that must not be served at all, one runtime is no news.
+        if report.conclusion.ships and e.runtime != report.served_by and worse > v.limit:
             lines.append(
                 f"Do not serve it with {e.runtime}: there it scores {_number(e.value, report)}."
             )

@@ -380,6 +380,9 @@ def test_a_runtime_that_loses_too_much_is_named(report: Report) -> None:
     said = "Do not serve it with elsewhere: there it scores 0.00 %."
     assert said in warned.verdict.lines
     assert not any("Do not serve" in x for x in summary(report, "out").verdict.lines)
+    refused = replace(report, evaluations=(*report.evaluations[:2], bad))
+    refused = replace(refused, conclusion=replace(report.conclusion, ships=False))
+    assert not any("Do not serve" in x for x in summary(refused, "out").verdict.lines)
 
 
 @pytest.mark.parametrize("width", ["text", "markdown"])
