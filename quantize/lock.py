@@ -37,6 +37,7 @@ class Entry:
         speedup_low: Lower end of its interval.
         speedup_high: Upper end.
         cpu: Where it was timed.
+        disturbed: Whether other work made that interval wide, so that nothing is held to it.
     """
 
     runtime: str
@@ -48,6 +49,7 @@ class Entry:
     speedup_low: float | None
     speedup_high: float | None
     cpu: str
+    disturbed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ def entry_of(verdict: Verdict, speed: Comparison | None, runtime: str, cpu: str)
         speedup_low=speed.low if speed is not None else None,
         speedup_high=speed.high if speed is not None else None,
         cpu=cpu,
+        disturbed=speed is not None and speed.is_disturbed,
     )
 
 
@@ -163,7 +166,8 @@ def lock_checks(old: Lock, new: Lock, speeds: Mapping[str, Comparison | None]) -
 
     Accuracy fails where the new drop is beyond the bound that the old one had. Speed fails where
     the new ratio's interval lies wholly below the old ratio's, is inconclusive where it does not
-    lie above it and others ran meanwhile, and is skipped on another CPU.
+    lie above it and others ran meanwhile, and is skipped on another CPU, or where others ran beside
+    the old one.
 
     Args:
         old: The committed one.
@@ -208,6 +212,9 @@ def _speed(old: Entry, new: Entry, measured: Comparison | None) -> Check:
         return Check(name, "skipped", text)
     if old.cpu != new.cpu:
         text = f"The baseline was timed on {old.cpu}, this is {new.cpu}."
+        return Check(name, "skipped", text)
+    if old.disturbed:
+        text = "The baseline was timed beside other work; update it where less else runs."
         return Check(name, "skipped", text)
     floor = old.speedup_low or old.speedup
     low, high = new.speedup_low or new.speedup, new.speedup_high or new.speedup

@@ -120,3 +120,8 @@ def update_baseline(path: Path, lock: "Lock", exit_code: int) -> None:
         return
     write_lock(path, lock)
     say(f"{path}: updated; commit it")
+    if busy := [e.runtime for e in lock.entries if e.disturbed]:
+        say(
+            f"{path}: no later speed is held to that in {', '.join(busy)}, since it was measured "
+            "beside other work; update it where less else runs"
+        )

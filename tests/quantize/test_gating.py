@@ -377,6 +377,7 @@ def test_a_model_is_held_to_its_committed_baseline(
     assert (open_.name, busy.exit_code) == ("baseline: speed in onnxruntime", 4)
     assert "1.20x as fast as FP32, 2.00x before and then surely above 2.00x, but" in open_.message
     assert open_.message.endswith("Try again where less else runs.")
+    assert (lock_of(good).entries[0].disturbed, lock_of(busy).entries[0].disturbed) == (False, True)
     other = replace(timed, lock=file, data=replace(job.data, limit=300))
     with pytest.raises(UsageError, match=r"data \(SHA-256\).*--update-baseline"):
         run_gate(other, tmp_path, Silent())

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.errors import InputError, UsageError
+from bench.errors import ExitCode, InputError, UsageError
+from quantize.commands.arguments import update_baseline
 from quantize.lock import Entry, Lock, lock_checks, read_lock, write_lock
 
 ENTRY = Entry(
@@ -64,6 +65,17 @@ def test_speed_fails_where_it_is_surely_lower_on_the_same_cpu(
     assert checked("speed in onnxruntime", entry) == outcome
 
 
+def test_speed_is_not_held_to_a_baseline_that_was_timed_beside_other_work() -> None:
+    new = replace(LOCK, entries=(replace(ENTRY, speedup=1.0, speedup_low=0.9, speedup_high=1.1),))
+    found = {}
+    for disturbed in (False, True):
+        old = replace(LOCK, entries=(replace(ENTRY, disturbed=disturbed),))
+        checks = {c.name: c for c in lock_checks(old, new, {})}
+        found[disturbed] = checks["baseline: speed in onnxruntime"]
+    assert [c.outcome for c in found.values()] == ["fail", "skipped"]
+    assert "update it where less else runs" in found[True].message
+
+
 def test_a_baseline_of_one_round_is_held_to_its_ratio() -> None:
     old = replace(LOCK, entries=(replace(ENTRY, speedup_low=None, speedup_high=None),))
     new = replace(LOCK, entries=(replace(ENTRY, speedup=1.9, speedup_high=1.95),))
@@ -107,3 +119,17 @@ def test_a_baseline_comes_back_as_it_was_with_one_value_per_line(tmp_path: Path)
     assert '  "int8_layers": 9,\n' in file.read_text(encoding="utf-8")
     with pytest.raises(InputError, match=r"none\.json: cannot be read: .*--update-base"):
         read_lock(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_who_updates_a_baseline_beside_other_work_is_told_that_no_speed_is_held_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, disturbed: bool
+) -> None:
+    file = tmp_path / "vnnify.lock.json"
+    update_baseline(
+        file, replace(LOCK, entries=(replace(ENTRY, disturbed=disturbed),)), ExitCode.OK
+    )
+    told = capsys.readouterr().err
+    assert "updated; commit it" in told
+    assert ("no later speed is held to that in onnxruntime" in told) == disturbed
+    assert read_lock(file).entries[0].disturbed == disturbed
