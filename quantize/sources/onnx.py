@@ -6,8 +6,12 @@ from pathlib import Path
 
 from bench.errors import OutputError, UsageError
 from bench.models import Model, TensorSpec, files_of, read_inputs, read_model
+from bench.store import refuse_full
 from quantize.data import Samples
 from quantize.sources.seam import ModelSpec
+
+# On the disk at once by the end of `quantize.prepare`: this one, one to fold, and the result.
+_COPIES = 3
 
 
 def accepts(text: str) -> bool:
@@ -29,6 +33,7 @@ def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
     Raises:
         InputError: The file is unusable or unsafe; see `bench.models.read_model`.
         OutputError: `out` is the model itself, or a data file would lie there.
+        ResourceError: The disk has no room for it and for what is made of it next.
         UsageError: Weights were given; an ONNX file has its own.
     """
     if spec.weights is not None:
@@ -39,6 +44,7 @@ def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
     targets = {f: out.parent / f.relative_to(folder) for f in files}
     if out.resolve() in {source.resolve(), *(t.resolve() for t in targets.values())}:
         raise OutputError(f"{out}: would overwrite a file of the model itself. Use another folder.")
+    refuse_full(out.parent, _COPIES * sum(f.stat().st_size for f in (source, *files)))
     for file, target in [*targets.items(), (source, out)]:
         if target.resolve() == file.resolve():
             raise OutputError(f"{target}: is the model's own data. Use another folder for output.")

@@ -1,12 +1,13 @@
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.errors import InputError, OutputError, UnsupportedError, UsageError
+from bench.errors import InputError, OutputError, ResourceError, UnsupportedError, UsageError
 from bench.models import TensorSpec
 from quantize.sources import ModelSpec, convert, describe_inputs
 
@@ -44,6 +45,20 @@ def test_a_model_is_copied_with_its_external_data(tmp_path: Path) -> None:
     assert copied.stat().st_nlink == 1
     assert not copied.is_symlink()
     assert [str(s) for s in model.inputs] == ["x:float32[N,2000]"]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _model(tmp_path / "in" / "m.onnx", external=True)
+    size = sum(f.stat().st_size for f in source.parent.iterdir())
+    free = [3 * size - 1]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(ResourceError, match=f"{3 * size:,} bytes are needed"):
+        convert(ModelSpec(str(source)), None, tmp_path / "out" / "m.onnx")
+    assert not any((tmp_path / "out").iterdir())
+    free[0] += 1
+    assert convert(ModelSpec(str(source)), None, tmp_path / "out" / "m.onnx").size_bytes == size
 
 
 def test_the_inputs_are_those_that_the_file_declares(tmp_path: Path) -> None:
