@@ -1,0 +1,81 @@
+"""Bounds of a drop where few samples changed, or none; verdicts on them stand in test_gate.py."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bench.errors import UsageError
+from quantize.evidence import Evidence, Rows
+from quantize.intervals import clopper_pearson_upper
+from quantize.pairing import own_bounds, pair, whole_bounds
+from tests.scored import counted, evaluation
+
+CONFIDENCE = 0.95
+
+
+def right(rows: Rows) -> float:
+    return float(np.mean(np.asarray(rows)))
+
+
+def evidence(wrong: int, count: int = 100) -> Evidence:
+    """Of a metric that is the share of rows that are right; spoiled, they are wrong."""
+    rows = np.ones(count)
+    rows[:wrong] = 0
+    return Evidence(rows, right, "share", lambda r: np.zeros(len(r)))
+
+
+def each(count: int = 100) -> list[NDArray[np.intp]]:
+    return list(np.arange(count)[:, None])
+
+
+def test_where_nothing_changed_the_bound_is_what_unseen_changes_may_cost() -> None:
+    bounds, unchanged = whole_bounds(evidence(0), evidence(0), each(), CONFIDENCE, 1.0)
+    assert unchanged
+    assert (bounds.value, bounds.low) == (0.0, 0.0)
+    # One sample costs a hundredth, and so many of a hundred may change.
+    assert bounds.high == pytest.approx(clopper_pearson_upper(0, 100, CONFIDENCE))
+
+
+def test_where_few_changed_the_bound_covers_what_as_many_as_may_change_would_cost() -> None:
+    for wrong in range(1, 10):
+        first, second = evidence(0), evidence(wrong)
+        bounds, unchanged = whole_bounds(first, second, each(), CONFIDENCE, 1.0)
+        assert not unchanged
+        assert bounds.value == pytest.approx(wrong / 100)
+        # Each costs a hundredth. By chance, resamples may reach as far or not.
+        assert bounds.high >= clopper_pearson_upper(wrong, 100, CONFIDENCE) - 1e-12
+
+
+def test_where_many_changed_resampling_alone_says_it() -> None:
+    first, second = evidence(0), evidence(30)
+    bounds, _ = whole_bounds(first, second, each(), CONFIDENCE, 1.0)
+    assert 0.3 < bounds.high < 0.4
+    assert 0.2 < bounds.low < 0.3
+
+
+def test_equal_units_may_still_change_unless_scores_are_right_or_wrong() -> None:
+    units = [i // 2 for i in range(100)]
+    plain = evaluation([0.5] * 100, binary=False)
+    found = pair(plain, plain, CONFIDENCE, units)
+    assert (found.n, found.unchanged) == (50, True)
+    assert found.high == pytest.approx(clopper_pearson_upper(0, 50, CONFIDENCE))
+    # Their limit comes from the rule for units without a loss, in the gate.
+    binary = pair(*counted(100, 0, 0), CONFIDENCE, units)
+    assert (binary.high, binary.unchanged, binary.right_or_wrong) == (0.0, True, True)
+
+
+def test_a_score_without_a_range_is_measured_by_its_value() -> None:
+    plain = evaluation([40.0] * 100, binary=False, bounded=False)
+    found = pair(plain, plain, CONFIDENCE, None)
+    assert found.high == pytest.approx(40 * clopper_pearson_upper(0, 100, CONFIDENCE))
+
+
+def test_one_sample_has_no_interval() -> None:
+    assert own_bounds(evaluation([0.5]), CONFIDENCE).high == 0.5
+    many = own_bounds(evaluation([0.0, 1.0] * 50), CONFIDENCE)
+    assert many.low < 0.5 < many.high
+
+
+def test_units_are_named_for_every_sample() -> None:
+    with pytest.raises(UsageError, match="units: 3 samples have one, 4 were scored"):
+        pair(*counted(4, 0, 0), CONFIDENCE, [0, 0, 1])
