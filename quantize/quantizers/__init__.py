@@ -43,7 +43,6 @@ class QuantizedModel:
         model: The file.
         recipe: What was decided; anchors that turned out unusable stand as "float".
         layers: One entry per anchor.
-        source_sha256: Of the FP32 model.
         samples_sha256: Of the calibration samples.
         tables: Embedding tables stored in 8 bits.
     """
@@ -51,7 +50,6 @@ class QuantizedModel:
     model: Model
     recipe: Recipe
     layers: tuple[QuantizedLayer, ...]
-    source_sha256: str
     samples_sha256: str
     tables: int = 0
 
@@ -100,7 +98,6 @@ def quantize(
         model=read_model(out),
         recipe=kept,
         layers=layers,
-        source_sha256=source.sha256,
         samples_sha256=calibration.samples_sha256,
         tables=tables,
     )

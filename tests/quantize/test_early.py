@@ -198,7 +198,7 @@ def test_a_faster_model_takes_the_place_of_the_first(world: Build) -> None:
 def test_a_first_model_that_alone_passes_is_timed_in_the_end(world: Build) -> None:
     w = world({"a": 9.0})
     passing = Judged(
-        Trial("first", QuantizedModel(model("x"), recipe(), (), "", ""), 30.0, {}),
+        Trial("first", QuantizedModel(model("x"), recipe(), (), ""), 30.0, {}),
         "onnxruntime",
         scores(),
         verdict("pass", LIMIT / 2),
@@ -218,7 +218,7 @@ def test_the_file_of_a_pinned_model_stays_where_another_is_quieter(tmp_path: Pat
         path = tmp_path / name
         path.touch()
         made = replace(model(name), path=path)
-        return Trial(name, QuantizedModel(made, recipe(), (), "", ""), noise_db, {})
+        return Trial(name, QuantizedModel(made, recipe(), (), ""), noise_db, {})
 
     rest: Any = ((), None, (), (), (), 1, tmp_path)
     bench = Workbench(model("fp32"), *rest, pinned=frozenset({"first"}))

@@ -404,7 +404,7 @@ def test_rounding_is_learned_where_the_engine_is_noisy(
     def attempt(_: Workbench, plan: Recipe, name: str) -> Trial:
         seen.append(plan)
         file = replace(model, path=tmp_path / plan.rounding, sha256=plan.rounding)
-        return Trial(name, QuantizedModel(file, plan, (), "", ""), noise_db + len(seen), {})
+        return Trial(name, QuantizedModel(file, plan, (), ""), noise_db + len(seen), {})
 
     monkeypatch.setattr("quantize.variants.attempt", attempt)
     monkeypatch.setattr("quantize.variants.attempt_or_none", attempt)

@@ -66,7 +66,7 @@ def test_an_int8_model_knows_how_it_was_made(tmp_path: Path) -> None:
     made = quantize(model, anchors, found, RECIPE, tmp_path / "int8.onnx")
     assert made.model == read_model(tmp_path / "int8.onnx")
     assert made.recipe == RECIPE
-    assert (made.source_sha256, made.samples_sha256) == (model.sha256, found.samples_sha256)
+    assert made.samples_sha256 == found.samples_sha256
     assert [(x.name, x.op, x.mode, x.channels, x.reason) for x in made.layers] == [
         ("conv", "Conv", "static", 2, None),
         ("matmul", "MatMul", "static", 5, None),

@@ -147,7 +147,7 @@ class World:
         made = model(str(len(self.made)))
         if self.sizes:
             made = replace(made, size_bytes=sum(self.sizes[m] for m in recipe.modes.values()))
-        quantized = QuantizedModel(made, recipe, (), "", "")
+        quantized = QuantizedModel(made, recipe, (), "")
         noise_db = self.noise_db - self.fading_db * len(self.made)
         return Trial(name, quantized, noise_db, {})
 
@@ -672,7 +672,7 @@ def test_where_samples_are_too_few_the_first_within_the_limit_is_taken(world: Bu
 def test_a_first_model_that_gained_passes_where_the_samples_are_too_few(world: Build) -> None:
     w = world([0.6, 0.6, 0.1], ops={"n1": "Gemm"}, few=True, fp32_ms=10)
     recipe = Recipe("portable", "mse", correct_bias=False, modes={"n0": "static"})
-    gained = Trial("first", QuantizedModel(model("first"), recipe, (), "", ""), 30.0, {})
+    gained = Trial("first", QuantizedModel(model("first"), recipe, (), ""), 30.0, {})
     first = Judged(gained, "onnxruntime", evaluation(), verdict("pass", -0.5))
     found = w.search("portable", first=[first])
     assert found.best is not None
@@ -701,7 +701,7 @@ OUTCOMES: tuple[Outcome, ...] = ("pass", "inconclusive", "refuse")
 
 def judged(outcome: Outcome, drop: float, ms: float) -> Judged:
     recipe = Recipe("portable", "mse", correct_bias=True, modes={"a": "static"})
-    quantized = QuantizedModel(model("m"), recipe, (), "", "")
+    quantized = QuantizedModel(model("m"), recipe, (), "")
     trial = Trial("t", quantized, 30.0, {"onnxruntime": ms})
     return Judged(trial, "onnxruntime", evaluation(), verdict(outcome, drop))
 

@@ -587,7 +587,7 @@ def test_a_layer_in_float_is_explained_once_and_others_are_left_alone() -> None:
         QuantizedLayer("b", "Conv", "float", 0, 0, "not finite"),
         QuantizedLayer("c", "Conv", "static", 0, 4, None),
     )
-    made = QuantizedModel(None, None, layers, "", "")  # type: ignore[arg-type]
+    made = QuantizedModel(None, None, layers, "")  # type: ignore[arg-type]
     reasons = {"a": "noisy", "b": "slow", "c": "slow"}
     trial = trials.explained(trials.Trial("t", made, 30.0, {}), reasons)
     assert [x.reason for x in trial.quantized.layers] == ["noisy", "not finite", None]

@@ -32,7 +32,7 @@ class World:
         path = self.folder / f"{len(self.made)}.onnx"
         path.touch()
         model: Any = SimpleNamespace(sha256=path.name, path=path)
-        return Trial(name, QuantizedModel(model, recipe, (), "", ""), self.noise(recipe), {})
+        return Trial(name, QuantizedModel(model, recipe, (), ""), self.noise(recipe), {})
 
 
 Build = Callable[..., World]
