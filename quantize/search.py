@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import log
+from math import log, log10
 from time import perf_counter
 
 from quantize.anchors import Mode
@@ -165,20 +165,17 @@ class _Search:
         return min(trial.latency_ms.values(), default=float("inf"))
 
     def _first_pass(self, trials: Sequence[Trial]) -> bool:
-        for trial in trials:
-            # The evaluations that it would take find which layers cost accuracy.
-            if trial.noise_db < self._refused_db():
-                noise = "noise" if trial.noise_db < HOPELESS_DB else "noisier than what was refused"
-                self.say(f"{trial.name}: outputs are {noise}, not evaluated")
-                continue
-            if self._passes(trial):
-                return True
-        return False
+        return any(self._may_pass(trial) and self._passes(trial) for trial in trials)
 
-    def _refused_db(self) -> float:
-        """Signal over noise of the least noisy candidate that was refused."""
-        refused = (j.trial.noise_db for j in self.judged if j.verdict.outcome == "refuse")
-        return max(refused, default=HOPELESS_DB)
+    def _may_pass(self, trial: Trial) -> bool:
+        """Whether its noise leaves that open: others want the evaluation that it would take."""
+        # So few samples that none can pass tell little of a drop.
+        told = [j for j in self.judged if j.verdict.outcome == "refuse" or self.aim.can_pass()]
+        if trial.noise_db >= max(map(_to_pass_db, told), default=HOPELESS_DB):
+            return True
+        noise = "noise" if trial.noise_db < HOPELESS_DB else "too much like what did not pass"
+        self.say(f"{trial.name}: outputs are {noise}, not evaluated")
+        return False
 
     def _improve(self, ready: Sequence[Trial]) -> None:
         """A slower candidate passed; a faster one may, with its noisiest layers in float."""
@@ -254,7 +251,7 @@ class _Search:
             if self._spent():
                 return False
             finer = self._finer(base)
-            if finer is not base and self._passes(finer):
+            if finer is not base and self._may_pass(finer) and self._passes(finer):
                 return True
             self.say(f"{finer.name}: looking for the layers that cost accuracy")
             # Half of what is left, so that there is time to use the answer.
@@ -362,6 +359,19 @@ class _Search:
             self.say(f"{name}: no faster")
             return None
         return self._passes(ready[0])
+
+
+def _to_pass_db(judged: Judged) -> float:
+    """Signal over noise that others need at least, where this candidate did not pass."""
+    verdict, noise_db = judged.verdict, judged.trial.noise_db
+    if verdict.outcome == "refuse":
+        return max(noise_db, HOPELESS_DB)
+    # A mean that is off may cost more than its part of the noise, so a first model tells little.
+    known = judged.trial.quantized.recipe.correct_bias and verdict.limit > 0
+    if verdict.outcome == "pass" or not known:
+        return HOPELESS_DB
+    # A drop falls with the power of the noise (squared errors) or slower (changed classes).
+    return max(noise_db + 10 * log10(max(verdict.high / verdict.limit, 1.0)), HOPELESS_DB)
 
 
 def _duration(seconds: float) -> str:
