@@ -25,6 +25,9 @@ from bench import cgroup, errors
 from bench.errors import ResourceError, VnnifyError
 
 _GRACE_S = 5.0
+# Threads of numpy's OpenBLAS spin for 2**28 cycles from its import on, beside what shall be timed;
+# with the least that it takes (`THREAD_TIMEOUT`, blas_server.c) they sleep.
+ENVIRONMENT = {"OPENBLAS_THREAD_TIMEOUT": "4"}
 _NATIVE = ("onnxruntime", "openvino", "torch", "nncf", "onnx")
 # Looks for the packages where the parent found them, and never in the current folder (-P).
 _BOOTSTRAP = (
@@ -163,6 +166,7 @@ def _started(files: Sequence[int], *words: str) -> subprocess.Popen[bytes]:
         stdout=2,
         process_group=0,
         pass_fds=files,
+        env={**ENVIRONMENT, **os.environ},
     )
 
 

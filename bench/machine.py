@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bench import cgroup
 from bench.errors import UsageError, VnnifyError
 from bench.gpu import Gpu, gpu_names, no_gpu_reason, read_gpus
+from bench.isolate import ENVIRONMENT
 from bench.runtimes import RUNTIMES, Settings, find_runtime
 
 CanaryVerdict: TypeAlias = Literal["exact", "saturating", "other"]
@@ -54,8 +55,8 @@ _FLAGS = (
 # cpuinfo of some kernels writes these apart.
 _SYNONYMS = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 _VARIABLES = ("OMP_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "ORT_", "MKL_", "OPENBLAS_", "OV_")
-# vnnify sets it in every process, and it changes no computation.
-_OURS = "ORT_DISABLE_TELEMETRY"
+# vnnify sets them in its processes, and they change no computation.
+_OURS = ("ORT_DISABLE_TELEMETRY", *ENVIRONMENT)
 _LOADED = ("LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 _ROOT = Path("/")
 _GOVERNOR = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
@@ -179,7 +180,7 @@ def describe(
         variables={
             k: v
             for k, v in sorted(environ.items())
-            if (k.startswith(_VARIABLES) or k in _LOADED) and k != _OURS
+            if (k.startswith(_VARIABLES) or k in _LOADED) and k not in _OURS
         },
         gpu_states=read_gpus() if gpus else (),
     )

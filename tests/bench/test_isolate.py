@@ -41,6 +41,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "from bench.errors import InputError\n"
         "class Own(InputError): pass\n"
         "def add(job): print('noise'); return job['a'] + job['b']\n"
+        "def variable(job): return os.environ.get(job['name'])\n"
         "def own(job): raise Own('said so')\n"
         "def bug(job): return 1 / 0\n"
         "def full(job): open('/dev/full', 'w').write('x' * 9999)\n"
@@ -112,6 +113,17 @@ def test_a_value_comes_back_whatever_is_printed(
     assert "noise" in err
     # Python may leave what it compiled.
     assert {f.name for f in tmp_path.iterdir()} <= {"jobs_for_test.py", "__pycache__"}
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "4"), ("20", "20")])
+def test_threads_that_numpy_starts_sleep_soon_unless_a_user_says_how_long(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: str
+) -> None:
+    name = "OPENBLAS_THREAD_TIMEOUT"
+    monkeypatch.delenv(name, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(name, chosen)
+    assert _run(f"{jobs}:variable", tmp_path, job={"name": name}) == found
 
 
 def test_errors_keep_class_and_message(jobs: str, tmp_path: Path) -> None:

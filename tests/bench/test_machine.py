@@ -68,7 +68,9 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_describes_what_the_kernel_says(somewhere: Path) -> None:
-    found = describe(environ={"OMP_NUM_THREADS": "4", "HOME": "/secret"}, root=somewhere)
+    ours = {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_THREAD_TIMEOUT": "4"}
+    theirs = {"OMP_NUM_THREADS": "4", "HOME": "/secret"}
+    found = describe(environ={**ours, **theirs}, root=somewhere)
     assert (found.cpu, found.family, found.model, found.stepping) == ("Some Xeon", 6, 143, 8)
     assert found.microcode == "0x2b"
     assert (found.physical_cores, found.logical_cores) == (1, 2)
