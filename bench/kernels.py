@@ -151,7 +151,8 @@ def _onnxruntime(
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except open_errors() as e:
-        refuse_full(scratch, path.stat().st_size)
+        if path.is_file():
+            refuse_full(scratch, path.stat().st_size)
         raise InputError(f"{path}: onnxruntime refuses the model: {str(e)[:400]}") from e
     optimized = onnx.load(str(file), load_external_data=False)
     given = onnx.load(str(path), load_external_data=False).graph
