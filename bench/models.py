@@ -23,6 +23,8 @@ Feeds: TypeAlias = dict[str, Array]
 # Newest opset of the ONNX domain that the oldest supported onnxruntime (1.24) loads and ours is
 # tested with. OpenVINO compiles anything, even opset 99, so the limit has to be ours.
 MAX_OPSET = 26
+# Newest version of the file format that onnxruntime 1.31 reads; onnx 1.23 writes 14 by itself.
+NEWEST_IR = 13
 
 _SIGNATURES = {
     b"\x89PNG": "a PNG image",

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _PREAMBLE = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?"
 )
+_VERSION = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
 _LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
 # Of what multiplies by codes; a DequantizeLinear reads them first.
 _CODES_AT = {"MatMulInteger": 1}
@@ -256,7 +257,16 @@ def refusal(shown: object, error: Exception) -> InputError | UnfitError:
             "Install it (on Debian: the package locales, then dpkg-reconfigure locales), there "
             "and where the model is served, or export it with the locale C."
         )
-    return InputError(f"{shown}: onnxruntime refuses the model: {text}")
+    if found := _VERSION.search(text):
+        return InputError(
+            f"{shown}: has IR version {found[1]}, and this onnxruntime reads up to {found[2]}. "
+            f"vnnify convert writes a file that it reads; or set ir_version to {found[2]} before "
+            "onnx.save."
+        )
+    remedy = ""
+    if "Could not find an implementation" in text:
+        remedy = ". It has no kernel for these types: export the model in float32"
+    return InputError(f"{shown}: onnxruntime refuses the model: {text}{remedy}")
 
 
 def first_line(error: Exception) -> str:

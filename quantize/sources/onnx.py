@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import OutputError, UsageError
-from bench.models import Model, TensorSpec, files_of, read_inputs, read_model
+from bench.models import (
+    NEWEST_IR,
+    Model,
+    TensorSpec,
+    files_of,
+    read_inputs,
+    read_model,
+    without_weights,
+)
 from bench.store import refuse_full
 from quantize.data import Samples
 from quantize.sources.seam import ModelSpec
@@ -50,4 +58,18 @@ def convert(spec: ModelSpec, _samples: Samples | None, out: Path) -> Model:
             raise OutputError(f"{target}: is the model's own data. Use another folder for output.")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+    _lower_version(out)
     return read_model(out)
+
+
+def _lower_version(copy: Path) -> None:
+    """Let a file that calls itself newer than the runtimes know be read by them.
+
+    The version of the format says what may be in it; what is, they refuse by its own name.
+    """
+    import onnx
+
+    if without_weights(copy).ir_version > NEWEST_IR:
+        proto = onnx.load(str(copy), load_external_data=False)
+        proto.ir_version = NEWEST_IR
+        onnx.save(proto, str(copy))

@@ -27,6 +27,20 @@ def test_outputs_have_their_names(tmp_path: Path) -> None:
     assert session.device == "cpu"
 
 
+def test_types_without_a_kernel_are_told_with_what_to_do(tmp_path: Path) -> None:
+    image, double = ["n", 3, 8, 8], TensorProto.DOUBLE
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    path = tiny.save(
+        tmp_path / "m.onnx",
+        [node],
+        [("x", double, image)],
+        [("y", double, ["n", 4, 8, 8])],
+        {"w": np.ones((4, 3, 1, 1))},
+    )
+    with pytest.raises(InputError, match=r"implementation for Conv.* export the model in float32"):
+        OnnxRuntime().open(path, ONE)
+
+
 def test_many_threads_may_run_one_session(tmp_path: Path) -> None:
     session = OnnxRuntime().open(tiny.linear(tmp_path / "m.onnx"), ONE)
     inputs = [np.full((1, 4), i, np.float32) for i in range(40)]

@@ -8,7 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import InputError, OutputError, ResourceError, UnsupportedError, UsageError
-from bench.models import TensorSpec
+from bench.models import NEWEST_IR, TensorSpec
+from bench.runtimes.onnxruntime import OnnxRuntime
+from bench.runtimes.seam import Settings
 from quantize.sources import ModelSpec, convert, describe_inputs
 
 
@@ -33,6 +35,24 @@ def test_weights_are_not_read_to_know_the_inputs(
     source = _model(tmp_path / "m.onnx", external=True)
     monkeypatch.setattr("bench.models.digest", lambda _: pytest.fail("weights were read"))
     assert [s.name for s in describe_inputs(ModelSpec(str(source)))] == ["x"]
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_of_a_version_that_the_runtime_does_not_know_is_read_by_it(
+    tmp_path: Path, *, external: bool
+) -> None:
+    source, feeds = _model(tmp_path / "in" / "m.onnx", external=external), np.ones((1, 2000))
+    proto = onnx.load(str(source), load_external_data=False)
+    proto.ir_version = NEWEST_IR + 1
+    onnx.save(proto, str(source))
+    with pytest.raises(
+        InputError, match=r"m\.onnx: has IR version 14, .* reads up to 13\. vnnify con"
+    ):
+        OnnxRuntime().open(source, Settings(threads=1))
+    model = convert(ModelSpec(str(source)), None, tmp_path / "out" / "fp32.onnx")
+    session = OnnxRuntime().open(model.path, Settings(threads=1))
+    assert session.run({"x": feeds.astype(np.float32)})["y"].tolist() == [[2000.0, 2000.0]]
+    assert onnx.load(str(source), load_external_data=False).ir_version == NEWEST_IR + 1
 
 
 def test_a_model_is_copied_with_its_external_data(tmp_path: Path) -> None:
