@@ -169,9 +169,9 @@ class _Search:
 
     def _may_pass(self, trial: Trial) -> bool:
         """Whether its noise leaves that open: others want the evaluation that it would take."""
-        # So few samples that none can pass tell little of a drop.
-        told = [j for j in self.judged if j.verdict.outcome == "refuse" or self.aim.can_pass()]
-        if trial.noise_db >= max(map(_to_pass_db, told), default=HOPELESS_DB):
+        # So few samples that none can pass tell little of a drop, unless it is a refusal.
+        known = [j for j in self.judged if j.verdict.outcome == "refuse" or self.aim.can_pass()]
+        if trial.noise_db >= max(map(_to_pass_db, known), default=HOPELESS_DB):
             return True
         noise = "noise" if trial.noise_db < HOPELESS_DB else "too much like what did not pass"
         self.say(f"{trial.name}: outputs are {noise}, not evaluated")
@@ -364,14 +364,14 @@ class _Search:
 def _to_pass_db(judged: Judged) -> float:
     """Signal over noise that others need at least, where this candidate did not pass."""
     verdict, noise_db = judged.verdict, judged.trial.noise_db
-    if verdict.outcome == "refuse":
-        return max(noise_db, HOPELESS_DB)
     # A mean that is off may cost more than its part of the noise, so a first model tells little.
-    known = judged.trial.quantized.recipe.correct_bias and verdict.limit > 0
-    if verdict.outcome == "pass" or not known:
+    corrected = judged.trial.quantized.recipe.correct_bias
+    if verdict.outcome == "inconclusive" and corrected and verdict.limit > 0:
+        # A drop falls with the power of the noise (squared errors) or slower (changed classes).
+        noise_db += 10 * log10(max(verdict.high / verdict.limit, 1.0))
+    elif verdict.outcome != "refuse":
         return HOPELESS_DB
-    # A drop falls with the power of the noise (squared errors) or slower (changed classes).
-    return max(noise_db + 10 * log10(max(verdict.high / verdict.limit, 1.0)), HOPELESS_DB)
+    return max(noise_db, HOPELESS_DB)
 
 
 def _duration(seconds: float) -> str:

@@ -24,8 +24,10 @@ from quantize.quantizers import QuantizedLayer, QuantizedModel
 from quantize.recipe import Recipe
 from quantize.search import MAX_EVALUATIONS, search
 from quantize.trials import Trial, Workbench
+from tests.scored import evaluation
 
 LIMIT = 1.0
+EVALUATION = evaluation([1.0], seconds=0.0)
 
 
 def anchor(name: str, op: str = "Conv") -> Anchor:
@@ -34,27 +36,6 @@ def anchor(name: str, op: str = "Conv") -> Anchor:
 
 def model(name: str) -> Model:
     return Model(path=Path(name), sha256=name, size_bytes=1000, opset=17, inputs=(), outputs=())
-
-
-def evaluation() -> Evaluation:
-    return Evaluation(
-        model_sha256="",
-        runtime="onnxruntime",
-        runtime_version="",
-        arithmetic="exact",
-        metric="top1",
-        output=None,
-        higher_is_better=True,
-        binary=True,
-        bounded=True,
-        chance=None,
-        scores=(1.0,),
-        nonfinite=0,
-        first_nonfinite=None,
-        samples_sha256="",
-        outputs=(),
-        seconds=0.0,
-    )
 
 
 def verdict(outcome: Outcome, drop: float, limit: float = LIMIT, unsure: float = 0.0) -> Verdict:
@@ -198,10 +179,10 @@ class World:
         self.judged.append(quantized.recipe)
         drop = self.drop(quantized.recipe)
         if self.few:
-            return evaluation(), verdict("inconclusive", drop)
+            return EVALUATION, verdict("inconclusive", drop)
         outcome: Outcome = "refuse" if drop - self.unsure > LIMIT else "inconclusive"
         outcome = "pass" if drop + self.unsure <= LIMIT else outcome
-        return evaluation(), verdict(outcome, drop, unsure=self.unsure)
+        return EVALUATION, verdict(outcome, drop, unsure=self.unsure)
 
     # The search itself
 
@@ -499,7 +480,7 @@ def test_an_inconclusive_first_model_without_corrected_biases_tells_nothing_of_o
     recipe = Recipe("portable", "mse", correct_bias=corrected, modes={"n0": "static"})
     trial = Trial("first", QuantizedModel(model("first"), recipe, (), ""), 30.0, {})
     before = verdict("inconclusive", 0.9, unsure=0.3)
-    w.search(first=[Judged(trial, "onnxruntime", evaluation(), before)])
+    w.search(first=[Judged(trial, "onnxruntime", EVALUATION, before)])
     whole = [r for r in w.judged if set(r.modes.values()) == {"static"}]
     assert bool(whole) == (not corrected)
 
@@ -708,7 +689,7 @@ def test_a_first_model_that_gained_passes_where_the_samples_are_too_few(world: B
     w = world([0.6, 0.6, 0.1], ops={"n1": "Gemm"}, few=True, fp32_ms=10)
     recipe = Recipe("portable", "mse", correct_bias=False, modes={"n0": "static"})
     gained = Trial("first", QuantizedModel(model("first"), recipe, (), ""), 30.0, {})
-    first = Judged(gained, "onnxruntime", evaluation(), verdict("pass", -0.5))
+    first = Judged(gained, "onnxruntime", EVALUATION, verdict("pass", -0.5))
     found = w.search("portable", first=[first])
     assert found.best is not None
     assert found.best.verdict.outcome == "pass"
@@ -738,7 +719,7 @@ def judged(outcome: Outcome, drop: float, ms: float) -> Judged:
     recipe = Recipe("portable", "mse", correct_bias=True, modes={"a": "static"})
     quantized = QuantizedModel(model("m"), recipe, (), "")
     trial = Trial("t", quantized, 30.0, {"onnxruntime": ms})
-    return Judged(trial, "onnxruntime", evaluation(), verdict(outcome, drop))
+    return Judged(trial, "onnxruntime", EVALUATION, verdict(outcome, drop))
 
 
 @given(
