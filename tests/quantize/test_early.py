@@ -17,8 +17,7 @@ from quantize.recipe import Recipe
 from quantize.search import search
 from quantize.trials import Trial, Workbench
 from quantize.variants import _quieter
-from tests.quantize.test_search import CALLED, LIMIT, World, anchor, model, verdict
-from tests.quantize.test_search import evaluation as scores
+from tests.quantize.test_search import CALLED, EVALUATION, LIMIT, World, anchor, model, verdict
 
 Build = Callable[..., "Early"]
 
@@ -142,7 +141,7 @@ def test_pairs_for_another_runtime_are_tried_where_nothing_was_judged(world: Bui
 def test_a_second_model_that_does_worse_is_not_kept(world: Build) -> None:
     w = world({"a": 9.0, "g": 9.0}, noises=(10.0, 20.0), ops={"g": "Gemm"})
     drops = iter((2.0, 3.0))
-    w.judge = lambda *_, **__: (scores(), verdict("refuse", next(drops)))  # type: ignore[method-assign]
+    w.judge = lambda *_, **__: (EVALUATION, verdict("refuse", next(drops)))  # type: ignore[method-assign]
     first, second = w.first()
     assert (first.verdict.drop, second.verdict.drop) == (2.0, 3.0)
     assert w.kept == [first]
@@ -200,7 +199,7 @@ def test_a_first_model_that_alone_passes_is_timed_in_the_end(world: Build) -> No
     passing = Judged(
         Trial("first", QuantizedModel(model("x"), recipe(), (), ""), 30.0, {}),
         "onnxruntime",
-        scores(),
+        EVALUATION,
         verdict("pass", LIMIT / 2),
     )
     end = w.search([passing])

@@ -42,7 +42,7 @@ from quantize.trials import (
 from quantize.variants import RANGE_CHOICES, best_variant, refined, smoothed
 from tests import classifier, tiny
 from tests.int8 import samples_of
-from tests.quantize.test_search import evaluation, verdict
+from tests.quantize.test_search import EVALUATION, verdict
 from tests.timing import Stopwatch
 
 STATIC: dict[str, Mode] = {"first": "static", "second": "static", "head": "static"}
@@ -316,7 +316,7 @@ def test_a_quiet_model_that_fails_its_limit_is_learned_before_layers_go_to_float
         quantized: QuantizedModel, runtime: str, *, unlikely: bool = False
     ) -> tuple[Evaluation, Verdict]:
         drop = noise_of(quantized, bench.fp32)
-        return evaluation(), verdict("pass" if drop <= limit else "refuse", drop, limit)
+        return EVALUATION, verdict("pass" if drop <= limit else "refuse", drop, limit)
 
     aim = Aim(can_pass=lambda: True, need_speed=False, say=lambda _: None)
     found = search(bench, judge, ("portable",), aim)
