@@ -170,7 +170,8 @@ class _Search:
     def _may_pass(self, trial: Trial) -> bool:
         """Whether its noise leaves that open: others want the evaluation that it would take."""
         # So few samples that none can pass tell little of a drop, unless it is a refusal.
-        known = [j for j in self.judged if j.verdict.outcome == "refuse" or self.aim.can_pass()]
+        told = self.aim.can_pass()
+        known = [j for j in self.judged if told or j.verdict.outcome == "refuse"]
         if trial.noise_db >= max(map(_to_pass_db, known), default=HOPELESS_DB):
             return True
         noise = "noise" if trial.noise_db < HOPELESS_DB else "too much like what did not pass"

@@ -192,8 +192,7 @@ class Fitter:
         """One layer's integers; worked out once for all candidates that ask for the same.
 
         Weights that other layers read too are rounded to the nearest, so that all have the same
-        codes. Learned for each of its 12 layers, those of an ALBERT take more than its floats, for
-        one or two decibels, or none.
+        codes. Codes learned for each of more than four readers would take more than the floats did.
 
         Args:
             anchor: The layer.

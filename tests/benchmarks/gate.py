@@ -44,6 +44,7 @@ from quantize.pairing import whole_bounds
 from quantize.resampling import mean_bounds
 from quantize.shares import Shares
 from quantize.tolerance import Tolerance
+from tests.scored import evaluation
 
 LIMITS = (0.01, 0.0)
 SIZES = (10, 100, 200, 300, 500, 1000, 2000, 5000, 10_000)
@@ -230,24 +231,7 @@ def _answers(before: Array, push: Array) -> Array:
 
 
 def _scores(scores: Array, model: str = "fp32") -> Evaluation:
-    return Evaluation(
-        model_sha256=model,
-        runtime="onnxruntime",
-        runtime_version="",
-        arithmetic="exact",
-        metric="any",
-        output=None,
-        higher_is_better=True,
-        binary=scores.dtype == bool,
-        bounded=True,
-        chance=None,
-        scores=tuple(map(float, scores)),
-        nonfinite=0,
-        first_nonfinite=None,
-        samples_sha256="",
-        outputs=(),
-        seconds=0.0,
-    )
+    return evaluation(scores, model_sha256=model, binary=scores.dtype == bool, bounded=True)
 
 
 def searching(baseline: Evaluation, shares: Shares | None) -> Judging:
