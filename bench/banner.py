@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.compare import Comparison, compare
+from bench.compare import Comparison, compare, interval_text, ratio_text
 from bench.cost import costs, verdict
 from bench.cost_document import cost_figures, rate
 from bench.latency import Latency
 from bench.load import optimum
-from bench.others import Change
 from bench.pictures import batches_of, short_name
 from bench.render import Banner, KeyFigure
 from bench.report import BenchReport, supplies
-
-_WIDEST = 1000
-"""A ratio from which on its size says nothing."""
 
 _MOST_BATCHES = 4
 """Lines about further batch sizes."""
@@ -34,8 +30,8 @@ def banner(report: BenchReport) -> Banner:
     if fastest is not baseline:
         figures.append(_figure("fastest", fastest))
     if found is not None:
-        note = f"{interval_text(found)}, against {short_name(rival.variant)}"
-        figures.append(KeyFigure("times as fast", f"{found.ratio:.2f}×", note))
+        note = f"{interval_text(found.low, found.high)}, against {short_name(rival.variant)}"
+        figures.append(KeyFigure("times as fast", f"{ratio_text(found.ratio)}×", note))
     lines = [
         *_further_batches(report),
         *_under_load(report),
@@ -52,17 +48,9 @@ def banner(report: BenchReport) -> Banner:
     return Banner("info", headline, (*lines, *map(str, report.missing)), tuple(figures))
 
 
-def interval_text(found: Comparison | Change) -> str:
-    """`1.79 to 1.88`."""
-    if found.low is None or found.high is None:
-        return "no interval"
-    # Few rounds on a busy machine: more digits would only say how wide it is.
-    high = f"{found.high:.2f}" if found.high < _WIDEST else f"over {_WIDEST:,}"
-    return f"{found.low:.2f} to {high}"
-
-
 def _speedup(comparison: Comparison) -> str:
-    return f"{comparison.ratio:.2f}× ({interval_text(comparison)})"
+    interval = interval_text(comparison.low, comparison.high)
+    return f"{ratio_text(comparison.ratio)}× ({interval})"
 
 
 def _race(report: BenchReport, batch: int) -> tuple[Latency, Latency, Comparison | None]:
@@ -104,7 +92,7 @@ def _headline(fastest: Latency, rival: Latency, found: Comparison | None, at: st
         return f"{name} is the fastest{at}: {fastest.median_ms:.3g} ms"
     other = short_name(rival.variant)
     if found.low is not None and found.low > 1 and found.sound:
-        speed = f"{found.ratio:.2f}× as fast as {other}"
+        speed = f"{ratio_text(found.ratio)}× as fast as {other}"
         return f"{name} is the fastest{at}: {fastest.median_ms:.3g} ms, {speed}"
     why = "one round has no interval" if found.low is None else "the interval holds 1"
     if not found.sound:

@@ -26,6 +26,10 @@ _CLOCK_SHARE = 0.9
 _HELD_UP = 0.25
 # Beyond, nothing is known at all.
 _MOST_HELD_UP = 0.99
+# A ratio from which on its size says nothing.
+_WIDEST = 1000
+# No float differs from what it is held against in a later place alone.
+_MOST_DECIMALS = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +79,32 @@ class Comparison:
         return self.low is None or self.high is None or self.low <= 1.0 <= self.high
 
 
-def speed_text(found: Comparison) -> str:
-    """`2.26 times as fast (1.81 to 2.78)`."""
-    interval = "no interval"
-    if found.low is not None and found.high is not None:
-        interval = f"{found.low:.2f} to {found.high:.2f}"
-    return f"{found.ratio:.2f} times as fast ({interval})"
+def speed_text(found: Comparison, limit: float = 1.0) -> str:
+    """`2.26 times as fast (1.81 to 2.78)`; see `ratio_text` for `limit`."""
+    interval = interval_text(found.low, found.high, limit)
+    return f"{ratio_text(found.ratio, limit)} times as fast ({interval})"
+
+
+def interval_text(low: float | None, high: float | None, limit: float = 1.0) -> str:
+    """`1.79 to 1.88`; see `ratio_text` for `limit`."""
+    if low is None or high is None:
+        return "no interval"
+    # Few rounds on a busy machine: more digits would only say how wide it is.
+    upper = ratio_text(high, limit) if high < _WIDEST else f"over {_WIDEST:,}"
+    return f"{ratio_text(low, limit)} to {upper}"
+
+
+def ratio_text(ratio: float, limit: float = 1.0) -> str:
+    """`2.26`; beside `limit` with as many decimals as tell on which side of it the ratio lies.
+
+    A verdict of "slower" must not stand beside a ratio of `1.00`, where it was 0.998.
+    """
+    for decimals in range(2, _MOST_DECIMALS):
+        text = f"{ratio:.{decimals}f}"
+        shown = float(text)
+        if (shown < limit, shown > limit) == (ratio < limit, ratio > limit):
+            return text
+    return f"{ratio:.{_MOST_DECIMALS}f}"
 
 
 def too_busy(found: Comparison) -> str:
@@ -220,8 +244,8 @@ def _doubts(a: Latency, b: Latency, control: Comparison | None) -> list[str]:
         found.append("one round only, so there is no interval")
     if control is not None and not control.holds_one:
         found.append(
-            f"the same model against itself measured {control.ratio:.3f}x "
-            f"({control.low:.3f} to {control.high:.3f}): the machine is too noisy, or drifts"
+            f"the same model against itself measured {ratio_text(control.ratio)}x "
+            f"({interval_text(control.low, control.high)}): the machine is too noisy, or drifts"
         )
     for latency in (a, b):
         found += [f"{latency.variant.name}: {doubt}" for doubt in _disturbances(latency)]

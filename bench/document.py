@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.banner import banner, interval_text
-from bench.compare import STEAL_SHARE
+from bench.banner import banner
+from bench.compare import STEAL_SHARE, interval_text, ratio_text
 from bench.cost_document import cost_blocks, rate
 from bench.escape import number
 from bench.forecast_document import forecast_section
@@ -147,7 +147,7 @@ def _comparisons(report: BenchReport) -> tuple[Block, ...]:
     if not report.comparisons:
         return (Paragraph("One variant only: nothing to compare."),)
     rows = tuple(
-        (c.candidate, c.baseline, f"{c.ratio:.2f}×", interval_text(c))
+        (c.candidate, c.baseline, f"{ratio_text(c.ratio)}×", interval_text(c.low, c.high))
         for c in (*report.comparisons, *report.controls)
     )
     columns = (Column("variant"), Column("against"), Column("speed", "right"), Column("95 %"))
@@ -178,8 +178,8 @@ def _changes(report: BenchReport) -> Iterator[Block]:
             c.name,
             f"{c.before_ms:.3f}",
             f"{c.after_ms:.3f}",
-            f"{c.ratio:.2f}×",
-            interval_text(c),
+            f"{ratio_text(c.ratio)}×",
+            interval_text(c.low, c.high),
             ("faster" if c.ratio > 1 else "slower") if c.certain else "no change seen",
             "; ".join(c.also) or "nothing",
         )

@@ -6,7 +6,7 @@ JUnit makes a test case of each, GitHub an annotation of each that failed.
 
 from collections.abc import Sequence
 
-from bench.compare import Comparison, speed_text, too_busy
+from bench.compare import Comparison, ratio_text, speed_text, too_busy
 from bench.render import Check, CheckOutcome
 from quantize.amounts import drop_text, size_change, size_text
 from quantize.evaluate import Evaluation
@@ -124,7 +124,7 @@ def speed_check(speed: Comparison, least: float, where: str = "") -> Check:
     Where others ran meanwhile, and the interval that allows for it holds the limit, nothing does.
     """
     name = f"speed in {where}" if where else "speed"
-    text = f"INT8 is {speed_text(speed)}, at least {least:g} asked"
+    text = f"INT8 is {speed_text(speed, least)}, at least {least:g} asked"
     outcome: CheckOutcome = "pass" if (speed.low or 0.0) >= least else "fail"
     if outcome == "fail" and speed.is_disturbed and (speed.high or 0.0) >= least:
         outcome, text = "inconclusive", f"{text}, but {too_busy(speed)}"
@@ -133,7 +133,7 @@ def speed_check(speed: Comparison, least: float, where: str = "") -> Check:
         outcome,
         f"{text}.",
         "\n".join(speed.doubts),
-        f"{speed.ratio:.2f}x",
+        f"{ratio_text(speed.ratio, least)}x",
         f"{least:g}x",
     )
 
@@ -160,12 +160,13 @@ def compression_check(fp32_bytes: int, int8_bytes: int, least: float) -> Check:
     """Whether INT8 is so many times smaller."""
     ratio = fp32_bytes / max(int8_bytes, 1)
     times, way = size_change(fp32_bytes, int8_bytes)
+    told = ratio_text(times, least)
     text = (
-        f"INT8 is {times:.2f} times {way} ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
+        f"INT8 is {told} times {way} ({size_text(fp32_bytes)} to {size_text(int8_bytes)}), "
         f"at least {least:g} asked."
     )
     outcome: CheckOutcome = "pass" if ratio >= least else "fail"
-    return Check("compression", outcome, text, "", f"{ratio:.2f}x", f"{least:g}x")
+    return Check("compression", outcome, text, "", f"{ratio_text(ratio, least)}x", f"{least:g}x")
 
 
 def plausible_check(suspicious: Sequence[str]) -> Check:

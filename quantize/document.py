@@ -1,6 +1,6 @@
 """The document that tells a run: what every report format renders, and what ends a terminal."""
 
-from bench.compare import doubt_lines
+from bench.compare import doubt_lines, interval_text, ratio_text
 from bench.forecast_document import forecast_lines, forecast_section
 from bench.render import (
     Banner,
@@ -67,9 +67,8 @@ def summary(report: Report, folder: str) -> Document:
     fastest = report.comparisons[0].baseline
     baseline = next(x for x in report.latencies if x.variant.name == fastest)
     served = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
-    speed = f"{end.speedup:.2f}× as fast"
-    if end.speedup_low is not None and end.speedup_high is not None:
-        speed += f" ({end.speedup_low:.2f} to {end.speedup_high:.2f})"
+    interval = interval_text(end.speedup_low, end.speedup_high)
+    speed = f"{ratio_text(end.speedup)}× as fast ({interval})"
     times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     rows = (
         (
@@ -128,9 +127,8 @@ def _banner(report: Report) -> Banner:
         *verdict.suspicious,
         *_caveats(report),
     ]
-    interval = ""
-    if end.speedup_low is not None and end.speedup_high is not None:
-        interval = f"95 % interval {end.speedup_low:.2f} to {end.speedup_high:.2f}"
+    interval = interval_text(end.speedup_low, end.speedup_high)
+    interval = interval if end.speedup_low is None else f"95 % interval {interval}"
     fastest = next(x for x in report.latencies if x.variant.name == f"INT8 {report.served_by}")
     times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)
     return Banner(
@@ -146,7 +144,7 @@ def _banner(report: Report) -> Banner:
             ),
             KeyFigure(
                 "Times as fast as FP32",
-                f"{end.speedup:.2f}×",
+                f"{ratio_text(end.speedup)}×",
                 f"{fastest.median_ms:.3g} ms at batch {fastest.variant.batch}; {interval}",
             ),
             KeyFigure(
@@ -357,10 +355,8 @@ def _checks(report: Report) -> tuple[Check, ...]:
 
 
 def _no_slower(end: Conclusion) -> Check:
-    ratio, sure = f"{end.speedup:.2f}", end.speedup_low is not None and end.speedup_low > 1
-    interval = "no interval"
-    if end.speedup_low is not None and end.speedup_high is not None:
-        interval = f"{end.speedup_low:.2f} to {end.speedup_high:.2f}"
+    ratio, sure = ratio_text(end.speedup), end.speedup_low is not None and end.speedup_low > 1
+    interval = interval_text(end.speedup_low, end.speedup_high)
     text = f"INT8 is {ratio} times as fast ({interval}) as the fastest FP32."
     if not (sure or end.too_slow or end.too_noisy):
         text += " That it is faster is not certain."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.compare import Comparison, doubt_lines, speed_text
+from bench.compare import Comparison, doubt_lines, interval_text, ratio_text, speed_text
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.models import Model
@@ -254,14 +254,14 @@ def _speed(report: GateReport) -> Section:
     rows = []
     for x in report.latencies:
         c = ratios.get(x.variant.name)
-        interval = f"{c.low:.2f} to {c.high:.2f}" if c and c.low and c.high else "–"
+        interval = interval_text(c.low, c.high) if c else "–"
         rows.append(
             (
                 x.variant.name,
                 x.variant.runtime,
                 f"{x.median_ms:.4g}",
                 f"{x.p90_ms:.4g}" if x.p90_ms is not None else "n too small",
-                f"{c.ratio:.2f}" if c else "1 (baseline)",
+                ratio_text(c.ratio) if c else "1 (baseline)",
                 interval,
             )
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.compare import interval_text, ratio_text
 from bench.errors import UnsupportedError
 from quantize.candidates import Found, Judge, Judged
 from quantize.drift import Drift, drift, seen_ranges
@@ -94,7 +95,9 @@ def _told(known: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> str:
     """What a recipe says of speed, and what was measured; every ratio is over the same FP32."""
     others = [r for r in runtimes if r in known.fp32 and r != known.fastest]
     ratios = {**{f"FP32 in {r}": known.fp32[r] for r in others}, "INT8": known.int8}
-    told = ", ".join(f"{n} {x:.2f} ({a:.2f} to {b:.2f})" for n, (x, a, b) in ratios.items())
+    told = ", ".join(
+        f"{n} {ratio_text(x)} ({interval_text(a, b)})" for n, (x, a, b) in ratios.items()
+    )
     return (
         f"from the recipe, times as fast as FP32 in {known.fastest}: {told}. Timed here: INT8, and "
         f"FP32 in {' and '.join(timed)}; the fastest FP32 of this report is of these. With "

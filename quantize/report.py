@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.compare import Comparison, speed_text, too_busy
+from bench.compare import Comparison, interval_text, ratio_text, speed_text, too_busy
 from bench.errors import ExitCode
 from bench.forecast import Forecast
 from bench.latency import Latency
@@ -250,8 +250,8 @@ def conclude(
     if too_slow:
         outcome, exit_code = "refuse", ExitCode.REFUSED
         headline = (
-            f"Not worth quantizing: INT8 runs at {speed.ratio:.2f} times the speed of the fastest "
-            f"FP32. {verdict.reason}"
+            f"Not worth quantizing: INT8 runs at {ratio_text(speed.ratio)} times the speed of the "
+            f"fastest FP32. {verdict.reason}"
         )
     elif too_noisy and outcome != "refuse":
         outcome, headline = "inconclusive", f"{_noise(speed)} {verdict.reason}"
@@ -297,8 +297,9 @@ def _is_unclear(speed: Comparison) -> bool:
 
 
 def _noise(speed: Comparison) -> str:
+    interval = interval_text(speed.low, speed.high)
     return (
-        f"The machine is too noisy to tell whether INT8 is slower: it runs at {speed.ratio:.2f} "
-        f"times the speed of the fastest FP32 ({speed.low:.2f} to {speed.high:.2f}). Try again "
+        f"The machine is too noisy to tell whether INT8 is slower: it runs at "
+        f"{ratio_text(speed.ratio)} times the speed of the fastest FP32 ({interval}). Try again "
         "where less else runs, or with more --rounds."
     )

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from bench.compare import interval_text, ratio_text
 from bench.render import Bar, Bars, Block, Column, Ecdf, Paragraph, Section, Series, Table
 from quantize.amounts import size_text
 from quantize.report import Report
@@ -13,13 +14,13 @@ def latency_section(report: Report) -> Section:
     rows = []
     for x in report.latencies:
         c = ratios.get(x.variant.name)
-        interval = f"{c.low:.2f} to {c.high:.2f}" if c and c.low and c.high else "–"
+        interval = interval_text(c.low, c.high) if c else "–"
         rows.append(
             (
                 x.variant.name,
                 f"{x.median_ms:.4g}",
                 f"{x.p90_ms:.4g}" if x.p90_ms is not None else "n too small",
-                f"{c.ratio:.2f}" if c else "1 (baseline)",
+                ratio_text(c.ratio) if c else "1 (baseline)",
                 interval,
                 f"{x.load_ms:.0f}",
                 size_text(x.peak_rss_bytes),
@@ -28,10 +29,9 @@ def latency_section(report: Report) -> Section:
     threads = report.latencies[0].variant.threads
     control = report.control
     noise = ""
-    if control is not None and control.low is not None and control.high is not None:
-        noise = (
-            f" FP32 against itself: {control.ratio:.2f} ({control.low:.2f} to {control.high:.2f})."
-        )
+    if control is not None:
+        interval = interval_text(control.low, control.high)
+        noise = f" FP32 against itself: {ratio_text(control.ratio)} ({interval})."
     blocks: list[Block] = [
         Paragraph(
             f"Batch {report.latencies[0].variant.batch}, {threads} threads, arrays in and out, "

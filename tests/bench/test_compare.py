@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import compare as module
-from bench.compare import Comparison, compare, doubt_lines, too_busy
+from bench.compare import (
+    Comparison,
+    compare,
+    doubt_lines,
+    interval_text,
+    ratio_text,
+    too_busy,
+)
 from bench.errors import UsageError
 from bench.latency import Latency, Round, Variant
 from bench.models import Model
@@ -84,6 +91,46 @@ def test_a_look_that_may_err_less_is_wider() -> None:
     assert whole.low is not None
     assert one.low < whole.low
     assert one.confidence == whole.confidence == 0.95
+
+
+@pytest.mark.parametrize(
+    ("ratio", "limit", "told"),
+    [
+        (2.2649, 1.0, "2.26"),
+        (1.0, 1.0, "1.00"),
+        (0.998, 1.0, "0.998"),
+        (1.0004, 1.0, "1.0004"),
+        (math.nextafter(1, 0), 1.0, "0.9999999999999999"),
+        (1.1962, 1.2, "1.196"),
+        (1.0004, 1.2, "1.00"),
+        (math.inf, 1.0, "inf"),
+    ],
+)
+def test_a_ratio_says_on_which_side_of_the_limit_it_lies(
+    ratio: float, limit: float, told: str
+) -> None:
+    assert ratio_text(ratio, limit) == told
+
+
+@given(ratio=st.floats(1e-3, 1e3), limit=st.sampled_from([0.9, 1.0, 1.05, 1.2, 2.0]))
+def test_no_ratio_is_rounded_to_the_limit_or_across_it(ratio: float, limit: float) -> None:
+    shown = float(ratio_text(ratio, limit))
+    assert (shown > limit) - (shown < limit) == (ratio > limit) - (ratio < limit)
+    assert abs(shown - ratio) <= 0.005 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.9979, 1.0031, "0.998 to 1.003"),
+        (1.79, 1234.5, "1.79 to over 1,000"),
+        (None, None, "no interval"),
+    ],
+)
+def test_an_interval_says_whether_it_holds_one(
+    low: float | None, high: float | None, told: str
+) -> None:
+    assert interval_text(low, high) == told
 
 
 def test_many_rounds_get_an_interval_that_repeats() -> None:

@@ -150,6 +150,8 @@ def test_an_uncertain_speed_up_is_none(job: GateJob, stopwatch: Stopwatch, tmp_p
     speed = report.judged[0].speed
     assert speed is not None
     assert speed_check(replace(speed, ratio=2.0, low=1.4, high=3.0), 1.5).outcome == "fail"
+    nearly = speed_check(replace(speed, ratio=1.3, low=1.1996, high=1.4), 1.2)
+    assert nearly.message.startswith("INT8 is 1.30 times as fast (1.1996 to 1.40), at least 1.2 a")
     alone = replace(speed, low=None, high=None)
     assert speed_check(alone, 1.5).outcome == "fail"
     one_round = replace(report, judged=(replace(report.judged[0], speed=alone),))
@@ -552,6 +554,7 @@ def test_a_runtime_that_opens_no_onnx_is_told_before_the_work(job: GateJob, tmp_
 def test_a_larger_model_is_called_larger() -> None:
     assert "2.00 times larger" in compression_check(100, 200, 2.0).message
     assert "2.00 times smaller" in compression_check(200, 100, 2.0).message
+    assert compression_check(1999, 1000, 2.0).found == "1.999x"
 
 
 def test_an_output_that_no_metric_looks_at_is_told(

@@ -117,6 +117,20 @@ def test_what_is_no_faster_is_not_worth_it(ratio: Comparison, *, slow: bool) -> 
     assert (found.outcome == "refuse") == slow
 
 
+@pytest.mark.parametrize(
+    ("ratio", "told"),
+    [
+        (speed(0.998, 0.99, 0.9991), "Not worth quantizing: INT8 runs at 0.998 times the speed "),
+        (speed(0.998, 0.5, 1.5), " whether INT8 is slower: it runs at 0.998 times the speed "),
+        (speed(1.01, 0.9993, 1.1), "certain to be faster: 1.01 times as fast (0.999 to 1.10) "),
+        (speed(1.01, 1.0012, 1.1), "INT8 may ship: 1.01 times as fast (1.001 to 1.10) "),
+    ],
+)
+def test_a_headline_never_shows_a_ratio_of_one_that_is_not(ratio: Comparison, told: str) -> None:
+    found = conclude(verdict(), "onnxruntime", (ratio,), "fail", need_speed=True)
+    assert told in found.headline
+
+
 @pytest.mark.parametrize("policy", ["fail", "warn", "pass"])
 @pytest.mark.parametrize(
     "ratio", [speed(0.9, 0.5, 1.5), replace(speed(0.97, 0.93, 1.02), sound=False)]
