@@ -51,6 +51,8 @@ def slices_check(
     limit: float,
     evaluation: Evaluation,
     where: str = "",
+    *,
+    alone: bool = False,
 ) -> Check:
     """Whether every slice is within the limit of slices.
 
@@ -60,6 +62,7 @@ def slices_check(
         limit: That they are held against.
         evaluation: Of FP32.
         where: The runtime, if there are several.
+        alone: Whether what is open has to be settled on new samples, by judging this model alone.
     """
     name = f"slices in {where}" if where else "slices"
     scale = scale_of(evaluation)
@@ -82,15 +85,10 @@ def slices_check(
         )
         return Check(name, "fail", text + left_out, _listed(lost), found, allowed)
     if open_:
-        most = max((s.samples_needed or 0 for s in open_), default=0)
-        asked = (
-            f" About {most:,} samples of each would settle it."
-            if most
-            else " They lost so much that more are unlikely to settle it; a larger limit may."
-        )
         text = (
             f"{len(open_)} of {len(slices)} slices have too few samples to be sure that they lost "
-            f"no more than {allowed}; the first is {open_[0].name} with {open_[0].n:,}.{asked}"
+            f"no more than {allowed}; the first is {open_[0].name} with {open_[0].n:,}. "
+            f"{_settled(open_, alone=alone)}"
         )
         return Check(name, "inconclusive", text + left_out, _listed(open_), found, allowed)
     text = (
@@ -98,6 +96,19 @@ def slices_check(
         f"{drop_text(worst.drop, scale)}, and the limit is {allowed}."
     )
     return Check(name, "pass", text + left_out, "", found, allowed)
+
+
+def _settled(open_: Sequence[SliceVerdict], *, alone: bool) -> str:
+    """How many samples would do; new ones where this model has to be judged `alone`."""
+    most = max(s.samples_needed or 0 for s in open_)
+    if not most:
+        return "They lost so much that more are unlikely to settle it; a larger limit may."
+    if not alone:
+        return f"About {most:,} samples of each would settle it."
+    return (
+        f"About {most:,} new samples of each would settle it: vnnify gate judges this model alone "
+        "by them."
+    )
 
 
 def _listed(slices: Sequence[SliceVerdict]) -> str:

@@ -149,9 +149,8 @@ class _Conclusion:
         """How classes and slices fare, and the limit that they are held against, if any."""
         baseline, confidence = self.judging.baseline, self.job.limits.confidence
         allowed = slice_limit(self.job.limits, baseline)
-        if allowed is not None or best.verdict.look is not None:
-            # They are those of a candidate that was chosen by the same samples, or of the look that
-            # ended a replay.
+        if best.verdict.look is not None:
+            # Of the look that ended a replay.
             confidence = best.verdict.level
         looked = look_into(
             (baseline, best.evaluation),
@@ -160,6 +159,8 @@ class _Conclusion:
             best.verdict.limit if allowed is None else allowed,
             confidence,
             flips_file(self.run.staging, best.runtime) if self.job.flips else None,
+            # Only a limit makes them part of what the candidate was chosen by.
+            share=1.0 if allowed is None else best.verdict.share,
         )
         return looked, allowed
 

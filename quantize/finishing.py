@@ -25,6 +25,7 @@ from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
 from quantize.keeping import place_model, recipe_of
 from quantize.lock import Lock, lock_checks, lock_of
+from quantize.looks import FIRST
 from quantize.proof.comparing import Proof
 from quantize.report import Data, Report, TrialRow, beside_fp32, conclude, served_speed
 from quantize.served import Served, threads_check
@@ -170,7 +171,8 @@ def further_checks(job: Job, results: Results) -> tuple[Check, ...]:
     checks = [threads_check(s) for s in results.served if s.runtime == best.runtime]
     if results.slice_limit is not None:
         looked, limit = results.looked, results.slice_limit
-        checks.append(slices_check(looked.slices, looked.small, limit, results.evaluations[0]))
+        fp32, alone = results.evaluations[0], best.verdict.share < FIRST
+        checks.append(slices_check(looked.slices, looked.small, limit, fp32, alone=alone))
     if bounds.min_speedup is not None:
         speed = served_speed(results.timing.comparisons, best.runtime)
         checks.append(speed_check(speed, bounds.min_speedup))

@@ -21,6 +21,7 @@ from quantize.evaluate import Evaluation, at
 from quantize.flips import Flip, find_flips, write_flips
 from quantize.gate import Outcome, judge, scale_of
 from quantize.job import Limits
+from quantize.looks import level_of
 from quantize.pairing import pair
 from quantize.tolerance import exactly, parse_tolerance
 
@@ -57,7 +58,7 @@ class SliceVerdict:
         low: The drop is above this, at the confidence that all slices together have.
         high: The drop is below this, at the confidence of a single verdict.
         outcome: Against the limit of slices, or where there is none against that of the mean.
-        samples_needed: About how many would settle it, if inconclusive.
+        samples_needed: About how many would settle it, if inconclusive; see `Verdict`.
     """
 
     column: str
@@ -124,6 +125,8 @@ def judge_slices(
     limit: float,
     confidence: float,
     units: Sequence[int] | None = None,
+    *,
+    share: float = 1.0,
 ) -> tuple[SliceVerdict, ...]:
     """Judge every slice of at least five samples, the worst first.
 
@@ -134,6 +137,7 @@ def judge_slices(
         limit: The drop that a slice may have, in the metric's own unit.
         confidence: Of the verdict over all slices.
         units: Number of the independent unit of each sample; None where each sample is one.
+        share: What this candidate may make of the error, where several have `confidence` together.
     """
     parts = [
         (column, value, np.flatnonzero(np.asarray(values) == value))
@@ -144,14 +148,14 @@ def judge_slices(
     if not parts or candidate.nonfinite:
         return ()
     whole = replace(baseline, chance=None)
-    corrected = 1 - (1 - confidence) / len(parts)
+    corrected = level_of(confidence, share / len(parts), None)
     found = [
         _judge_slice(
             (at(whole, picks), at(candidate, picks)),
             None if units is None else [units[int(i)] for i in picks],
             (column, value),
             limit,
-            (confidence, corrected),
+            (confidence, share, corrected),
         )
         for column, value, picks in parts
     ]
@@ -163,11 +167,13 @@ def _judge_slice(
     units: Sequence[int] | None,
     name: tuple[str, str],
     limit: float,
-    confidences: tuple[float, float],
+    sure: tuple[float, float, float],
 ) -> SliceVerdict:
+    """Judge one slice; `sure` is confidence, share of its error, and level of a refusal."""
     baseline, candidate = evaluations
-    single, corrected = confidences
-    verdict = judge(baseline, candidate, exactly(limit, baseline), confidence=single, units=units)
+    confidence, share, corrected = sure
+    tolerance = exactly(limit, baseline)
+    verdict = judge(baseline, candidate, tolerance, confidence=confidence, share=share, units=units)
     low = min(verdict.low, pair(baseline, candidate, corrected, units).low)
     outcome = verdict.outcome
     if outcome == "refuse" and low <= limit:
@@ -209,6 +215,8 @@ def look_into(
     limit: float,
     confidence: float,
     everything: Path | None = None,
+    *,
+    share: float = 1.0,
 ) -> Looked:
     """Slices, classes and the first thousand flips of two evaluations.
 
@@ -221,6 +229,7 @@ def look_into(
         limit: The drop that a slice may have, or else the mean.
         confidence: Of the verdicts.
         everything: CSV file for all flips; written also where there are none.
+        share: What this candidate may make of the error, where several have `confidence` together.
 
     Raises:
         ResourceError: The disk is full.
@@ -233,7 +242,9 @@ def look_into(
         return Looked()
     # A column of the user's own called `class` counts instead of the labels.
     columns = class_column(samples, baseline) | division.columns
-    slices = judge_slices(baseline, candidate, columns, limit, confidence, division.units)
+    slices = judge_slices(
+        baseline, candidate, columns, limit, confidence, division.units, share=share
+    )
     small = sum(n < _FEWEST for v in columns.values() for n in Counter(v).values())
     if not baseline.scores:
         return Looked(slices, (), small)

@@ -215,9 +215,9 @@ def test_a_replay_ends_with_the_look_that_tells(
 ) -> None:
     real, asked = concluding.look_into, []
 
-    def look_into(*args: Any) -> Any:
+    def look_into(*args: Any, **kwargs: Any) -> Any:
         asked.append(args[4])
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(concluding, "look_into", look_into)
     heard = Silent()

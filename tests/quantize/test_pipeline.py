@@ -44,6 +44,7 @@ from quantize.document import document, summary
 from quantize.gate import Outcome, Verdict
 from quantize.job import DataSpec, GateBounds, Job, Limits
 from quantize.lock import write_lock
+from quantize.looks import level_of
 from quantize.pipeline import run
 from quantize.proof import debian
 from quantize.proof.comparing import Compared, Proof
@@ -1095,9 +1096,9 @@ def test_slices_with_a_limit_are_held_to_the_confidence_of_the_chosen_model(
     asked: list[float] = []
     real = concluding.look_into
 
-    def look_into(*parts: Any) -> Any:
-        asked.append(parts[4])
-        return real(*parts)
+    def look_into(*parts: Any, share: float) -> Any:
+        asked.append(level_of(parts[4], share, None))
+        return real(*parts, share=share)
 
     monkeypatch.setattr(concluding, "look_into", look_into)
     report = run(replace(job, limits=replace(job.limits, max_slice_drop=limit)), staging, Silent())

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from bench.errors import UsageError
+from quantize.checks import slices_check
 from quantize.job import Limits
+from quantize.looks import FIRST
 from quantize.slices import Division, divide, hidden_losses, judge_slices, look_into, slice_limit
 from tests.int8 import samples_of
 from tests.scored import evaluation
@@ -61,6 +63,28 @@ def test_among_many_slices_each_needs_clearer_evidence_to_be_refused() -> None:
     assert among.low < alone.low
     # That it passes is claimed of each by itself.
     assert among.high == alone.high
+
+
+def test_of_a_later_candidate_a_slice_needs_so_many_new_samples_as_if_judged_alone() -> None:
+    columns, drops = {"k": ["a"] * 40}, spread(40, 0.0985)
+    (alone,) = judged(columns, drops)
+    (first,) = judged(columns, drops, share=FIRST)
+    (later,) = judged(columns, drops, share=0.01)
+    assert [s.outcome for s in (alone, first, later)] == ["inconclusive"] * 3
+    assert later.low < alone.low
+    assert later.high > first.high > alone.high
+    # The first gets more of the same samples, at its own level.
+    assert first.samples_needed > alone.samples_needed
+    assert later.samples_needed == alone.samples_needed
+    baseline = evaluation([0.9] * 40, binary=False, bounded=True)
+    told = slices_check([later], 0, 0.1, baseline, alone=True).message
+    count = f"{alone.samples_needed:,}"
+    assert told.endswith(
+        f" About {count} new samples of each would settle it: vnnify gate judges this model alone "
+        "by them."
+    )
+    told = slices_check([alone], 0, 0.1, baseline).message
+    assert told.endswith(f" About {count} samples of each would settle it.")
 
 
 def test_units_are_counted_within_each_slice() -> None:
