@@ -17,6 +17,7 @@ from bench.stages import Stage
 from quantize.anchors import find_anchors
 from quantize.candidates import Found, Judged
 from quantize.checks import size_checks, slices_check, speed_check
+from quantize.coverage import Coverage, covered
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import find_causes
@@ -120,6 +121,7 @@ def finish(
     with opened(fp32.path) as model:
         _, left = find_anchors(model)
     inside = _look_inside(job, results, quantized, left, staging / "scratch")
+    layers = covered(inside.layers)
     models = (_relative(fp32, staging), _relative(quantized, staging))
     named = dict(zip((fp32.sha256, made.model.sha256), models, strict=True))
     return Report(
@@ -137,7 +139,7 @@ def finish(
         recipe=made.recipe,
         layers=made.layers,
         left=left,
-        coverage=made.coverage,
+        coverage=str(layers),
         data=results.data,
         evaluations=results.evaluations,
         slices=results.looked.slices,
@@ -147,7 +149,7 @@ def finish(
         latencies=tuple(_published(x, named) for x in results.timing.latencies),
         comparisons=results.timing.comparisons,
         control=results.timing.control,
-        trials=_rows(results.found),
+        trials=_rows(results.found, layers.layers),
         stages=tuple(stages),
         machine=describe(),
         notes=tuple(dict.fromkeys(notes)),
@@ -252,7 +254,7 @@ def _published(latency: Latency, models: Mapping[str, Model]) -> Latency:
     return replace(latency, variant=replace(latency.variant, model=model))
 
 
-def _rows(found: Found) -> tuple[TrialRow, ...]:
+def _rows(found: Found, layers: int) -> tuple[TrialRow, ...]:
     verdicts = {id(j.trial): j for j in found.judged}
     rows = []
     for trial in found.trials:
@@ -264,7 +266,7 @@ def _rows(found: Found) -> tuple[TrialRow, ...]:
                 noise_db=trial.noise_db,
                 latency_ms=trial.latency_ms,
                 size_bytes=trial.quantized.model.size_bytes,
-                coverage=trial.quantized.coverage,
+                coverage=str(Coverage(trial.quantized.int8_layers, layers)),
                 runtime=judged.runtime if judged else None,
                 value=judged.evaluation.value if judged else None,
                 drop=judged.verdict.drop if judged else None,

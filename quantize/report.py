@@ -51,7 +51,7 @@ class TrialRow:
         noise_db: Signal to noise at the outputs, dB.
         latency_ms: Quick median by runtime.
         size_bytes: Of its file.
-        coverage: Anchors in INT8, of all.
+        coverage: Layers in INT8, of all; see `quantize.coverage`.
         runtime: Where it was evaluated; None if it was not.
         value: Its score; None likewise.
         drop: Against FP32; None likewise.
@@ -124,7 +124,7 @@ class Report:
         recipe: Every decision.
         layers: What became of each anchor.
         left: Other layers of those kinds, and why they cannot be quantized.
-        coverage: Anchors in INT8, of all.
+        coverage: Layers in INT8, of all; see `quantize.coverage`.
         data: Samples.
         evaluations: FP32 first, then INT8 where it is served, then elsewhere.
         latencies: With every raw sample.

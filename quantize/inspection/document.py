@@ -12,6 +12,7 @@ from bench.render import (
     Section,
     Table,
 )
+from quantize.coverage import Coverage, covered
 from quantize.inspection import Inspection, Layer
 from quantize.inspection.tables import (
     cause_table,
@@ -105,21 +106,20 @@ def _banner(found: Inspection, more: tuple[str, ...]) -> Banner:
 
 
 def _headline(found: Inspection) -> str:
-    total = len(found.layers)
-    if not total:
-        return "Holds no layer that INT8 could make faster."
+    layers = covered(found.layers)
     if not found.quantized:
-        able = sum(x.cause.startswith("can run") for x in found.layers)
-        return f"FP32: {able} of {total} layers can run in INT8; vnnify quantize would try them."
-    modes = [f"{n} {m}" for m in ("static", "dynamic", "weight-only") if (n := found.count(m))]
-    integers = total - found.count("float")
-    return f"INT8 in {integers} of {total} layers ({', '.join(modes)})."
+        if not layers.layers:
+            return "Holds no layer that INT8 could make faster."
+        able = Coverage(sum(x.cause.startswith("can run") for x in found.layers), layers.layers)
+        return f"FP32: {able} layers can run in INT8; vnnify quantize would try them."
+    modes = counted(x.mode for x in found.layers if x.weight_count and x.mode != "float")
+    told = ", ".join(f"{n} {mode}" for mode, n in modes.items())
+    return f"INT8 in {layers} layers{f' ({told})' if told else ''}."
 
 
 def _figures(found: Inspection) -> Iterator[KeyFigure]:
     if found.quantized:
-        integers = len(found.layers) - found.count("float")
-        yield KeyFigure("Layers in INT8", f"{integers} of {len(found.layers)}", "in the file")
+        yield KeyFigure("Layers in INT8", str(covered(found.layers)), "in the file")
         for k in found.kernels:
             islands = f"{len(k.islands)} float island{'' if len(k.islands) == 1 else 's'}"
             yield KeyFigure(

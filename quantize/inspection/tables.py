@@ -26,7 +26,7 @@ def file_table(found: Inspection) -> Table:
         ("takes", ", ".join(map(str, model.inputs))),
         ("returns", ", ".join(map(str, model.outputs))),
         (
-            "layers",
+            "products",
             ", ".join(
                 f"{n} {m}"
                 for m in ("static", "dynamic", "weight-only", "float")
@@ -35,6 +35,8 @@ def file_table(found: Inspection) -> Table:
             or "none of a kind that INT8 helps",
         ),
     ]
+    if bare := sum(not x.weight_count for x in found.layers):
+        rows.append(("of them, no layers", f"{bare} without constant weights, as in attention"))
     if integers:
         rows += [
             ("activations", _tally(x.activation for x in integers if x.activation)),
@@ -134,7 +136,7 @@ def flag_table(found: Inspection) -> Table:
 
 
 def cause_table(found: Inspection) -> Table | None:
-    """Why layers are in float, or what could be done with them; None where none is."""
+    """Why products are in float, or what could be done with them; None where none is."""
     causes: dict[str, list[str]] = {}
     for x in found.layers:
         if x.cause:
@@ -142,8 +144,8 @@ def cause_table(found: Inspection) -> Table | None:
     if not causes:
         return None
     rows = tuple((why, str(len(names)), some_names(names)) for why, names in causes.items())
-    title = "Layers in float" if found.quantized else "Layers and what INT8 could do"
-    return Table(title, (Column("Why"), Column("Layers", "right"), Column("Which")), rows)
+    title = "Products in float" if found.quantized else "Products and what INT8 could do"
+    return Table(title, (Column("Why"), Column("Count", "right"), Column("Which")), rows)
 
 
 def finding_table(findings: Sequence[Finding], found: Inspection) -> Table:

@@ -51,6 +51,12 @@ def test_layers_count_whether_their_ranges_are_stored_or_found_at_run_time(tmp_p
     assert coverage_of(made.path) == Coverage(int8=2, layers=3)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_file_is_counted_as_it_was_made(name: str, tmp_path: Path) -> None:
+    made = make(GRAPHS[name](tmp_path / "m.onnx"), feeds_for(name))
+    assert coverage_of(made.path) == Coverage(made.quantized.int8_layers, len(made.anchors))
+
+
 def test_every_structure_is_guarded() -> None:
     assert set(ONNXRUNTIME) == set(OPENVINO) == set(GRAPHS)
 

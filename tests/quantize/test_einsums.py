@@ -120,6 +120,6 @@ def test_it_runs_in_int8(tmp_path: Path) -> None:
     source = saved(tmp_path / "m.onnx", "bld,hde->bhle")
     feeds = [{"x0": random.standard_normal((1, 3, 6)).astype(np.float32)} for _ in range(16)]
     made = make(source, feeds)
-    assert made.quantized.coverage == "1 of 1"
+    assert made.quantized.int8_layers == 1
     wanted, found = ([run(p, f) for f in feeds[:4]] for p in (made.fp32, made.path))
     assert to_db(noise_shares(wanted, found)) > 25

@@ -218,7 +218,7 @@ def test_a_layer_in_float_has_its_weights_and_its_input_back(cnn: Parts) -> None
     depthwise = cnn[1][1].name
     found = made(cnn, "vnni", (depthwise,))
     assert found.recipe.modes[depthwise] == "float"
-    assert found.coverage == "3 of 4"
+    assert found.int8_layers == 3
     node = layer(found, depthwise)
     held = node.inputs[1].const_value  # type: ignore[union-attr]
     assert held is not None

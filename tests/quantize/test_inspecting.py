@@ -106,8 +106,19 @@ def test_an_fp32_file_says_what_quantize_would_try(run: Run, tmp_path: Path) -> 
     path = GRAPHS["transformer"](tmp_path / "m.onnx")
     status, out, _ = run(path, "--runtime", "onnxruntime", "--no-time")
     assert status == ExitCode.OK
-    assert "FP32: 6 of 8 layers can run in INT8" in out
+    assert "FP32: 6 of 6 layers can run in INT8" in out
     assert "both factors are activations" in out
+    # They have no weights, so that nothing counts them among layers.
+    assert re.search(r"products +8 float\n +of them, no layers +2 without constant weights", out)
+
+
+def test_what_has_no_weights_is_no_layer_in_int8_either(run: Run, tmp_path: Path) -> None:
+    path = GRAPHS["transformer"](tmp_path / "m.onnx")
+    int8 = make(path, feeds_for("transformer")).path
+    out = run(int8, "--runtime", "onnxruntime", "--no-time")[1]
+    assert "INT8 in 6 of 6 layers (6 static)." in out
+    assert re.search(r"Layers in INT8 +6 of 6 +in the file", out)
+    assert re.search(r"products +6 static, 2 float\n +of them, no layers +2 without", out)
 
 
 def test_a_file_without_products_is_told_so(run: Run, tmp_path: Path) -> None:

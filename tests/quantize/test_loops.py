@@ -107,6 +107,6 @@ def test_what_is_returned_twice_goes_on_round(tmp_path: Path) -> None:
 
 def test_its_products_run_in_int8(tmp_path: Path) -> None:
     made = make(recurrent(tmp_path / "m.onnx"), rows(16))
-    assert made.quantized.coverage == "3 of 3"
+    assert made.quantized.int8_layers == 3
     wanted, found = ([run(p, f) for f in rows(4)] for p in (made.fp32, made.path))
     assert to_db(noise_shares(wanted, found)) > 20

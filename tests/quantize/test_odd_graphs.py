@@ -236,7 +236,7 @@ def test_it_becomes_int8_and_computes_the_same(
 ) -> None:
     source = build(tmp_path / "m.onnx")
     made = make(source, rows())
-    assert made.quantized.coverage.startswith(f"{count + (build in (loop, half_loop))} of ")
+    assert made.quantized.int8_layers == count + (build in (loop, half_loop))
     wanted = [run(made.fp32, sample) for sample in rows(4)]
     if build is not one_name_for_all:  # which ONNX Runtime refuses as it is
         for sample, found in zip(rows(4), wanted, strict=True):
@@ -259,7 +259,7 @@ def test_codes_at_inputs_and_outputs_are_no_quantized_model(tmp_path: Path) -> N
     random = np.random.default_rng(0)
     feeds = [{"x": random.integers(-128, 128, (1, 16)).astype(np.int8)} for _ in range(16)]
     made = make(ported(tmp_path / "m.onnx"), feeds)
-    assert made.quantized.coverage == "2 of 2"
+    assert made.quantized.int8_layers == 2
     for sample in feeds[:4]:
         ours, theirs = (run(p, sample)["y"].astype(int) for p in (made.path, tmp_path / "m.onnx"))
         assert np.abs(ours - theirs).max() <= 3

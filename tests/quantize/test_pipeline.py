@@ -39,6 +39,7 @@ from quantize import (
     trials,
 )
 from quantize.candidates import Judged
+from quantize.coverage import coverage_of
 from quantize.data import Samples
 from quantize.document import document, summary
 from quantize.gate import Outcome, Verdict
@@ -126,6 +127,20 @@ def test_speed_elsewhere_is_predicted_and_named_so(
     bare = replace(job, effort=replace(job.effort, predict_for=tmp_path / "none.json"))
     with pytest.raises(InputError, match=r"none\.json: cannot be read"):
         run(bare, tmp_path, Silent())
+
+
+def test_layers_without_an_int8_kernel_are_counted_as_gate_and_inspect_count_them(
+    job: Job, staging: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(job.model.text)
+    first = model.graph.node[0]
+    model.graph.node.insert(0, onnx.helper.make_node("ConvTranspose", ["x", "one"], ["same"], "up"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1,) * 4, "f"), "one"))
+    first.input[0], model.graph.node[0].input[0] = "same", first.input[0]
+    onnx.save(model, tmp_path / "up.onnx")
+    report = run(replace(job, model=ModelSpec(str(tmp_path / "up.onnx"))), staging, Silent())
+    assert report.coverage == str(coverage_of(staging / report.int8.path)) == "3 of 4"
+    assert {t.coverage.partition(" of ")[2] for t in report.trials} == {"4"}
 
 
 def test_nodes_of_one_name_are_told_apart_to_compare_the_source(

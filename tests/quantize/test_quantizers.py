@@ -71,7 +71,7 @@ def test_an_int8_model_knows_how_it_was_made(tmp_path: Path) -> None:
         ("conv", "Conv", "static", 2, None),
         ("matmul", "MatMul", "static", 5, None),
     ]
-    assert made.coverage == "2 of 2"
+    assert made.int8_layers == 2
     assert set(QUANTIZERS) == set(get_args(Engine))
 
 
@@ -80,7 +80,7 @@ def test_modes_that_the_recipe_leaves_out_are_float(tmp_path: Path) -> None:
     only = replace(RECIPE, modes={"matmul": "dynamic"})
     made = quantize(model, anchors, found, only, tmp_path / "int8.onnx")
     assert [x.mode for x in made.layers] == ["float", "dynamic"]
-    assert made.coverage == "1 of 2"
+    assert made.int8_layers == 1
     assert made.recipe.modes == {"conv": "float", "matmul": "dynamic"}
     graph = File.read(made.model.path)
     assert graph.nodes("Conv")
