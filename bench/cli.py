@@ -62,7 +62,7 @@ def bench(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="ONNX files, .pt2 programs, file.py:factory; the first is the baseline.",
         ),
     ],
@@ -124,7 +124,7 @@ def bench(
     markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
-    """Time models in fresh processes, taking turns, and compare them with the first."""
+    """Time models against the first, in processes that take turns."""
     from bench.beside import Beside
     from bench.document import bench_document
     from bench.forecast import read_elsewhere
@@ -194,7 +194,7 @@ def doctor(
         typer.Option("--json", help="The machine as JSON on stdout, for --predict-for elsewhere."),
     ] = False,
 ) -> None:
-    """Say what this machine is, which arithmetic it does, and what is missing."""
+    """Say what this machine is, how it computes, and what is missing."""
     from bench.doctor import diagnosis, refuse_unfit, refuse_unknown
     from bench.forecast import Survey
     from bench.machine import describe
@@ -313,7 +313,7 @@ def refuse_existing(files: Sequence[Path | None], *, force: bool) -> None:
         if not os.access(file.absolute().parent, os.W_OK):
             raise OutputError(f"{file}: its folder cannot be written to. Choose another place.")
         if file.exists() and not force:
-            raise OutputError(f"{file}: exists already. Choose another name, or use --force.")
+            raise OutputError(f"{file}: exists already. Move it away, or use --force.")
 
 
 @contextlib.contextmanager

@@ -120,8 +120,9 @@ class _Search:
             for t in timed
             if t.latency_ms and (not self.need_speed or self._ms(t) * _WORTH < floor)
         ]
+        look = ", in a longer look" if rounds > 1 else ""
         for t in timed:
-            quick = f"{self._ms(t):.3g} ms" if t.latency_ms else "does not run"
+            quick = f"{self._ms(t):.3g} ms{look}" if t.latency_ms else "does not run"
             self.say(f"{t.name}: {t.noise_db:.1f} dB, {quick} (to beat: {floor:.3g} ms)")
         return sorted(gains, key=self._cost)
 

@@ -26,8 +26,8 @@ README, CONTRIBUTING = DOCUMENTS[0], DOCUMENTS[1]
 GUIDES = [d for d in DOCUMENTS if d.parent.name == "docs"]
 MANUAL = [README, *GUIDES]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-# Options of the commands that `guard` takes off before typer sees them.
-EVERYWHERE = ("--debug", "--help")
+# Options that belong to no command.
+EVERYWHERE = ("--debug", "--help", "--version")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")

@@ -42,8 +42,8 @@ _MAX_CONTENTS = 40
 _WIDE = 9
 """Columns from which a table is made small on paper."""
 _LONGEST_WORD = 48
-_PROSE = 30
-"""Characters from which a cell is prose and asks for a readable width."""
+_PROSE, _LONG_NAME = 30, 18
+"""Characters from which a cell is prose, or a row's name long, and asks for a readable width."""
 
 
 def render_html(document: Document) -> str:
@@ -202,7 +202,8 @@ def _row(row: tuple[str, ...], sides: Sequence[str]) -> str:
     made = []
     for i, (cell, side) in enumerate(zip(cells, sides, strict=True)):
         tag, scope = ("td", "") if i else ("th", ' scope="row"')
-        look = ' class="p"' if i and side == "left" and len(cell) > _PROSE else _side(side)
+        prose = side == "left" and len(cell) > (_PROSE if i else _LONG_NAME)
+        look = ' class="p"' if prose else _side(side)
         made.append(f"<{tag}{scope}{look}>{_text(cell, 400)}</{tag}>")
     return f"<tr>{''.join(made)}</tr>"
 

@@ -73,7 +73,7 @@ tbody th{font-weight:500}
 th,td{max-width:26rem}
 td:last-child{max-width:40rem}
 .r{text-align:right;white-space:nowrap;padding-left:.5rem}
-.p{min-width:15rem}
+td.p{min-width:15rem}
 .full{width:100%}
 .small{font-size:.8125rem;color:var(--muted)}
 .checks td:nth-child(3){min-width:14rem;max-width:none;width:100%}
@@ -91,7 +91,8 @@ footer p{margin-top:.15rem}
 .key .value{font-size:1.4rem}
 section{margin-top:2.25rem;padding-top:1.4rem}
 th,td{padding-right:.8rem}
-tbody th{min-width:9rem;max-width:12rem;overflow-wrap:anywhere}
+tbody th{max-width:12rem;overflow-wrap:break-word}
+tbody th.p{min-width:9rem;overflow-wrap:anywhere}
 .checks tbody th{min-width:5rem;max-width:7rem}
 .checks td:nth-child(3){min-width:9rem}
 }

@@ -29,7 +29,7 @@ def convert(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Convert a trained model to one clean FP32 ONNX file, compared with its source."""
+    """Convert a trained model to one clean, checked FP32 ONNX file."""
     refuse_existing([out], force=force)
     spec = model_spec(model, weights, inputs, trust=trust_model)
     try:

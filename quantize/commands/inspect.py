@@ -34,7 +34,7 @@ def inspect(
     html: Annotated[Path | None, typer.Option(help="Write HTML.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite those files.")] = False,
 ) -> None:
-    """Say what of an ONNX file is INT8, what really runs in it, and what could saturate."""
+    """Say what of an ONNX file runs in INT8, and what could saturate."""
     from bench.render import render
     from quantize.inspection import Inspection
     from quantize.inspection.document import inspection_document, inspection_summary

@@ -140,7 +140,7 @@ def quantize(
     github: Github = False,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
-    """Make an INT8 model of a trained FP32 model, judge it, and time it."""
+    """Make an INT8 model of a trained FP32 model, judge and time it."""
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k != "context"}
     refuse_inputs([flips], [model, weights, data, calibration, slices, baseline, recipe])
     refuse_existing([flips], force=force)

@@ -192,6 +192,14 @@ def test_tables_are_captioned_scoped_and_scroll_by_keyboard():
     assert wrapper["aria-label"] == "Machines"
 
 
+def test_only_long_names_and_prose_ask_for_a_width():
+    columns = (Column("name"), Column("cause"), Column("n", "right"))
+    rows = (("x" * 18, "y" * 30, "1" * 31), ("x" * 19, "y" * 31, "1" * 31))
+    parsed = page(Table("t", columns, rows))
+    looks = [attrs.get("class") for tag, attrs in parsed.tags if "class" in attrs or tag == "td"]
+    assert [look for look in looks if look in (None, "p", "r")][1:] == [None, "r", "p", "p", "r"]
+
+
 def test_long_table_is_cut_with_a_line_that_says_so():
     rows = tuple((f"row {i}",) for i in range(250))
     parsed = page(Table("t", (Column("a"),), rows))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -117,6 +118,22 @@ def digests_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# --- before there is a command ---
+
+
+def test_the_version_is_told_without_a_command(run: Cli) -> None:
+    assert run("--version") == (0, f"vnnify {version('vnnify')}\n", "")
+
+
+def test_the_list_of_commands_cuts_nothing_off(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run("--help")
+    assert status == 0
+    commands = out.partition("Commands:")[2].strip().splitlines()
+    assert len(commands) >= 8
+    assert all(line.endswith(".") and not line.endswith("..") for line in commands)
 
 
 # --- a model that passes ---

@@ -398,6 +398,7 @@ def test_near_ties_get_a_second_longer_look(world: Build, monkeypatch: pytest.Mo
     # 80, 85 and 95 ms: the first two are within 10 % of each other.
     assert looks == [(3, 1), (2, 3)]
     assert len(found.trials) == 3
+    assert sum("in a longer look (to beat: 100 ms)" in line for line in w.lines) == 2
 
 
 def test_for_size_the_smallest_that_passes_wins(world: Build) -> None:
