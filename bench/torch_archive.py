@@ -117,8 +117,7 @@ def private_copy(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(source, target, 1 << 20)
             except OSError as e:
                 raise ResourceError(
-                    f"{path}: cannot be copied to {folder}: {e.strerror}. Free some space there, "
-                    "or set TMPDIR."
+                    f"{path}: cannot be copied to {folder}: {e.strerror}. Free some space there."
                 ) from e
         yield copy
 

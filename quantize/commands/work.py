@@ -6,6 +6,9 @@ command line is imported: people wait for it in one process already.
 
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,20 @@ def get_ready() -> None:
         import quantize.progress  # noqa: F401 - as above
 
 
+@contextmanager
+def _temporary_in(folder: Path) -> Iterator[None]:
+    """Have all temporary files made in a folder of the run, which goes however this process ends.
+
+    One that is killed removes nothing: who waits for it, or else the next run, removes the folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="temporary-", dir=folder) as inside:
+        tempfile.tempdir = inside
+        try:
+            yield
+        finally:
+            tempfile.tempdir = None
+
+
 def quantize(order: dict[str, Any]) -> dict[str, Any]:
     """Make, judge and time a model, and tell it in the folder to publish; what its command says."""
     sys.setswitchinterval(_SWITCH_S)
@@ -41,7 +58,11 @@ def quantize(order: dict[str, Any]) -> dict[str, Any]:
 
     job = asked_job(order["asked"], order["command"])
     staging, interrupt = Path(order["staging"]), Interrupt(partial(tell_of_interrupt, sys.stderr))
-    with listening(interrupt), progress_for(sys.stderr) as progress:
+    with (
+        _temporary_in(staging),
+        listening(interrupt),
+        progress_for(sys.stderr) as progress,
+    ):
         report = run(
             job,
             staging,
@@ -81,9 +102,9 @@ def gate(order: dict[str, Any]) -> str:
         from quantize.job import GateJob
         from quantize.progress import progress_for
 
-    job = load(GateJob, order["job"].encode(), "job")
-    with progress_for(sys.stderr) as progress:
-        report = run_gate(job, Path(order["scratch"]), progress)
+    job, scratch = load(GateJob, order["job"].encode(), "job"), Path(order["scratch"])
+    with _temporary_in(scratch), progress_for(sys.stderr) as progress:
+        report = run_gate(job, scratch, progress)
     return dump(report).decode()
 
 
@@ -93,8 +114,9 @@ def convert(order: dict[str, Any]) -> dict[str, Any]:
         from quantize.converting import convert_file
         from quantize.sources.seam import ModelSpec
 
-    spec = load(ModelSpec, order["spec"].encode(), "spec")
-    return convert_file(spec, order["data"], Path(order["folder"]), order["name"], preprocessing())
+    spec, folder = load(ModelSpec, order["spec"].encode(), "spec"), Path(order["folder"])
+    with _temporary_in(folder):
+        return convert_file(spec, order["data"], folder, order["name"], preprocessing())
 
 
 def inspect(order: dict[str, Any]) -> str:
@@ -103,8 +125,9 @@ def inspect(order: dict[str, Any]) -> str:
         from quantize.inspecting import run_inspect
         from quantize.job import InspectJob
 
-    found = run_inspect(load(InspectJob, order["job"].encode(), "job"), Path(order["scratch"]))
-    return dump(found).decode()
+    job, scratch = load(InspectJob, order["job"].encode(), "job"), Path(order["scratch"])
+    with _temporary_in(scratch):
+        return dump(run_inspect(job, scratch)).decode()
 
 
 def program(order: dict[str, Any]) -> None:
@@ -115,11 +138,12 @@ def program(order: dict[str, Any]) -> None:
 
     spec, out = load(ModelSpec, order["spec"].encode(), "spec"), Path(order["out"])
     samples = None
-    if order["data"] is not None:
-        inputs = describe_inputs(spec) or spec.inputs or infer_inputs(order["data"])
-        scratch = out.with_suffix("")
-        scratch.mkdir()
-        samples = read_samples(
-            order["data"], inputs, scratch=scratch, preprocessing=preprocessing(), limit=_SAMPLES
-        )
-    write_program(spec, samples, out)
+    with _temporary_in(out.parent):
+        if (data := order["data"]) is not None:
+            inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data)
+            scratch = out.with_suffix("")
+            scratch.mkdir()
+            samples = read_samples(
+                data, inputs, scratch=scratch, preprocessing=preprocessing(), limit=_SAMPLES
+            )
+        write_program(spec, samples, out)

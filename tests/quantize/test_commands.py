@@ -918,6 +918,31 @@ def test_an_interrupted_run_leaves_nothing_but_its_journal(
     assert not any(Path(f"/proc/{c}").exists() for c in children)
 
 
+def test_a_process_that_is_killed_at_work_leaves_no_temporary_files(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = (
+        "import os, signal, sys, tempfile\n"
+        "def dies(outputs, label):\n"
+        "    print('made', tempfile.mkdtemp(), file=sys.stderr, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "metric.py").write_text(plugin)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    data = ("--data", shelf / "data.npz", "--metric", f"{tmp_path / 'metric.py'}:dies")
+    for command in (
+        ("quantize", shelf / "net.onnx", *data, *REAL),
+        ("gate", shelf / "net.onnx", shelf / "net.onnx", *data, "--max-drop", "1pt"),
+    ):
+        process = vnnify(*command, cwd=tmp_path)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == ExitCode.RESOURCE, err
+        assert "made " in err
+        assert list((tmp_path / "tmp").iterdir()) == []
+    assert leftovers(tmp_path) == [".out.vnnify-work"]
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_goes_on_to_the_same_end(
     shelf: Path, tmp_path: Path
