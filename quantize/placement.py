@@ -108,7 +108,11 @@ class _Placing:
         magnitudes: Mapping[str, float] | None,
     ) -> None:
         self.nodes = {str(n.name): n for n in model.graph}
-        self.outputs = {v.name for v in model.graph.outputs}
+        self.moved = {
+            str(n.outputs[0].name): str(n.inputs[0].name)
+            for n in self.nodes.values()
+            if n.op_type in _MOVES and n.inputs[0] is not None
+        }
         self.magnitudes = magnitudes
         self.anchors = {a.name: a for a in anchors}
         self.modes: dict[str, Mode] = {a.name: modes.get(a.name, "float") for a in anchors}
@@ -146,7 +150,13 @@ class _Placing:
         return None
 
     def _has_range(self, name: str) -> bool:
-        return self.magnitudes is None or name in self.magnitudes
+        return self.magnitudes is None or self._watched(name) in self.magnitudes
+
+    def _watched(self, name: str) -> str:
+        """The tensor whose statistics are those of a tensor: nobody watches what was only moved."""
+        while self.magnitudes is not None and name not in self.magnitudes and name in self.moved:
+            name = self.moved[name]
+        return name
 
     def _end(self, node: ir.Node) -> str:
         """The tensor to quantize after `node`: its output, or its Relu's or Clip's."""
@@ -216,7 +226,8 @@ class _Placing:
     def _concat_fits(self, node: ir.Node) -> bool:
         if self.magnitudes is None:
             return True
-        sizes = [self.magnitudes[str(v.name)] for v in node.inputs if v is not None]
+        names = [str(v.name) for v in node.inputs if v is not None]
+        sizes = [self.magnitudes[self._watched(n)] for n in names]
         return max(sizes) <= CONCAT_SPREAD * max(min(sizes), 1e-12)
 
     def _tensors(self, glue: set[str]) -> dict[str, str]:

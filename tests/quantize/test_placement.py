@@ -412,6 +412,47 @@ def test_a_sum_is_looked_up_by_the_relu_that_ends_it(tmp_path: Path) -> None:
     assert found.glue == placed(model).glue == {"sum_Add", "s_MaxPool"}
 
 
+def pooled(folder: Path, op: str, **options: Any) -> ir.Model:
+    """Two convolutions, one of them pooled and turned, joined by `op` and read by a third."""
+    middle = [
+        conv("other", "x", "b"),
+        node("Add", "a b", "t"),
+        node("MaxPool", "t", "p", kernel_shape=[1, 1]),
+        node("Transpose", "p", "q", perm=[0, 1, 3, 2]),
+        node(op, "q b", "j", **options),
+        node("MaxPool", "j", "o", kernel_shape=[1, 1]),
+        conv("last", "o", "s", "k8" if op == "Concat" else "k"),
+    ]
+    return chain(folder, middle, k8=weight(4, 8, 3, 3))
+
+
+@pytest.mark.parametrize(("op", "options"), [("Add", {}), ("Concat", {"axis": 1})])
+def test_what_was_only_moved_has_the_range_of_what_it_was(
+    tmp_path: Path, op: str, options: dict[str, Any]
+) -> None:
+    model = pooled(tmp_path, op, **options)
+    watched = watch_list(model, find_anchors(model)[0])
+    assert not {"p", "q"} & set(watched)
+    found = placed(model, dict.fromkeys(watched, 1.0))
+    assert found == placed(model)
+    assert found.glue == {"t_Add", "p_MaxPool", "q_Transpose", f"j_{op}", "o_MaxPool"}
+    # Where that is not known, its own is not either.
+    unknown = {name: 1.0 for name in watched if name != "t"}
+    assert not {"p_MaxPool", "q_Transpose", f"j_{op}"} & placed(model, unknown).glue
+
+
+@pytest.mark.parametrize(("other", "joined"), [(7.9, True), (8.1, False)])
+def test_a_concat_of_unlike_ranges_is_seen_behind_what_only_moves(
+    tmp_path: Path,
+    other: float,
+    joined: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    model = pooled(tmp_path, "Concat", axis=1)
+    watched = watch_list(model, find_anchors(model)[0])
+    found = placed(model, dict.fromkeys(watched, 1.0) | {"t": other})
+    assert ("j_Concat" in found.glue) == joined
+
+
 def test_a_bias_behind_a_product_stays_in_float(tmp_path: Path) -> None:
     nodes = [node("MatMul", "x w", "p"), node("Add", "p c", "a"), node("MatMul", "a w", "y")]
     constants = {"w": weight(4, 4), "c": weight(4)}
