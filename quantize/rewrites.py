@@ -34,8 +34,19 @@ def rewrite(model: ir.Model, *, hard_swishes: int = 0) -> list[str]:
         notes.append(f"{count} constant factors and offsets folded into convolutions")
     if count := fold_late_norms(model):
         notes.append(f"{count} batch norms behind an activation folded into convolutions")
+    known = _infer_shapes(model)
     if (count := _fuse_hard_swish(model) - hard_swishes) > 0:
         notes.append(f"{count} written-out hard-swish activations fused into HardSwish")
+    if known:
+        if count := _pool_means(model):
+            text = "GlobalAveragePool takes the place of means over height and width"
+            notes.append(f"{text} ({count})")
+        _join_gemms(model)
+    return notes
+
+
+def _infer_shapes(model: ir.Model) -> bool:
+    """Tell shapes of all tensors, as far as they follow; whether that could be done."""
     # It logs what it cannot infer with a traceback; nothing depends on it.
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     untyped = [v for n in model.graph.all_nodes() for v in n.outputs if v.type is None]
@@ -43,16 +54,13 @@ def rewrite(model: ir.Model, *, hard_swishes: int = 0) -> list[str]:
         passes.ShapeInferencePass()(model)
     except Exception as e:  # noqa: BLE001 - the pass wraps whatever the C++ inference throws
         logger.info("shape inference failed, means stay as they are: %s", e)
-        return notes
+        return False
     for value in untyped:
         # The pass takes sequences and optional values, and what branches make of them, for tensors.
         maker = value.producer()
         if maker is not None and _CONTAINERS.search(maker.op_type):
             value.type = value.shape = None
-    if count := _pool_means(model):
-        notes.append(f"GlobalAveragePool takes the place of means over height and width ({count})")
-    _join_gemms(model)
-    return notes
+    return True
 
 
 def _fuse_hard_swish(model: ir.Model) -> int:
@@ -115,13 +123,14 @@ def _gated(product: ir.Node, factor: float) -> ir.Value | None:
 def _is_relu6_of_shifted(node: ir.Node, x: ir.Value) -> bool:
     if node.op_type != "Clip" or len(node.inputs) < 3 or node.inputs[0] is None:
         return False
-    if not _close(_scalar(node.inputs[1]), 0.0) or not _close(_scalar(node.inputs[2]), 6.0):
+    bounds = [_scalar(v, node.inputs[0]) for v in node.inputs[1:3]]
+    if not _close(bounds[0], 0.0) or not _close(bounds[1], 6.0):
         return False
     add = node.inputs[0].producer()
     if add is None or add.op_type != "Add":
         return False
     for one, other in (add.inputs, reversed(add.inputs)):
-        if one is x and _close(_scalar(other), 3.0):
+        if one is x and _close(_scalar(other, x), 3.0):
             return True
     return False
 
@@ -129,21 +138,25 @@ def _is_relu6_of_shifted(node: ir.Node, x: ir.Value) -> bool:
 def _scaled(node: ir.Node) -> tuple[float, ir.Value | None] | None:
     """(factor, value) if `node` multiplies or divides a value by one constant."""
     if node.op_type == "Div":
-        divisor = _scalar(node.inputs[1])
+        divisor = _scalar(node.inputs[1], node.inputs[0])
         return (1 / divisor, node.inputs[0]) if divisor else None
     if node.op_type == "Mul":
         for value, constant in (node.inputs, reversed(node.inputs)):
-            factor = _scalar(constant)
+            factor = _scalar(constant, value)
             if factor is not None:
                 return factor, value
     return None
 
 
-def _scalar(value: ir.Value | None) -> float | None:
+def _scalar(value: ir.Value | None, beside: ir.Value | None) -> float | None:
+    """One constant number; None if its axes could be more than those of what it meets."""
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
+    shape = beside.shape if beside is not None else None
     array = value.const_value.numpy()
-    return float(array.reshape(-1)[0]) if array.size == 1 else None
+    # Of a tensor whose rank nobody knows, it is at least that of one number.
+    few = array.ndim <= (1 if shape is None else len(shape))
+    return float(array.reshape(-1)[0]) if array.size == 1 and few else None
 
 
 def _close(value: float | None, wanted: float) -> bool:

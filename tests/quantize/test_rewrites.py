@@ -70,6 +70,20 @@ def test_every_way_to_write_hard_swish_is_fused(tmp_path: Path, form: str, *, sw
     assert found.told == ["1 written-out hard-swish activations fused into HardSwish"]
 
 
+@pytest.mark.parametrize(("axes", "fused"), [(2, True), (3, False)])
+@pytest.mark.parametrize("raised", ["three", "sixth"])
+def test_a_constant_that_adds_an_axis_is_no_part_of_a_hard_swish(
+    tmp_path: Path,
+    raised: str,
+    axes: int,
+    fused: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    constants = CONSTANTS | {raised: CONSTANTS[raised].reshape((1,) * axes)}
+    nodes = written(gate=(), end=("Mul", "sixth"))
+    found = edited(tmp_path, rewrite, nodes, constants, shape=(2, 4))
+    assert ("HardSwish" in found.ops) == fused
+
+
 @pytest.mark.parametrize("swap", [False, True])
 def test_x_times_hard_sigmoid_is_fused(tmp_path: Path, *, swap: bool) -> None:
     gate = node("HardSigmoid", ["x"], "g", alpha=1 / 6, beta=0.5)
