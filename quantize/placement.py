@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from quantize.anchors import Anchor, Mode, end_of, rectifies
+from quantize.anchors import Anchor, Mode, end_of
 
 Fusion: TypeAlias = Literal["onnxruntime", "openvino"]
 
@@ -37,7 +37,6 @@ _MOVES = frozenset(
 _COMPUTES = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Relu"}
 )
-_RECTIFIERS = frozenset({"Relu", "Clip"})
 # Operators that blow up the small values which 8 bits round to nothing: after them a signal front
 # end (spectrogram, log-mel) has lost its quiet half.
 _MAGNIFIERS = frozenset({"Log", "Pow", "Sqrt", "Reciprocal"})
@@ -173,11 +172,8 @@ class _Placing:
         glue = {
             name
             for name, node in self.nodes.items()
-            if node.op_type in _MOVES | _COMPUTES
-            and name not in self.rectified
-            and self._fits(node)
+            if node.op_type in _MOVES | _COMPUTES and self._fits(node)
         }
-        folded = {self._end(self.nodes[a.name]) for a in self._static()}
         while True:
             supplied = {self._end(self.nodes[n]) for n in glue}
             supplied |= {self._end(self.nodes[a.name]) for a in self._static() if a.op == "Conv"}
@@ -193,9 +189,8 @@ class _Placing:
                 n
                 for n in glue
                 if self._end(self.nodes[n]) in wanted
+                # Not so of a Relu that is folded into the scale of what comes before it.
                 and self._inputs_supplied(n, supplied | anchored)
-                # A Relu folded into the scale of what comes before it is not a node of its own.
-                and not (rectifies(self.nodes[n]) and self.nodes[n].outputs[0].name in folded)
             }
             if keep == glue:
                 return glue

@@ -386,6 +386,24 @@ def test_the_watch_list_holds_whatever_a_placement_could_ask_for(tmp_path: Path)
                 assert set(some.tensors.values()) <= set(watched)
 
 
+def test_nobody_watches_what_an_lstm_reads(tmp_path: Path) -> None:
+    # Its scale is found at run time.
+    nodes = [node("Relu", "x", "r"), node("LSTM", "r W R", "y", hidden_size=2)]
+    model = load(tmp_path, nodes, LSTM, x=STEPS)
+    (found,), _ = find_anchors(model)
+    assert found.data == "r"
+    assert watch_list(model, (found,)) == ()
+
+
+def test_what_moves_bytes_into_a_relu_has_the_scale_of_the_relu(tmp_path: Path) -> None:
+    middle = [node("MaxPool", "a", "p", kernel_shape=[1, 1]), node("Relu", "p", "s")]
+    found = placed(chain(tmp_path, middle))
+    assert found.glue == {"p_MaxPool"}
+    assert found.rectified == {"p_MaxPool": "s"}
+    # Between the two, which are one kernel, there is no pair.
+    assert found.tensors == {"x": "x", "a": "a", "s": "s", "y": "y"}
+
+
 def test_tensors_of_integers_are_no_glue(tmp_path: Path) -> None:
     nodes = [
         node("Shape", "x", "size"),

@@ -432,8 +432,11 @@ def noises(bench: Workbench, trial: Trial, *, enough: bool) -> dict[str, float]:
     return {g[0]: share for g, share in found.items()}
 
 
+@pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("join", ["Add", "Mul", "Concat"])
-def test_anchors_that_one_node_takes_in_integers_are_one_group(tmp_path: Path, join: str) -> None:
+def test_anchors_that_one_node_takes_in_integers_are_one_group(
+    tmp_path: Path, join: str, *, moved: bool
+) -> None:
     rng = np.random.default_rng(0)
     wide = 8 if join == "Concat" else 4
     shapes = {n: (4, wide if n == "c" else 4, 3, 3) for n in "abcd"}
@@ -442,7 +445,11 @@ def test_anchors_that_one_node_takes_in_integers_are_one_group(tmp_path: Path, j
     nodes = [
         helper.make_node("Conv", ["x", "a"], ["a_out"], name="a", pads=[1] * 4),
         helper.make_node("Conv", ["x", "b"], ["b_out"], name="b", pads=[1] * 4),
-        helper.make_node(join, ["a_out", "b_out"], ["joined"], name="join", **axis),
+        helper.make_node("MaxPool", ["b_out"], ["b_moved"], name="move", kernel_shape=[1, 1]),
+        helper.make_node("MaxPool", ["b_moved"], ["b_again"], name="more", kernel_shape=[1, 1]),
+        helper.make_node(
+            join, ["a_out", "b_again" if moved else "b_out"], ["joined"], name="join", **axis
+        ),
         helper.make_node("Conv", ["joined", "c"], ["c_out"], name="c", pads=[1] * 4),
         helper.make_node("Conv", ["c_out", "d"], ["y"], name="d", pads=[1] * 4),
     ]
