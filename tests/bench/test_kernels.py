@@ -84,6 +84,35 @@ def test_an_operator_without_an_integer_kernel_is_an_island(runtime: str, tmp_pa
     assert island.ms is None
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_floats_between_a_table_of_codes_and_a_product_are_no_island(
+    runtime: str, tmp_path: Path
+) -> None:
+    # Rows of a table were no activations that a kernel had in integers.
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["codes"], "rows"),
+        helper.make_node("DequantizeLinear", ["codes", "one", "zero"], ["row"], "row"),
+        helper.make_node("Sin", ["row"], ["s"], "middle"),
+        helper.make_node("QuantizeLinear", ["s", "one", "zero"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"], "d"),
+        helper.make_node("DequantizeLinear", ["w", "one", "zs"], ["v"], "v"),
+        helper.make_node("MatMul", ["d", "v"], ["y"], "product"),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "one": np.float32(0.5),
+        "zero": np.uint8(100),
+        "zs": np.int8(0),
+        "table": rng.integers(0, 255, (300, 64)).astype(np.uint8),
+        "w": rng.integers(-9, 9, (64, 64)).astype(np.int8),
+    }
+    ports: list[tiny.Port] = [("x", TensorProto.INT64, ["n"]), ("y", FLOAT, ["n", 64])]
+    path = tiny.save(tmp_path / "m.onnx", nodes, [ports[0]], [ports[1]], constants)
+    found = read(path, runtime)
+    assert any("middle" in k.origins or k.op == "Sin" for k in found.kernels)
+    assert found.islands == ()
+
+
 def test_a_pair_between_float_kernels_only_rounds(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Sin", ["x"], ["a"]),
@@ -206,6 +235,7 @@ INTEGERS, FLOATS = "codes", "values"
         ("Transpose", [FLOATS], "other", False, False, False),
         ("QLinearConcat", ["scale", INTEGERS], "other", True, True, True),
         ("Concat", [INTEGERS], "other", True, True, True),
+        ("Gather", [INTEGERS], "other", True, True, True),
         ("Conv", [FLOATS], "product", False, False, False),
     ],
 )
