@@ -140,7 +140,7 @@ def read_folder(source: str, request: Request) -> Rows:
             f"{source}: an .npy file holds one array, the model takes {names}. Save each sample "
             "with np.savez, one array per input."
         )
-    beside = labels_beside(Path(source), files)
+    beside = labels_beside(Path(source), files, texts=request.texts)
     own = "label" not in {s.name for s in request.inputs} and _has_label(files)
 
     def load(i: int) -> Feeds:

@@ -150,6 +150,7 @@ def read_samples(
     preprocessing: Preprocessing | None = None,
     states: Mapping[str, str] | None = None,
     limit: int | None = None,
+    texts: bool = False,
 ) -> Samples:
     """Read and check every sample of a source.
 
@@ -161,6 +162,7 @@ def read_samples(
         states: Inputs that carry state, with the outputs they come from; zeros where a sample does
             not give them.
         limit: Read at most so many samples; of class folders, spread evenly over the classes.
+        texts: Labels in `labels.csv` are text, even where all look like numbers.
 
     Raises:
         InputError: The source is missing, damaged or empty, or a sample does not fit the model.
@@ -173,6 +175,7 @@ def read_samples(
         preprocessing=preprocessing,
         states=frozenset(states or ()),
         limit=limit,
+        texts=texts,
     )
     return _examine(source, _reader(source).read(source, request), request)
 

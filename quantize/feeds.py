@@ -36,6 +36,7 @@ class Request:
         preprocessing: How images become arrays; None for the defaults.
         states: Names of the inputs that carry state; they may be missing from the data.
         limit: Read at most so many samples.
+        texts: Labels are text, even where all look like numbers in a file of text.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,6 +44,7 @@ class Request:
     preprocessing: "Preprocessing | None" = None
     states: frozenset[str] = frozenset()
     limit: int | None = None
+    texts: bool = False
 
     def input(self, name: str) -> TensorSpec:
         """The input called `name`, which exists."""

@@ -348,9 +348,7 @@ def _samples_needed(paired: Paired, limit: float, level: float, aim: float) -> i
     if paired.constant:
         return fewest
     if paired.unchanged:
-        # What may have been missed shrinks as the share of samples that may change.
-        share = clopper_pearson_upper(0, paired.n, level) * limit / paired.high
-        return max(fewest, zero_loss_samples(share, aim)) if share < 1 else fewest
+        return max(fewest, _samples_to_see_more(paired, limit, level, aim))
     if paired.binary:
         rates = (paired.losses / paired.n, paired.gains / paired.n)
         needed: float = samples_to_certify(*rates, limit, aim)
@@ -358,12 +356,24 @@ def _samples_needed(paired: Paired, limit: float, level: float, aim: float) -> i
         # Squared only where the square is a number: room may be the last bit of a tolerance.
         root = NormalDist().inv_cdf(aim) * paired.bounds.spread / room
         needed = root**2 if root < _MOST_SAMPLES else math.inf
-        changed = paired.losses + paired.gains
+        changed = paired.rows_changed or paired.losses + paired.gains
         if 0 < changed < FEW_CHANGES:
             # Until so many changed, how often samples may change bounds the drop, not their spread.
-            needed = max(needed, paired.n * FEW_CHANGES / changed)
+            enough = paired.n * FEW_CHANGES / changed
+            if paired.rows_changed and limit > 0:
+                enough = min(enough, _samples_to_see_more(paired, limit, level, aim))
+            needed = max(needed, enough)
     needed = max(fewest, needed)
     return math.ceil(needed) if needed < _MOST_SAMPLES else None
+
+
+def _samples_to_see_more(paired: Paired, limit: float, level: float, aim: float) -> int:
+    """How many would show that what was not seen costs less than the limit.
+
+    Its bound shrinks as the share of samples that may change.
+    """
+    share = clopper_pearson_upper(0, paired.n, level) * limit / paired.high
+    return zero_loss_samples(share, aim) if share < 1 else 0
 
 
 def _suspicions(paired: Paired, limit: float, scale: Scale) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from quantize.gate_report import GateReport, Judgement
 from quantize.job import GateJob, Limits, Progress, flips_file
 from quantize.lock import Lock, entry_of, lock_checks, read_lock
 from quantize.metric import Metric
+from quantize.metrics import compares_texts
 from quantize.outputs import OutputStore
 from quantize.served import FEW, Few, Served, serve, threads_check, unscored
 from quantize.slices import divide, look_into, slice_limit
@@ -67,9 +68,11 @@ def run_gate(job: GateJob, scratch: Path, progress: Progress) -> GateReport:
     _refuse_unfit_runtimes(job, (fp32, int8))
     inputs = _common_inputs(fp32, int8)
     progress.begin("read")
-    samples = read_source(job.data, job.data.source, inputs, scratch)
+    texts = compares_texts(job.limits.metric)
+    samples = read_source(job.data, job.data.source, inputs, scratch, texts=texts)
     if job.data.calibration is not None:
-        refuse_overlap(read_source(job.data, job.data.calibration, inputs, scratch), samples)
+        calibration = read_source(job.data, job.data.calibration, inputs, scratch, texts=texts)
+        refuse_overlap(calibration, samples)
     metric = chosen_metric(job.limits, samples)
     threads = granted_threads(job.threads)
     gate = _Gate(job, fp32, int8, samples, metric, tolerance, threads, progress)

@@ -82,7 +82,7 @@ def read_images(source: str, request: Request) -> Rows:
     files = image_files(folder)
     labels: tuple[object, ...] | None
     if files and files[0].parent == folder:
-        labels = labels_beside(folder, files)
+        labels = labels_beside(folder, files, texts=request.texts)
     else:
         classes = class_labels(sorted({f.parent.name for f in files}))
         labels = tuple(classes[f.parent.name] for f in files)

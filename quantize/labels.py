@@ -16,12 +16,15 @@ from quantize.plugins import nearest
 LABEL_FILES = ("labels.npy", "labels.csv")
 
 
-def labels_beside(folder: Path, files: Sequence[Path]) -> tuple[object, ...] | None:
+def labels_beside(
+    folder: Path, files: Sequence[Path], *, texts: bool = False
+) -> tuple[object, ...] | None:
     """Labels of `files`, read from `labels.npy` or `labels.csv` in their folder.
 
     Args:
         folder: Where the label file may lie.
         files: The samples, in the order that `labels.npy` follows.
+        texts: Labels of `labels.csv` are text, even where all look like numbers.
 
     Returns:
         One label per file: all ints, or else all floats, or else all text; None where there is no
@@ -36,7 +39,8 @@ def labels_beside(folder: Path, files: Sequence[Path]) -> tuple[object, ...] | N
     if not found:
         return None
     if found[0].suffix == ".csv":
-        return _from_csv(found[0], files)
+        written = _from_csv(found[0], files)
+        return tuple(written) if texts else _numbers(written)
     return label_values(load_array(found[0]), len(files), f"{found[0]}")
 
 
@@ -115,7 +119,7 @@ def _canonical(label: object) -> object:
     return ("object", type(label).__qualname__)
 
 
-def _from_csv(path: Path, files: Sequence[Path]) -> tuple[object, ...]:
+def _from_csv(path: Path, files: Sequence[Path]) -> list[str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [r for r in csv.reader(stream) if r]
@@ -134,7 +138,7 @@ def _from_csv(path: Path, files: Sequence[Path]) -> tuple[object, ...]:
             f"{path}: labels {len(texts)} file(s); {len(unlabelled)} of {len(files)} sample(s) "
             f"have none, the first is {unlabelled[0]!r}.{nearest(unlabelled[0], list(texts))}"
         )
-    return _numbers([texts[f.name] for f in files])
+    return [texts[f.name] for f in files]
 
 
 def _numbers(texts: list[str]) -> tuple[object, ...]:

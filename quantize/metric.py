@@ -35,6 +35,7 @@ class Metric:
         decibels: Whether scores are ratios of signal to noise, whose limit is a floor.
         answering: (outputs, output, samples) -> what the model says of each sample, in short; call
             `answer`.
+        texts: Whether labels are text to it, even where they look like numbers.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     finish: Callable[[Rows], Sequence[float]] | None = None
     decibels: bool = False
     answering: Callable[[Feeds, str | None, int], list[str]] | None = None
+    texts: bool = False
 
     @property
     def is_partial(self) -> bool:

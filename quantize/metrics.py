@@ -100,6 +100,11 @@ def resolve_metric(
     return decoding(replace(metric, output=output), decode)
 
 
+def compares_texts(text: str | None) -> bool:
+    """Whether labels are text to the metric that `--metric` names; not known of the user's own."""
+    return text in METRICS and METRICS[text].texts
+
+
 def run_labels(label: object, batch: int) -> Labels:
     """One sample's label as metrics take it: one entry per sample of the run.
 
@@ -147,6 +152,7 @@ _RATE = Metric(
     corpus=error_rate,
     spoil=all_wrong,
     additive=True,
+    texts=True,
 )
 _CLASSES = Metric(
     "classes", count_classes, binary=False, corpus=macro_f1, spoil=nothing_right, additive=True

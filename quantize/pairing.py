@@ -33,6 +33,7 @@ class Paired:
         binary: Whether all scores are 0 or 1 and each sample is a unit: Tango's test.
         right_or_wrong: Whether all scores are 0 or 1, also where units are several samples.
         unchanged: Whether no sample changed, of scores that are not 0 or 1.
+        rows_changed: How many rows changed, of a metric of the whole data set; 0 of others.
     """
 
     bounds: Bounds
@@ -43,6 +44,7 @@ class Paired:
     binary: bool = False
     right_or_wrong: bool = False
     unchanged: bool = False
+    rows_changed: int = 0
 
     @property
     def drop(self) -> float:
@@ -148,9 +150,9 @@ def _pair_wholes(
         # Outputs that are not finite refuse the model, whatever the rest of it scores.
         drop = sign * (baseline.value - candidate.value) + 0.0
         return Paired(Bounds(drop, drop, drop, 0.0), len(members), "not tested")
-    bounds, unchanged = whole_bounds(first, second, members, confidence, scale, sign)
+    bounds, changed = whole_bounds(first, second, members, confidence, scale, sign)
     method = f"paired bootstrap (BCa and t) of {len(members):,} units"
-    return Paired(bounds, len(members), method, unchanged=unchanged)
+    return Paired(bounds, len(members), method, unchanged=changed == 0, rows_changed=changed)
 
 
 def whole_bounds(
@@ -162,8 +164,10 @@ def whole_bounds(
     sign: float = 1.0,
     *,
     resamples: int = 2_000,
-) -> tuple[Bounds, bool]:
-    """Bounds of the drop of a metric of the whole data set, and whether no sample changed.
+) -> tuple[Bounds, int]:
+    """Bounds of the drop of a metric of the whole data set, and how many samples changed.
+
+    Rows that are no numbers count as enough where anything changed.
 
     Resampling sees only what changed. Where fewer than ten samples did, the bound is no less than
     what they cost, scaled to how often samples may change, nor than what samples may cost that
@@ -188,12 +192,12 @@ def whole_bounds(
     if changed is None:
         changed = 0 if bounds.low == bounds.high == 0 else FEW_CHANGES
     if changed >= FEW_CHANGES:
-        return bounds, False
+        return bounds, changed
     count, high = len(first), max(bounds.high, _unseen_loss(first, members, confidence, scale))
     if changed:
         share = clopper_pearson_upper(changed, count, confidence)
         high = max(high, bounds.value * share * count / changed)
-    return replace(bounds, high=high), changed == 0
+    return replace(bounds, high=high), changed
 
 
 def _unseen_loss(

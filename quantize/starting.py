@@ -17,7 +17,7 @@ from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, s
 from quantize.graphs import load, save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
-from quantize.metrics import resolve_metric
+from quantize.metrics import compares_texts, resolve_metric
 from quantize.prepare import Prepared, prepare
 from quantize.sources import check_parity, convert, describe_inputs, refuse_random
 
@@ -28,16 +28,24 @@ def read(job: Job, scratch: Path) -> tuple[Samples, Samples | None]:
     """The samples of `--data`, and those of `--calibration` where it is given."""
     spec, data = job.model, job.data
     inputs = describe_inputs(spec) or spec.inputs or infer_inputs(data.source)
-    everything = read_source(data, data.source, inputs, scratch)
+    texts = compares_texts(job.limits.metric)
+    everything = read_source(data, data.source, inputs, scratch, texts=texts)
     if not data.calibration:
         return everything, None
-    return everything, read_source(data, data.calibration, inputs, scratch)
+    return everything, read_source(data, data.calibration, inputs, scratch, texts=texts)
 
 
 def read_source(
-    data: DataSpec, source: str, inputs: Sequence[TensorSpec], scratch: Path
+    data: DataSpec, source: str, inputs: Sequence[TensorSpec], scratch: Path, *, texts: bool
 ) -> Samples:
     """Samples of one source: the data, or what calibrates.
+
+    Args:
+        data: How it is read.
+        source: What is read.
+        inputs: What the model takes.
+        scratch: Folder for temporary files.
+        texts: Whether labels are text to the metric.
 
     Raises:
         InputError: It cannot be read, or does not fit the inputs.
@@ -49,6 +57,7 @@ def read_source(
         preprocessing=data.preprocessing,
         states={i: o for o, i in data.states.items()},
         limit=data.limit,
+        texts=texts,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from bench.errors import InputError, UnfitError, UsageError
 from bench.models import Feeds
 from quantize.evidence import Rows
+from quantize.labels import plain
 from quantize.scores import Labels, named_output
 
 
@@ -38,7 +39,8 @@ def count_errors(
     for label in labels:
         if not isinstance(label, str):
             raise InputError(
-                f"label {label!r:.80} is no text, which error rates of {unit} compare with."
+                f"label {plain(label)!r:.80} is no text, which error rates of {unit} compare with. "
+                "Save labels as text: an array of str, or a labels.csv."
             )
     return [_errors(unit, str(label), text) for label, text in zip(labels, found, strict=True)]
 

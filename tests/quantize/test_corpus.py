@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from bench.errors import InputError, ResourceError, UsageError
 from bench.models import Model, TensorSpec
@@ -15,13 +16,15 @@ from quantize import evidence
 from quantize.data import Samples, read_samples
 from quantize.evaluate import Evaluation, evaluate, first_scores
 from quantize.evidence import Gathering, stacked
-from quantize.gate import judge
+from quantize.gate import Verdict, judge
 from quantize.metric import Metric
 from quantize.metrics import METRICS, resolve_metric
 from quantize.tasks.classes import macro_f1
 from quantize.tasks.detection import Matched
+from quantize.tasks.transcripts import all_wrong, error_rate
 from quantize.tolerance import Tolerance
 from tests.quantize.test_evaluate import run_with
+from tests.scored import evaluation
 
 X = (TensorSpec("x", "float32", ("N", 1)),)
 F1 = """
@@ -60,6 +63,14 @@ def samples(folder: Path, count: int = 400) -> Samples:
 def scored(folder: Path, model: Model, shift: float = 0.0, text: str = F1) -> Evaluation:
     execution = run_with(lambda feeds: {"x": feeds["x"] + np.float32(shift)})
     return evaluate(model, samples(folder), plugin(folder, text), execution)
+
+
+def of_lines(rows: NDArray[np.int64]) -> Evaluation:
+    """Of rows of errors and characters."""
+    found = evidence.Evidence(rows, error_rate, "cer", all_wrong, additive=True)
+    plain = evaluation([0.0], binary=False, bounded=False, higher_is_better=False)
+    whole = replace(plain, scores=(), corpus_value=found.value(), corpus_count=len(rows))
+    return replace(whole, evidence=found)
 
 
 def test_f1_is_of_the_whole_and_not_a_mean(tmp_path: Path, model: Model) -> None:
@@ -136,6 +147,24 @@ def test_a_single_cheap_change_does_not_make_few_samples_sure(tmp_path: Path, mo
     changed = replace(baseline, evidence=second, corpus_value=second.value())
     same = judge(baseline, baseline, Tolerance(2, "pt"))
     assert judge(baseline, changed, Tolerance(2, "pt")).high >= same.high
+
+
+@pytest.mark.parametrize(("changed", "needed"), [(1, 299), (2, 299), (4, 299), (8, 150)])
+def test_few_changed_rows_ask_for_the_samples_that_would_tell(changed: int, needed: int) -> None:
+    """Every line has six characters; of the lines read otherwise, half are read better."""
+    lines = np.tile([[1, 6], [1, 6], [0, 6], [0, 6]], (30, 1))
+    read = lines.copy()
+    read[: changed * 2 : 4, 0] -= 1
+    read[2 : changed * 2 : 4, 0] += 1
+
+    def judged(copies: int) -> Verdict:
+        pair = [of_lines(np.tile(rows, (copies, 1))) for rows in (lines, read)]
+        return judge(*pair, Tolerance(0.01, "abs"))
+
+    few = judged(1)
+    assert (few.outcome, few.samples_needed) == ("inconclusive", needed)
+    assert judged(needed // 120).outcome == "inconclusive"
+    assert judged(needed // 120 + 1).outcome == "pass"
 
 
 def test_sums_of_rows_are_the_rows_themselves() -> None:

@@ -286,6 +286,15 @@ def test_labels_may_lie_beside_the_files(tmp_path: Path, text: str, expected: li
     assert [s.label for s in _read(str(tmp_path), scratch=tmp_path)] == expected
 
 
+def test_texts_beside_the_files_stay_text_where_they_look_like_numbers(tmp_path: Path) -> None:
+    for i in range(2):
+        np.save(tmp_path / f"s{i}.npy", _rows()[i : i + 1])
+    (tmp_path / "labels.csv").write_text("s0.npy,007\ns1.npy,42\n")
+    assert [s.label for s in _read(str(tmp_path), scratch=tmp_path)] == [7, 42]
+    texts = _read(str(tmp_path), scratch=tmp_path, texts=True)
+    assert [s.label for s in texts] == ["007", "42"]
+
+
 def test_labels_in_an_array_follow_the_sorted_files(tmp_path: Path) -> None:
     for i in range(2):
         np.save(tmp_path / f"s{i}.npy", _rows()[i])

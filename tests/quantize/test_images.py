@@ -53,6 +53,7 @@ def test_flat_images_take_labels_from_a_table(tmp_path: Path) -> None:
     assert not _read(tmp_path).labelled
     (tmp_path / "labels.csv").write_text("file,label\ni9.png,4\ni10.png,5\n")
     assert [s.label for s in _read(tmp_path)] == [4, 5]
+    assert [s.label for s in _read(tmp_path, texts=True)] == ["4", "5"]
 
 
 def test_a_limit_is_spread_over_the_classes(tmp_path: Path) -> None:

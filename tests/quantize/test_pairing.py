@@ -29,8 +29,8 @@ def each(count: int = 100) -> list[NDArray[np.intp]]:
 
 
 def test_where_nothing_changed_the_bound_is_what_unseen_changes_may_cost() -> None:
-    bounds, unchanged = whole_bounds(evidence(0), evidence(0), each(), CONFIDENCE, 1.0)
-    assert unchanged
+    bounds, changed = whole_bounds(evidence(0), evidence(0), each(), CONFIDENCE, 1.0)
+    assert changed == 0
     assert (bounds.value, bounds.low) == (0.0, 0.0)
     # One sample costs a hundredth, and so many of a hundred may change.
     assert bounds.high == pytest.approx(clopper_pearson_upper(0, 100, CONFIDENCE))
@@ -39,8 +39,8 @@ def test_where_nothing_changed_the_bound_is_what_unseen_changes_may_cost() -> No
 def test_where_few_changed_the_bound_covers_what_as_many_as_may_change_would_cost() -> None:
     for wrong in range(1, 10):
         first, second = evidence(0), evidence(wrong)
-        bounds, unchanged = whole_bounds(first, second, each(), CONFIDENCE, 1.0)
-        assert not unchanged
+        bounds, changed = whole_bounds(first, second, each(), CONFIDENCE, 1.0)
+        assert changed == wrong
         assert bounds.value == pytest.approx(wrong / 100)
         # Each costs a hundredth. By chance, resamples may reach as far or not.
         assert bounds.high >= clopper_pearson_upper(wrong, 100, CONFIDENCE) - 1e-12

@@ -180,7 +180,7 @@ def test_a_text_output_needs_no_decoder() -> None:
         ({"logits": np.zeros((1, 4))}, "a", UsageError, "--decode"),
         (["a", "b"], "a", InputError, "one text per sample"),
         ([3], "a", InputError, "one text per sample"),
-        (["a"], 3, InputError, "is no text"),
+        (["a"], 3, InputError, "label 3 is no text.*Save labels as text"),
     ],
 )
 def test_what_is_no_text_says_so(
