@@ -20,6 +20,7 @@ from quantize.candidates import SHOULD_PAY, Aim, Found, Judged, plans, told
 from quantize.evaluate import Evaluation
 from quantize.gains import NO_GAIN, Expected
 from quantize.gate import Outcome, Verdict
+from quantize.outputs import to_db
 from quantize.quantizers import QuantizedLayer, QuantizedModel
 from quantize.recipe import Recipe
 from quantize.search import MAX_EVALUATIONS, search
@@ -68,6 +69,8 @@ class World:
         ops: Of the layers; Conv where missing.
         fp32_ms: Time of FP32.
         gain_ms: What each static layer saves; a dynamic one saves half.
+        slower: Layers that take so much longer instead.
+        fused_ms: What pairs that stand where OpenVINO fuses them save besides.
         worse: Factor on drops by target.
         noise_db: Of every candidate.
         fading_db: What each candidate has less of it than the one made before.
@@ -88,6 +91,8 @@ class World:
     ops: dict[str, str] = field(default_factory=dict)
     fp32_ms: float = 100.0
     gain_ms: float = 1.0
+    slower: frozenset[str] = frozenset()
+    fused_ms: float = 0.0
     worse: dict[str, float] = field(default_factory=dict)
     noise_db: float = 30.0
     fading_db: float = 0.0
@@ -113,7 +118,9 @@ class World:
 
     def ms(self, recipe: Recipe) -> float:
         saved = {"static": self.gain_ms, "dynamic": self.gain_ms / 2, "float": 0.0}
-        return self.fp32_ms - sum(saved[m] for m in recipe.modes.values())
+        fused_ms = self.fused_ms if recipe.fused_for == "openvino" else 0.0
+        signs = {n: -1 if n in self.slower else 1 for n in recipe.modes}
+        return self.fp32_ms - fused_ms - sum(signs[n] * saved[m] for n, m in recipe.modes.items())
 
     def drop(self, recipe: Recipe) -> float:
         part = {"static": 1.0, "dynamic": 0.5, "float": 0.0}
@@ -365,6 +372,14 @@ def test_what_would_not_beat_the_passed_candidate_is_not_tried(world: Build) -> 
     assert len(w.judged) == 2
 
 
+def test_a_little_faster_than_what_passed_is_not_worth_mending(world: Build) -> None:
+    # Static takes 80 ms and fails, dynamic takes 90 and passes.
+    w = world([1.2, 0.0], ops={"n0": "Gemm", "n1": "Gemm"}, gain_ms=10)
+    found = w.search()
+    assert [j.verdict.outcome for j in found.judged] == ["refuse", "pass"]
+    assert w.rankings == 0
+
+
 def test_range_method_and_bias_are_chosen_once(world: Build) -> None:
     w = world([0.1, 0.1], ops={"n1": "Gemm"}, runtimes=("onnxruntime", "openvino"))
     w.search()
@@ -401,12 +416,33 @@ def test_near_ties_get_a_second_longer_look(world: Build, monkeypatch: pytest.Mo
     assert sum("in a longer look (to beat: 100 ms)" in line for line in w.lines) == 2
 
 
+@pytest.mark.parametrize(("fused_ms", "first"), [(4.0, "onnxruntime"), (6.0, "openvino")])
+def test_pairs_for_openvino_alone_have_to_save_a_twentieth(
+    world: Build, fused_ms: float, first: str
+) -> None:
+    both = ("onnxruntime", "openvino")
+    w = world([0.1, 0.1], fp32_ms=120, gain_ms=10, fused_ms=fused_ms, runtimes=both)
+    w.search()
+    assert [r.fused_for for r in w.judged] == [first]
+
+
 def test_for_size_the_smallest_that_passes_wins(world: Build) -> None:
     w = world([0.1, 0.1], ops={"n1": "Gemm"}, sizes={"static": 400, "dynamic": 300, "float": 900})
     found = w.search(need_speed=False)
     assert found.best is not None
     # 700 bytes with the Gemm dynamic; 800 with both static, which is faster.
     assert set(found.best.trial.quantized.recipe.modes.values()) == {"static", "dynamic"}
+
+
+def test_for_size_a_first_model_counts_by_its_size_too(world: Build) -> None:
+    w = world([0.1, 0.1], ops={"n1": "Gemm"}, sizes={"static": 400, "dynamic": 300, "float": 900})
+    recipe = Recipe("portable", "mse", correct_bias=True, modes={"n0": "static", "n1": "static"})
+    # The file of the first candidate, made before.
+    made = QuantizedModel(replace(model("1"), size_bytes=800), recipe, (), "")
+    first = Judged(Trial("first", made, 30.0, {}), "onnxruntime", EVALUATION, verdict("pass", 0.2))
+    found = w.search(need_speed=False, first=[first])
+    assert found.best is not None
+    assert found.best.trial.quantized.model.size_bytes == 700
 
 
 def test_for_size_alone_a_slow_candidate_will_do(world: Build) -> None:
@@ -525,6 +561,9 @@ def test_the_noisiest_layers_stay_in_float(world: Build) -> None:
     found = w.search()
     assert floats(found) == {"loud"}
     assert found.reason == "a candidate passed"
+    # Of the noise of each layer alone, what is left.
+    assert found.best is not None
+    assert found.best.trial.predicted_db == pytest.approx(to_db({"outputs": 0.1 + 0.2 + 0.3}))
 
 
 @pytest.mark.parametrize("needed", range(1, 9))
@@ -538,10 +577,10 @@ def test_bisection_finds_the_fewest_floats_that_pass(world: Build, needed: int) 
     tried = {sum(m == "float" for m in r.modes.values()) for r in w.judged}
     passing = {n for n in tried if n >= needed}
     assert len(floats(found)) == min(passing)
-    # Two halvings: at most a quarter of the first step that passed is given away.
-    step = max(passing)
+    # Steps of 6 and 10; what lies between the one that failed and the one that passed is halved
+    # twice.
     below = max(n for n in tried if n < needed)
-    assert min(passing) - below <= max(1, (step + 3) // 4 + 1)
+    assert min(passing) - below <= (2 if needed <= 6 else 1)
 
 
 def test_integers_are_learned_before_layers_go_to_float(world: Build) -> None:
@@ -600,12 +639,24 @@ def test_layers_that_are_loud_but_innocent_go_back_to_int8(world: Build) -> None
     assert len(w.judged) <= MAX_EVALUATIONS
 
 
+def test_what_is_innocent_but_slow_in_int8_is_not_evaluated_again(world: Build) -> None:
+    loud = {f"loud{i}": 0.01 for i in range(4)}
+    noises = {**dict.fromkeys(loud, 50.0), "guilty": 40.0}
+    drops = {**loud, "guilty": 5.0, **{f"calm{i}": 0.01 for i in range(8)}}
+    w = world(drops, noises=noises, fp32_ms=100, gain_ms=8, slower=frozenset(loud))
+    found = w.search()
+    assert floats(found) == {*loud, "guilty"}
+    assert w.judged[-1] == found.best.trial.quantized.recipe
+
+
 def test_what_turns_out_guilty_stays_in_float(world: Build) -> None:
     w = world({"a": 5.0, "b": 5.0, "c": 5.0, "calm": 0.1}, fp32_ms=60, gain_ms=8)
     found = w.search()
     assert floats(found) == {"a", "b", "c"}
     assert found.best is not None
     assert found.best.verdict.outcome == "pass"
+    # What was tried afterwards is no better, and not kept.
+    assert w.kept[-1] is found.best is not found.judged[-1]
 
 
 def test_layers_of_one_fusion_group_go_to_float_together(world: Build) -> None:
@@ -650,6 +701,42 @@ def test_a_person_hears_how_much_may_be_left(world: Build) -> None:
     w = world([5.0, 0.1, 0.1, 0.1], fp32_ms=30)
     w.search()
     assert any("at most 9 more, 0 s of evaluation" in line for line in w.lines)
+
+
+def test_the_longest_evaluation_tells_how_long_the_rest_may_take(
+    world: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = world([5.0, 5.0, 5.0, 0.1], fp32_ms=30)
+    judge, seconds = w.judge, iter([20.0, *[1.0] * MAX_EVALUATIONS])
+
+    def timed(quantized: QuantizedModel, runtime: str) -> tuple[Evaluation, Verdict]:
+        return replace(EVALUATION, seconds=next(seconds)), judge(quantized, runtime)[1]
+
+    monkeypatch.setattr(w, "judge", timed)
+    w.search()
+    left = [line.rpartition("at most ")[2] for line in w.lines if "at most" in line]
+    assert left[:2] == ["9 more, 3 min of evaluation", "8 more, 3 min of evaluation"]
+
+
+def test_looks_at_single_layers_leave_half_of_the_time(
+    world: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = world([5.0, 0.1, 0.1, 0.1], fp32_ms=30)
+    begun_s, passed_s, told = perf_counter(), 0.0, []
+    monkeypatch.setattr(searching, "perf_counter", lambda: begun_s + passed_s)
+
+    def single_noise(
+        _bench: Workbench, _trial: Trial, groups: Sequence[Any], enough: Callable[[], bool]
+    ) -> dict[Any, float]:
+        nonlocal passed_s
+        for seconds in (499.0, 501.0):
+            passed_s = seconds
+            told.append(enough())
+        return dict.fromkeys(groups, 1.0)
+
+    monkeypatch.setattr(searching, "single_noise", single_noise)
+    w.search(deadline_s=begun_s + 1000)
+    assert told == [False, True]
 
 
 # --- targets ---
