@@ -136,7 +136,7 @@ def judge(
     level = level_of(confidence, share, look)
     paired = pair(baseline, candidate, level, units)
     # A later candidate of a search would have the whole error if it were judged alone.
-    aim = level if share >= FIRST or look is not None else confidence
+    aim = level if share >= FIRST else confidence
     words = Words(baseline, scale, confidence)
     outcome, needed, reason = _decide(paired, limit, level, words, aim)
     if candidate.nonfinite:

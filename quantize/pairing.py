@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from bench.errors import UsageError
 from quantize.evaluate import Evaluation
 from quantize.evidence import Evidence, Rows
-from quantize.intervals import (
-    clopper_pearson_upper,
-    paired_bounds,
-)
+from quantize.intervals import clopper_pearson_upper, paired_bounds
 from quantize.resampling import FEW_CHANGES, Bounds, mean_bounds, statistic_bounds
 
 # How often units are spoiled, to see what the worst of them cost.

@@ -28,10 +28,7 @@ import numpy as np
 from bench.errors import InputError
 from quantize.evaluate import Evaluation
 from quantize.gate import Verdict, judge
-from quantize.intervals import (
-    paired_bounds,
-    zero_loss_samples,
-)
+from quantize.intervals import paired_bounds, zero_loss_samples
 from quantize.looks import SHARES, Look, looks_at, share
 from quantize.resampling import mean_bounds
 from quantize.tolerance import Tolerance

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from bench.errors import InputError, UsageError
 from quantize.gate import can_pass, judge
-from quantize.intervals import (
-    paired_bounds,
-)
+from quantize.intervals import paired_bounds
 from quantize.tolerance import Tolerance
 from tests.scored import POINT, continuous, counted, evaluation
 
@@ -222,6 +220,13 @@ def test_one_sample_never_refuses():
     assert judge(*continuous([0.5]), POINT).outcome == "inconclusive"
 
 
+@pytest.mark.parametrize(("n", "outcome"), [(4, "inconclusive"), (5, "pass")])
+def test_fewer_than_five_scores_certify_nothing_whatever_they_gain(n, outcome):
+    verdict = judge(*continuous(-np.linspace(0.5, 0.6, n)), POINT)
+    assert verdict.high < 0
+    assert verdict.outcome == outcome
+
+
 def test_a_few_clear_samples_refuse():
     assert judge(*continuous([0.5, 0.51, 0.49]), POINT).outcome == "refuse"
 
@@ -309,6 +314,8 @@ def test_a_large_improvement_passes_and_is_remarked_on():
 
 def test_a_normal_verdict_has_nothing_suspicious():
     assert judge(*counted(1400, 35, 35), POINT).suspicious == ()
+    # Better by more than a point, but not surely so.
+    assert judge(*counted(1400, 35, 55), POINT).suspicious == ()
 
 
 # --- properties ---

@@ -577,10 +577,16 @@ def test_bisection_finds_the_fewest_floats_that_pass(world: Build, needed: int) 
     tried = {sum(m == "float" for m in r.modes.values()) for r in w.judged}
     passing = {n for n in tried if n >= needed}
     assert len(floats(found)) == min(passing)
-    # Steps of 6 and 10; what lies between the one that failed and the one that passed is halved
-    # twice.
     below = max(n for n in tried if n < needed)
-    assert min(passing) - below <= (2 if needed <= 6 else 1)
+    assert min(passing) - below <= 2
+
+
+def test_the_way_back_is_halved_twice(world: Build) -> None:
+    # Eleven of twelve may stay, and their sums are exact.
+    w = world([11 / 128] * 12, fp32_ms=30)
+    w.search()
+    counts = [sum(m == "float" for m in r.modes.values()) for r in w.judged]
+    assert counts[:4] == [0, 6, 3, 1]
 
 
 def test_integers_are_learned_before_layers_go_to_float(world: Build) -> None:
