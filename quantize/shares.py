@@ -76,7 +76,7 @@ class Shares:
 def is_surely_lost(verdict: Verdict) -> bool:
     """Whether the drop is above the limit with 99 % confidence, and so had no chance to pass."""
     quantile = NormalDist().inv_cdf
-    below = (verdict.drop - verdict.low) * max(1.0, quantile(_SURE) / quantile(verdict.level))
+    below = (verdict.drop - verdict.low) * quantile(_SURE) / quantile(verdict.level)
     return verdict.outcome == "refuse" and verdict.drop - below > verdict.limit
 
 

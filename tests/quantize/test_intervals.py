@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from quantize.intervals import (
     beta_cdf,
     binomial_tail,
+    clopper_pearson_lower,
     clopper_pearson_upper,
     is_surely_better,
     paired_bounds,
@@ -30,6 +31,10 @@ def test_wilson_matches_published_values():
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_wilson_stays_within_what_a_rate_can_be():
+    assert all(wilson(0, n)[0] >= 0 and wilson(n, n)[1] <= 1 for n in range(1, 100))
 
 
 def test_clopper_pearson_of_zero_losses_has_its_closed_form():
@@ -122,6 +127,24 @@ def test_samples_to_certify_no_drop(discordant, certify):
 def test_samples_to_certify_a_small_drop_grows_as_wald_says():
     # n = z² (psi - d²) / (limit - d)², for psi 20 %, drop 0.25 pt, limit 1 pt.
     assert samples_to_certify(0.10125, 0.09875, 0.01, 0.95) == pytest.approx(9620, rel=0.03)
+
+
+def test_what_whole_numbers_of_samples_claim_exactly_is_not_rounded_up():
+    counts = range(1, 60)
+    assert [zero_loss_samples(0.1, 1 - 0.9**n) for n in counts] == list(counts)
+
+
+def test_changes_one_way_are_bounded_no_tighter_than_their_rate():
+    # Tango's test alone would say -0.318 and 0.318.
+    exact = clopper_pearson_lower(10, 20, 0.95)
+    assert paired_bounds(0, 10, 20)[1] == -exact == pytest.approx(-0.302, abs=5e-4)
+    assert paired_bounds(10, 0, 20)[0] == exact
+
+
+def test_without_a_variance_the_score_is_zero_or_endless():
+    assert tango_z(0, 0, 10, 0.0) == 0.0
+    # No drop but -1 is left to explain gains in all pairs, and here were half of them.
+    assert tango_z(0, 50, 100, -1 + 3 * 2**-53) == math.inf
 
 
 @pytest.mark.parametrize(("limit", "samples"), [(0.01, 299), (0.005, 598), (0.02, 149)])

@@ -155,11 +155,27 @@ def test_attributes_are_part_of_a_fingerprint(tmp_path: Path) -> None:
     assert one([0, 0, 0, 0]) != one([1, 1, 1, 1])
 
 
+def test_what_comes_up_to_four_steps_before_is_part_of_a_fingerprint(tmp_path: Path) -> None:
+    def of(operators: list[str]) -> str:
+        nodes = [
+            helper.make_node(op, [f"t{i}"], [f"t{i + 1}"], f"n{i}")
+            for i, op in enumerate(operators)
+        ]
+        nodes.append(helper.make_node("MatMul", ["t5", "w"], ["y"], "m"))
+        ends = [("t0", FLOAT, [1, 2])], [("y", FLOAT, [1, 2])]
+        held = {"w": np.ones((2, 2), np.float32)}
+        return marks(tiny.save(tmp_path / "m.onnx", nodes, *ends, held))["m"]
+
+    same = of(["Relu"] * 5)
+    assert of(["Tanh", *["Relu"] * 4]) == same
+    assert of(["Relu", "Tanh", *["Relu"] * 3]) != same
+
+
 def test_what_exporters_spell_out_or_leave_out_is_no_part_of_it(tmp_path: Path) -> None:
-    def found(shape: Any, **said: Any) -> list[str]:
+    def found(*shape: Any, **said: Any) -> list[str]:
         nodes = [
             helper.make_node("Conv", ["x", "k"], ["c"], "c", strides=[2, 2], **said),
-            shape,
+            *shape,
             helper.make_node("Gemm", ["f", "w"], ["y"], "g"),
         ]
         held = {"k": np.ones((2, 1, 3, 3), np.float32), "w": np.ones((8, 3), np.float32)}
@@ -172,6 +188,9 @@ def test_what_exporters_spell_out_or_leave_out_is_no_part_of_it(tmp_path: Path) 
     usual = {"group": 1, "dilations": [1, 1], "pads": [0] * 4, "auto_pad": "NOTSET"}
     assert found(flat, kernel_shape=[3, 3], **usual) == bare
     assert found(helper.make_node("Reshape", ["c", "to"], ["f"], "f")) == bare
+    # Where the new shape is computed, too.
+    sizes = helper.make_node("Identity", ["to"], ["computed"], "i")
+    assert found(sizes, helper.make_node("Reshape", ["c", "computed"], ["f"], "f")) == bare
     assert found(flat, **{**usual, "auto_pad": "VALID"})[0] != bare[0]
 
 
