@@ -8,6 +8,7 @@ from bench.models import synthetic_feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.data import infer_inputs, read_samples
 from quantize.images import Preprocessing
+from quantize.plugins import is_function_text
 from quantize.prepare import prepare
 from quantize.sources import ModelSpec, check_parity, convert, describe_inputs, refuse_random
 
@@ -51,7 +52,15 @@ def convert_file(
     check_parity(reference.run, prepared.model.path, feeds)
     return {
         "files": sorted(f.name for f in clean.iterdir()),
-        "notes": list(prepared.notes),
+        "notes": [*_weights_of(spec), *prepared.notes],
         "size_bytes": prepared.model.size_bytes,
         "sha256": prepared.model.sha256,
     }
+
+
+def _weights_of(spec: ModelSpec) -> tuple[str, ...]:
+    """What nobody but the user can tell: whether a module was trained."""
+    if spec.weights is not None or not is_function_text(spec.text):
+        return ()
+    note = f"the weights are those that {spec.text} returns, trained or not"
+    return (f"{note}; --weights FILE loads others into it",)

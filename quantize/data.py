@@ -183,7 +183,7 @@ def read_samples(
 def infer_inputs(source: str) -> tuple[TensorSpec, ...]:
     """What a model takes, judged by the first samples of its data.
 
-    First axes are free, and so are axes in which the samples differ.
+    The batch axis is free, and so are axes in which the samples differ.
 
     Raises:
         InputError: There are no samples, or they do not name their inputs.

@@ -226,9 +226,11 @@ def grouped(rows: Rows, inputs: Sequence[TensorSpec]) -> Rows:
 
 
 def describe(feeds: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
-    """Specs that a few samples agree with: first axes are free, and so is every axis that differs.
+    """Specs that a few samples agree with: the batch axis is free, and every axis that differs.
 
-    Axes that always have the same size as each other share a symbol.
+    First axes are the batch axis, unless inputs disagree in their sizes (a graph's nodes and edges,
+    states of several layers): then only those that always are 1. Axes that differ and always have
+    the same size as each other share a symbol.
 
     Args:
         feeds: At least one sample.
@@ -237,7 +239,8 @@ def describe(feeds: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
         InputError: Samples differ in their names, element types or ranks.
     """
     symbols: dict[tuple[int, ...], str] = {}
-    return tuple(_describe_one(name, feeds, symbols) for name in feeds[0])
+    together = all(len({a.shape[0] for a in f.values() if a.ndim}) <= 1 for f in feeds)
+    return tuple(_describe_one(name, feeds, symbols, together=together) for name in feeds[0])
 
 
 def digest(feeds: Feeds) -> str:
@@ -284,7 +287,7 @@ def _missing_batch(array: Array | None, spec: TensorSpec) -> int:
 
 
 def _describe_one(
-    name: str, feeds: Sequence[Feeds], symbols: dict[tuple[int, ...], str]
+    name: str, feeds: Sequence[Feeds], symbols: dict[tuple[int, ...], str], *, together: bool
 ) -> TensorSpec:
     arrays = [f.get(name) for f in feeds]
     first = feeds[0][name]
@@ -302,7 +305,7 @@ def _describe_one(
     shape: list[int | str | None] = []
     for axis in range(first.ndim):
         sizes = tuple(a.shape[axis] for a in arrays if a is not None)
-        if axis == 0:
+        if axis == 0 and (together or set(sizes) == {1}):
             shape.append("N")
         elif len(set(sizes)) > 1:
             shape.append(symbols.setdefault(sizes, f"S{len(symbols) or ''}"))

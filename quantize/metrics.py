@@ -81,8 +81,9 @@ def resolve_metric(
         if labelled and text == "cosine":
             logger.warning(
                 "labels like %.40s have no metric of their own: outputs are compared with FP32's "
-                "(cosine), and labels do not count. Name a metric with --metric.",
+                "(cosine), and labels do not count. Name a metric with --metric%s.",
                 _shown(first_label),
+                _hint(first_label),
             )
     if text not in METRICS:
         if is_function_text(text):
@@ -134,6 +135,12 @@ def _fitting(label: object) -> str:
         if values.dtype.kind == "f":
             return "mse"
     return "cosine"
+
+
+def _hint(label: object) -> str:
+    if isinstance(label, np.ndarray) and label.dtype.kind in "biu":
+        return ": top1, f1 or miou where each number is the class of its place (token, pixel)"
+    return ""
 
 
 def _shown(label: object) -> str:

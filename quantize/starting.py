@@ -17,7 +17,7 @@ from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, s
 from quantize.graphs import load, save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
-from quantize.metrics import compares_texts, resolve_metric
+from quantize.metrics import METRICS, compares_texts, resolve_metric
 from quantize.prepare import Prepared, prepare
 from quantize.sources import check_parity, convert, describe_inputs, refuse_random
 
@@ -155,7 +155,14 @@ def divide(
 
 
 def chosen_metric(limits: Limits, evaluation: Samples) -> Metric:
-    """The metric that was asked for, or the one that fits the labels."""
+    """The metric that was asked for, or the one that fits the labels.
+
+    Raises:
+        UsageError: There is no such metric, or it needs labels and there are none.
+        InputError: The user's file cannot be loaded, or a label is NaN.
+    """
+    if limits.metric is None or limits.metric in METRICS:
+        _refuse_missing(evaluation)
     return resolve_metric(
         limits.metric,
         labelled=evaluation.labelled,
@@ -163,6 +170,19 @@ def chosen_metric(limits: Limits, evaluation: Samples) -> Metric:
         output=limits.output,
         decode=limits.decode,
     )
+
+
+def _refuse_missing(samples: Samples) -> None:
+    """Refuse NaN among plain numbers: one turns a whole array of classes into floats."""
+    if not samples.labelled or type(samples.first_label) is not float:
+        return
+    missing = [i for i in range(len(samples)) if samples.label(i) != samples.label(i)]
+    if missing:
+        raise InputError(
+            f"{samples.source}: {len(missing)} of {len(samples)} labels are NaN, first that of "
+            f"{samples.place(missing[0])}. Leave those samples out, and save labels that name "
+            "classes as integers; or use a metric function of your own that knows what NaN means."
+        )
 
 
 def spread(total: int, count: int) -> list[int]:

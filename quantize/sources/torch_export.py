@@ -1,7 +1,7 @@
 """Writing a PyTorch program as ONNX: free axes, tensors in and out, nothing of this machine."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from bench.errors import UnsupportedError, describe_error
 from bench.models import Feeds, TensorSpec
 from bench.programs import leaves, quiet, save_program
+from quantize.sources.torch_bags import bags_as_sums
 from quantize.sources.torch_program import Program, import_torch
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def _write(program: Program, example: Feeds, outputs: Sequence[Feeds], out: Path
         }
         for s in program.inputs
     )
-    with quiet():
+    with quiet(), bags_as_sums(torch):
         exported = torch.onnx.export(
             flat(program, torch),
             tuple(torch.tensor(example[n]) for n in order),
@@ -181,15 +182,31 @@ def flat(program: Program, torch: Any) -> Any:
 
 
 def _clean(model: Any) -> None:
-    """Undo the wrapper's prefix, and remove source lines and paths of this machine."""
+    """Undo the wrapper's prefix, and remove source lines and paths of this machine.
+
+    Names inside the graph make way for those of inputs and outputs: torch calls what `torch.cat`
+    returns "cat", whether or not an input is called so.
+    """
+    from onnx_ir.passes.common import NameFixPass
+
     for value in list(model.graph.initializers.values()):
         value.name = value.name.removeprefix("module.")
+    taken = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    if any(v.name in taken for v in _inside(model.graph)):
+        NameFixPass()(model)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def _inside(graph: Any) -> Iterator[Any]:
+    """Values that are neither inputs nor outputs."""
+    declared = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    made = (v for node in graph.all_nodes() for v in node.outputs)
+    return (v for v in (*graph.initializers.values(), *made) if id(v) not in declared)
 
 
 def _free_shapes(graph: Any, outputs: Sequence[Feeds]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import InputError, UnsupportedError
+from bench.inputs import parse_input
 from bench.models import read_model
 from quantize import converting
 from quantize.converting import convert_file
@@ -44,6 +45,23 @@ def test_notes_say_what_was_done(tmp_path: Path, folder: Path) -> None:
     assert any("folded" in note for note in answer["notes"])
     graph = onnx.load(str(folder / "clean" / "m.onnx")).graph
     assert [n.op_type for n in graph.node] == ["Conv"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("loaded", [False, True])
+def test_whether_a_module_was_trained_is_left_to_the_user(
+    tmp_path: Path, folder: Path, *, loaded: bool
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'vnnify[torch]'")
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Linear(3, 2)\n"
+    )
+    weights = tmp_path / "w.pt" if loaded else None
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
+    spec = ModelSpec(f"{tmp_path}/net.py:build", weights, (parse_input("input:f32[N,3]"),))
+    answer = convert_file(spec, None, folder, "m.onnx", None)
+    assert any("trained or not" in note for note in answer["notes"]) is not loaded
 
 
 def test_real_samples_are_compared_with(

@@ -481,6 +481,22 @@ def test_inputs_are_inferred_and_axes_that_vary_together_share_a_symbol(tmp_path
     ]
 
 
+def test_first_axes_of_different_sizes_are_not_all_the_batch(tmp_path: Path) -> None:
+    source = _plugin(
+        tmp_path,
+        "    for n in (3, 5):\n"
+        "        nodes, edges = np.zeros((n, 8), np.float32), np.zeros((2, 4 * n), np.int64)\n"
+        "        state = np.zeros((2, 1, 4), np.float32)\n"
+        "        yield {'nodes': nodes, 'edges': edges, 'x': state[:1], 'state': state}, 0\n",
+    )
+    assert [str(s) for s in infer_inputs(source)] == [
+        "nodes:float32[S,8]",
+        "edges:int64[2,S1]",
+        "x:float32[N,1,4]",
+        "state:float32[2,1,4]",
+    ]
+
+
 def test_inputs_are_inferred_from_archives(tmp_path: Path) -> None:
     source = _npz(tmp_path, x=_rows(), labels=np.arange(4))
     assert [str(s) for s in infer_inputs(source)] == ["x:float32[N,3]"]

@@ -101,6 +101,17 @@ class Tied(nn.Module):
         self.b = nn.Linear(2, 2)
         self.b.weight = self.a.weight
 
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.EmbeddingBag(9, 4)
+        self.padded = nn.EmbeddingBag(9, 4, mode="sum", padding_idx=-1)
+        self.parted = nn.EmbeddingBag(9, 4, padding_idx=2, include_last_offset=True)
+
+    def forward(self, cat, weights, linear, offsets):
+        whole = torch.cat([self.plain(cat), self.padded(cat, per_sample_weights=weights)], 1)
+        return {"whole": -whole, "parted": self.parted(linear, offsets)}
+
 def seeded(kind):
     def make():
         print("noise")
@@ -109,6 +120,7 @@ def seeded(kind):
     return make
 
 cnn, transformer, recurrent = seeded(Cnn), seeded(Transformer), seeded(Recurrent)
+bags = seeded(Bags)
 
 def no_module():
     return 3
@@ -194,6 +206,43 @@ def test_lengths_that_vary_stay_free_and_dataclasses_name_the_outputs(
     ids = np.arange(24, dtype=np.int64).reshape(2, 12)
     found = _run(model, {"ids": ids, "mask": np.ones_like(ids)})
     assert found["hidden"].shape == (2, 12, 8)
+
+
+def _bags(bags: int, entries: int) -> Feeds:
+    """Offsets that leave bags empty, at the end too."""
+    rng = np.random.default_rng(bags)
+    starts = np.sort(rng.integers(0, entries, bags - 2))
+    return {
+        "cat": rng.integers(0, 9, (bags, 3)),
+        "weights": rng.standard_normal((bags, 3)).astype(np.float32),
+        "linear": rng.integers(0, 9, entries),
+        "offsets": np.array([0, *starts, entries, entries]),
+    }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_embedding_bags_need_no_loop_and_inputs_may_be_called_like_operators(
+    nets: Path, tmp_path: Path, *, packed: bool
+) -> None:
+    text, feeds = f"{nets}:bags", _bags(5, 7)
+    if packed:
+        text = str(tmp_path / "bags.pt2")
+        free = ({0: torch.export.Dim.DYNAMIC},) * 4
+        given = tuple(torch.tensor(a) for a in feeds.values())
+        program = torch.export.export(_make(nets, "bags"), given, dynamic_shapes=free)
+        torch.export.save(program, text)
+    for i, size in enumerate((4, 6)):
+        np.savez(tmp_path / f"{i}.npz", **_bags(size, size + 2))
+    samples = read_samples(str(tmp_path), infer_inputs(str(tmp_path)), scratch=tmp_path)
+    model = convert(ModelSpec(text), samples, tmp_path / "fp32.onnx")
+
+    graph = onnx.load(model.path).graph
+    assert not {n.op_type for n in graph.node} & {"Loop", "SequenceEmpty"}
+    assert [s.name for s in model.inputs] == list(feeds)
+    wanted = _make(nets, "bags")(*(torch.tensor(a) for a in feeds.values()))
+    found = _run(model, feeds)
+    for name in ("whole", "parted"):
+        np.testing.assert_allclose(found[name], wanted[name].detach().numpy(), atol=1e-5)
 
 
 def test_a_recurrent_network_keeps_its_length_free_without_data(
