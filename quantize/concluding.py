@@ -176,7 +176,8 @@ class _Conclusion:
             return even_out_as(bench, strengths, rest, states) if strengths else bench
         if "native" not in bench.engines:
             return bench
-        # Costs up to two passes more. A run that goes on decides as the first one did.
+        # Costs up to two passes more, and where there is time left a third one. A run that goes on
+        # decides as the first one did.
         key = bench.key(samples=rest.digest)
         took = next(s for s in run.stages if s.name == "calibrate")
         calibrating = run.journal.remember(Stage, "calibrating", key, lambda: took)

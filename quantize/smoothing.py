@@ -21,7 +21,6 @@ from quantize.calibrate import calibrate
 from quantize.data import Samples
 from quantize.equalize import Factors, Group, apply, find_groups
 from quantize.graphs import opened
-from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
 from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
@@ -67,7 +66,12 @@ def even_out(
         logger.info("channels stay as they are: %s", e)
         return bench
     strengths, factors = _choose(bench, groups, captured)
-    return _started(bench, groups, strengths, factors, samples, states)
+    kept = [g for g in groups if g.name in strengths]
+    folded = [g for g in kept if not g.inserted]
+    evened = _started(bench, kept, strengths, factors, samples, states)
+    if len(folded) == len(kept) or evened is bench or bench.late:
+        return evened
+    return _started(evened, folded, strengths, factors, samples, states)
 
 
 def _choose(
@@ -229,16 +233,15 @@ def _started(
     samples: Samples,
     states: Mapping[str, str],
 ) -> Workbench:
-    """Write the graph of all groups and that of the folded ones, and calibrate what they change.
+    """Add the graph in which these groups are evened out, if there are any.
 
-    A group changes its own tensors only, so one pass serves both.
+    It has statistics of its own. Those of a graph with more groups would do but for the last bits
+    of some, and a replay, which makes one graph, would not make the file that its search made.
     """
-    kept = [g for g in groups if g.name in strengths]
-    folded = [g for g in kept if not g.inserted]
-    if not kept or (every := _rewritten(bench, kept, factors)) is None:
+    if not groups or (rewritten := _rewritten(bench, groups, factors)) is None:
         return bench
-    model, anchors = every
-    changed = {t for g in kept for t in g.tensors}
+    model, anchors = rewritten
+    changed = {t for g in groups for t in g.tensors}
     old = bench.calibration.tensors
     with opened(model.path) as graph:
         watch = [t for t in watch_list(graph, anchors) if t in changed or t not in old]
@@ -250,14 +253,10 @@ def _started(
             model, watch, samples, threads=bench.threads, scratch=bench.scratch, states=states
         ),
     ).tensors
-    starts = [_start(bench, strengths, every, new)]
-    fewer_groups = 0 < len(folded) < len(kept) and not bench.late
-    some = _rewritten(bench, folded, factors) if fewer_groups else None
-    if some is not None:
-        own = {t for g in folded for t in g.tensors}
-        fewer = {g.name: strengths[g.name] for g in folded}
-        starts.append(_start(bench, fewer, some, {t: s for t, s in new.items() if t in own}))
-    return replace(bench, starts=(*bench.starts, *starts))
+    muls = sum(a.data != b.data for a, b in zip(anchors, bench.anchors, strict=True))
+    calibration = replace(bench.calibration, tensors=old | new, model_sha256=model.sha256)
+    start = Start({g.name: strengths[g.name] for g in groups}, muls, model, anchors, calibration)
+    return replace(bench, starts=(*bench.starts, start))
 
 
 def _rewritten(
@@ -277,16 +276,3 @@ def _rewritten(
         logger.warning("channels stay as they are: evened out, outputs differ (%.0f dB)", parity)
         return None
     return written, anchors
-
-
-def _start(
-    bench: Workbench,
-    strengths: Mapping[str, float],
-    rewritten: tuple[Model, tuple[Anchor, ...]],
-    tensors: Mapping[str, TensorStatistics],
-) -> Start:
-    model, anchors = rewritten
-    muls = sum(a.data != b.data for a, b in zip(anchors, bench.anchors, strict=True))
-    merged = {**bench.calibration.tensors, **tensors}
-    calibration = replace(bench.calibration, tensors=merged, model_sha256=model.sha256)
-    return Start(dict(strengths), muls, model, anchors, calibration)

@@ -181,6 +181,33 @@ def test_a_recipe_brings_back_the_same_graph(tmp_path: Path) -> None:
         even_out_as(replace(bench, starts=()), {"q": 0.5, "k": 0.5}, rest, {})
 
 
+def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path: Path) -> None:
+    # The first norm's output is read beside the products, so that a Mul has to divide it; what the
+    # second one makes changes by the last bits with it.
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "h"], ["l"], name="l"),
+        helper.make_node("MatMul", ["l", "m"], ["q"], name="q"),
+        helper.make_node("Add", ["q", "l"], ["t"], name="t"),
+        helper.make_node("LayerNormalization", ["t", "g", "h"], ["o"], name="o"),
+        helper.make_node("MatMul", ["o", "n"], ["k"], name="k"),
+        helper.make_node("Tanh", ["k"], ["y"], name="y"),
+    ]
+    ports: list[tiny.Port] = [("x", F, ["b", "n", WIDTH]), ("y", F, ["b", "n", WIDTH])]
+    path = tiny.save(tmp_path / "b.onnx", nodes, [ports[0]], [ports[1]], constants(60.0))
+    bench = workbench(tmp_path, path, inputs())
+    rest = samples_of(inputs()[4:], bench.fp32.inputs)
+    every, folded = even_out(bench, "vnni", rest, {}).starts
+    assert (every.muls, folded.muls) == (1, 0)
+    for start in (every, folded):
+        (again,) = even_out_as(bench, start.strengths, rest, {}).starts
+        assert again.model.sha256 == start.model.sha256
+        old, new = start.calibration.tensors, again.calibration.tensors
+        assert old.keys() == new.keys()
+        for name, seen in old.items():
+            assert (seen.low, seen.high) == (new[name].low, new[name].high), name
+            assert np.array_equal(seen.bins, new[name].bins), name
+
+
 @pytest.mark.parametrize("opset", [17, 18])
 def test_captured_rows_are_rows_of_the_tensor(tmp_path: Path, opset: int) -> None:
     source = block(tmp_path / "b.onnx", outlier=60.0, residual=False, opset=opset)
