@@ -1,5 +1,7 @@
 """The document that tells a run: what every report format renders, and what ends a terminal."""
 
+from collections import Counter
+
 from bench.compare import doubt_lines, interval_text, ratio_text
 from bench.forecast_document import forecast_lines, forecast_section
 from bench.render import (
@@ -28,6 +30,9 @@ from quantize.served import covered, threads_check
 from quantize.shares import bounds_note, later_note
 from quantize.slice_document import slice_section
 from quantize.slices import hidden_losses
+
+# Of layers, as `inspect` tells them.
+_MODES = ("static", "dynamic", "weight-only", "float")
 
 
 def document(report: Report) -> Document:
@@ -91,7 +96,7 @@ def summary(report: Report, folder: str) -> Document:
             size_text(report.int8.size_bytes),
             f"{times:.2f}× {way}",
         ),
-        ("layers in INT8", "0", report.coverage, report.recipe.name.partition(";")[0]),
+        ("layers in INT8", "0", report.coverage, _modes(report)),
     )
     columns = (Column("What"), Column("FP32"), Column("INT8"), Column("Change"))
     return Document(
@@ -108,6 +113,15 @@ def summary(report: Report, folder: str) -> Document:
 def _chosen(report: Report) -> str:
     """Why the runtimes of the summary are those two."""
     return "the fastest of each" if report.remembered is None else "as the recipe has it"
+
+
+def _modes(report: Report) -> str:
+    """How many layers run how; a recipe counts only those that it had a choice for."""
+    if report.inspection is None:
+        return report.recipe.counts
+    layers = report.inspection.layers
+    found = Counter[str](layer.mode for layer in layers if layer.weight_count)
+    return ", ".join(f"{mode} {found[mode]}" for mode in _MODES if found[mode])
 
 
 def _metric_name(report: Report) -> str:
@@ -152,7 +166,11 @@ def _banner(report: Report) -> Banner:
                 f"{times:.2f}×",
                 f"{size_text(report.fp32.size_bytes)} → {size_text(report.int8.size_bytes)}",
             ),
-            KeyFigure("Layers in INT8", report.coverage, report.recipe.name),
+            KeyFigure(
+                "Layers in INT8",
+                report.coverage,
+                f"{_modes(report)}; {report.recipe.making}",
+            ),
         ),
     )
 

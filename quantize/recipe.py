@@ -89,16 +89,24 @@ class Recipe:
         return self.correct_bias or self.rounding == "learned"
 
     @property
-    def name(self) -> str:
-        """`static 37, dynamic 2, float 4; mse ranges; portable`."""
+    def counts(self) -> str:
+        """`static 37, dynamic 2, float 4`."""
         kinds = [m for m in ("static", "dynamic", "float") if m in self.modes.values()]
-        counts = ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
+        return ", ".join(f"{k} {sum(m == k for m in self.modes.values())}" for k in kinds)
+
+    @property
+    def making(self) -> str:
+        """`mse ranges; portable; for onnxruntime`."""
         learned = "; learned rounding" if self.rounding == "learned" else ""
         if self.engine != "native":
-            return f"{counts}; by {self.engine}{learned}; {self.target}"
+            return f"by {self.engine}{learned}; {self.target}"
         even = f"; {len(self.strengths)} tensors evened out" if self.strengths else ""
-        made = f"{self.ranges} ranges{learned}"
-        return f"{counts}; {made}; {self.target}; for {self.fused_for}{even}"
+        return f"{self.ranges} ranges{learned}; {self.target}; for {self.fused_for}{even}"
+
+    @property
+    def name(self) -> str:
+        """`static 37, dynamic 2, float 4; mse ranges; portable; for onnxruntime`."""
+        return f"{self.counts}; {self.making}"
 
 
 @dataclass(frozen=True, slots=True)

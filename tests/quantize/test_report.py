@@ -19,6 +19,7 @@ from quantize.document import document, summary
 from quantize.evaluate import Evaluation
 from quantize.flips import Flip
 from quantize.gate import Outcome, Verdict
+from quantize.inspection import Inspection, Layer
 from quantize.proof.comparing import Compared, Proof
 from quantize.proof.guest import VNNI_CPU
 from quantize.quantizers.native import QuantizedLayer
@@ -358,6 +359,33 @@ def test_the_summary_says_accuracy_latency_size_and_layers(report: Report) -> No
     assert rows["size"] == ("4 MB", "1.1 MB", "3.64× smaller")
     assert rows["layers in INT8"][1] == "1 of 2"
     assert "out/report.html" in render(shown, "text")
+
+
+def test_layers_without_a_choice_count_as_float(report: Report) -> None:
+    static = Layer(
+        name="a",
+        op="Conv",
+        mode="static",
+        cause="",
+        activation="u8",
+        weights="s8",
+        per_channel=True,
+        symmetric=True,
+        weight_count=9,
+        depthwise=False,
+        risk=None,
+        observed=None,
+        kernels={},
+    )
+    plain = replace(static, mode="float")
+    layers = (static, plain, replace(plain, op="GRU"), replace(plain, weight_count=0))
+    inside = Inspection("", INT8, {}, 0, {}, 0, layers, (), (), {}, ())
+    told = replace(report, inspection=inside, coverage="1 of 3")
+    rows = {row[0]: row[1:] for row in blocks(summary(told, "out"), Table)["Before and after"].rows}
+    assert rows["layers in INT8"] == ("0", "1 of 3", "static 1, float 2")
+    banner = document(told).verdict
+    assert banner is not None
+    assert banner.figures[-1].note == "static 1, float 2; mse ranges; portable; for onnxruntime"
 
 
 def test_a_file_that_grew_is_called_larger(report: Report) -> None:
