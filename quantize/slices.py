@@ -159,7 +159,7 @@ def judge_slices(
         )
         for column, value, picks in parts
     ]
-    return tuple(sorted(found, key=lambda s: (-s.low, -s.drop)))
+    return tuple(sorted(found, key=lambda s: -s.low))
 
 
 def _judge_slice(

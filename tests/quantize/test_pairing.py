@@ -1,5 +1,8 @@
 """Bounds of a drop where few samples changed, or none; verdicts on them stand in test_gate.py."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -62,6 +65,35 @@ def test_equal_units_may_still_change_unless_scores_are_right_or_wrong() -> None
     # Their limit comes from the rule for units without a loss, in the gate.
     binary = pair(*counted(100, 0, 0), CONFIDENCE, units)
     assert (binary.high, binary.unchanged, binary.right_or_wrong) == (0.0, True, True)
+
+
+@pytest.mark.parametrize("after", [0.25, 0.75])
+def test_units_that_lost_or_gained_are_not_unchanged(after: float) -> None:
+    units = [i // 2 for i in range(100)]
+    before = evaluation([0.5] * 100, binary=False)
+    found = pair(before, evaluation([after] + [0.5] * 99, binary=False), CONFIDENCE, units)
+    assert not found.unchanged
+    assert (found.losses, found.gains) == ((1, 0) if after < 0.5 else (0, 1))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_only_where_all_scores_are_right_or_wrong_are_they_tested_as_such(*, swapped: bool) -> None:
+    # Scores between 0 and 1 of which one model happens to have ends alone.
+    two = evaluation([1.0] * 20), evaluation([0.5] * 4 + [1.0] * 16)
+    found = pair(*(reversed(two) if swapped else two), CONFIDENCE, None)
+    assert (found.binary, found.right_or_wrong) == (False, False)
+    assert abs(found.drop) == pytest.approx(0.1)
+
+
+def test_no_drop_has_no_sign_where_lower_is_better() -> None:
+    plain = evaluation([0.5] * 20, binary=False, higher_is_better=False)
+    assert math.copysign(1, pair(plain, plain, CONFIDENCE, None).drop) == 1
+
+
+@pytest.mark.parametrize(("metric", "told"), [("agreement", "Clopper-Pearson"), ("top1", "Tango")])
+def test_right_or_wrong_scores_have_the_test_of_their_metric(metric: str, told: str) -> None:
+    before, after = (replace(e, metric=metric) for e in counted(100, 3, 0))
+    assert pair(before, after, CONFIDENCE, None).method.startswith(told)
 
 
 def test_a_score_without_a_range_is_measured_by_its_value() -> None:

@@ -11,7 +11,15 @@ from bench.errors import UsageError
 from quantize.checks import slices_check
 from quantize.job import Limits
 from quantize.looks import FIRST
-from quantize.slices import Division, divide, hidden_losses, judge_slices, look_into, slice_limit
+from quantize.slices import (
+    Division,
+    Looked,
+    divide,
+    hidden_losses,
+    judge_slices,
+    look_into,
+    slice_limit,
+)
 from tests.int8 import samples_of
 from tests.scored import evaluation
 
@@ -44,6 +52,7 @@ def test_each_value_of_each_column_is_a_slice_and_the_surely_worst_comes_first()
 def test_slices_of_fewer_than_five_samples_are_not_judged() -> None:
     found = judged({"k": ["a"] * 4 + ["b"] * 5}, spread(9, 0.0))
     assert [s.value for s in found] == ["b"]
+    assert judged({"k": ["a"] * 4}, spread(4, 0.0)) == ()
 
 
 def test_what_is_not_finite_has_no_slices() -> None:
@@ -110,12 +119,25 @@ def test_losses_that_a_mean_hides_are_told_the_first_five() -> None:
     assert "(corrected for 7 slices)" in told[0]
     assert told[-1] == "2 more slices lost too much."
     assert hidden_losses(found, 0.5, baseline) == ()
+    assert hidden_losses(found[:6], 0.1, baseline)[5:] == ("1 more slice lost too much.",)
+    assert len(hidden_losses(found[:5], 0.1, baseline)) == 5
+    # Of a drop that is the limit nobody is sure that it is more.
+    assert hidden_losses([replace(found[0], low=0.1)], 0.1, baseline) == ()
 
 
 @pytest.mark.parametrize(("text", "limit"), [(None, None), ("5pt", 0.05), ("10%", 0.08)])
 def test_slices_have_a_limit_of_their_own(text: str | None, limit: float | None) -> None:
     found = slice_limit(Limits(max_slice_drop=text), evaluation([1.0] * 8 + [0.0] * 2))
     assert found == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("facts", [{"binary": True}, {"bounded": True}])
+def test_a_limit_in_points_fits_scores_that_lie_between_0_and_1(facts: dict[str, bool]) -> None:
+    asked = Limits(max_slice_drop="5pt")
+    scores = evaluation([1.0] * 10, **({"binary": False, "bounded": False} | facts))
+    assert slice_limit(asked, scores) == pytest.approx(0.05)
+    with pytest.raises(UsageError):
+        slice_limit(asked, evaluation([7.0] * 10, binary=False, bounded=False))
 
 
 def test_a_column_of_units_divides_nothing(tmp_path: Path) -> None:
@@ -147,3 +169,7 @@ def test_nothing_is_told_of_an_evaluation_that_ended_early(tmp_path: Path) -> No
     found = look_into(pair, samples_of([{}] * 6, ()), Division(), 0.5, CONFIDENCE, file)
     assert (found.slices, found.flips) == ((), ())
     assert file.read_text().count("\n") == 1
+    # Nor where it cannot be told which of its scores are those of a sample.
+    uneven = evaluation([1.0] * 9)
+    samples = replace(samples_of([{}] * 6, ()), labelled=True, _label=([0] * 6).__getitem__)
+    assert look_into((uneven, uneven), samples, Division(), 0.5, CONFIDENCE) == Looked()
