@@ -209,11 +209,11 @@ def _synthetic(spec: TensorSpec, batch: int, rng: np.random.Generator) -> Array:
     shape = spec.shape or ()
     free = [i for i, d in enumerate(shape) if not isinstance(d, int)]
     if spec.shape is None or any(i > 0 for i in free):
-        likely = [d if isinstance(d, int) else 64 for d in shape] or [1, 3, 224, 224]
+        likely = [d if isinstance(d, int) else 64 if i else "N" for i, d in enumerate(shape)]
         raise UnsupportedError(
             f"input {spec} has free axes besides the batch, so its size cannot be guessed. Give "
             "real samples with --data, or sizes with --input, as in --input "
-            f"{spec.name}:{spec.dtype}[{','.join(map(str, likely))}]."
+            f"{spec.name}:{spec.dtype}[{','.join(map(str, likely)) or 'N,3,224,224'}]."
         )
     sizes = tuple(batch if i in free else d for i, d in enumerate(shape))
     dims = tuple(d for d in sizes if isinstance(d, int))

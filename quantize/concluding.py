@@ -204,6 +204,11 @@ class _Conclusion:
         found = search(bench, self.judging, run.targets, aim, self.begun.first)
         if self.interrupt.asked:
             run.notes.append("the search was interrupted; this is the best it had found")
+        elif bench.late and found.best is not None and found.best.rank[0] > aim.enough:
+            run.notes.append(
+                f"the search ended with its --budget of {self.job.effort.budget_s:g} s; with more, "
+                "it may find a model that passes"
+            )
         return found
 
     def predict(self, bench: Workbench, timing: Timing) -> Forecast | None:

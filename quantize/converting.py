@@ -1,16 +1,19 @@
 """`vnnify convert`: a trained model to one clean, checked FP32 ONNX file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.inputs import with_sizes
 from bench.machine import available_threads
-from bench.models import synthetic_feeds
+from bench.models import Feeds, Model, synthetic_feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.data import infer_inputs, read_samples
 from quantize.images import Preprocessing
 from quantize.plugins import is_function_text
 from quantize.prepare import prepare
 from quantize.sources import ModelSpec, check_parity, convert, describe_inputs, refuse_random
+from quantize.sources.torch import made_up
 
 _PARITY_SAMPLES = 4
 
@@ -41,11 +44,7 @@ def convert_file(
     clean = folder / "clean"
     clean.mkdir()
     prepared = prepare(source, clean / name, name=spec.text)
-    feeds = (
-        [s.feeds for s in samples]
-        if samples is not None
-        else synthetic_feeds(source, batch=1, seed=0, count=_PARITY_SAMPLES)
-    )
+    feeds = [s.feeds for s in samples] if samples is not None else _made_up(source, spec)
     settings = Settings(threads=available_threads(), packed=False)
     reference = RUNTIMES["onnxruntime"].open(source.path, settings)
     refuse_random(reference.run, feeds[0], spec.text)
@@ -56,6 +55,14 @@ def convert_file(
         "size_bytes": prepared.model.size_bytes,
         "sha256": prepared.model.sha256,
     }
+
+
+def _made_up(source: Model, spec: ModelSpec) -> list[Feeds]:
+    """Samples of the sizes that `--input` gives; a module ran small ones when it was exported."""
+    sized = with_sizes(replace(source, path=Path(spec.text)), spec.inputs)
+    if Path(spec.text).suffix == ".onnx":
+        return synthetic_feeds(sized, batch=1, seed=0, count=_PARITY_SAMPLES)
+    return made_up(sized.inputs)
 
 
 def _weights_of(spec: ModelSpec) -> tuple[str, ...]:

@@ -163,10 +163,14 @@ def _samples_for(program: Program, samples: Samples | None) -> list[Feeds]:
             raise UnsupportedError(f"input {spec}: PyTorch cannot be fed {spec.dtype} arrays.")
     if samples is not None:
         return [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
-    batches = {s.shape[0] for s in program.inputs if s.shape}
+    return made_up(program.inputs)
+
+
+def made_up(inputs: Sequence[TensorSpec]) -> list[Feeds]:
+    """Samples of two sizes: an axis that became fixed in the conversion shows only at another."""
+    batches = {s.shape[0] for s in inputs if s.shape}
     rng = np.random.default_rng(0)
-    # Of two sizes: an axis that became fixed in the conversion shows only at another size.
-    return [{s.name: _made_up(s, batches, more, rng) for s in program.inputs} for more in range(2)]
+    return [{s.name: _made_up(s, batches, more, rng) for s in inputs} for more in range(2)]
 
 
 def _made_up(

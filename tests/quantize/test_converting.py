@@ -47,10 +47,23 @@ def test_notes_say_what_was_done(tmp_path: Path, folder: Path) -> None:
     assert [n.op_type for n in graph.node] == ["Conv"]
 
 
+def test_sizes_that_are_not_in_the_file_come_from_the_user(tmp_path: Path, folder: Path) -> None:
+    x: tiny.Port = ("x", TensorProto.FLOAT, ["batch", "length"])
+    y: tiny.Port = ("y", TensorProto.FLOAT, None)
+    path = tiny.save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [x], [y], {})
+    with pytest.raises(UnsupportedError, match=r"--input x:float32\[N,64\]"):
+        convert_file(ModelSpec(str(path)), None, folder, "m.onnx", None)
+    other = folder / "other"
+    other.mkdir()
+    sized = ModelSpec(str(path), inputs=(parse_input("x:float32[N,64]"),))
+    convert_file(sized, None, other, "m.onnx", None)
+    assert read_model(other / "clean" / "m.onnx").inputs == read_model(path).inputs
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("loaded", [False, True])
-def test_whether_a_module_was_trained_is_left_to_the_user(
+def test_a_module_is_converted_without_data_and_it_is_said_whose_weights_it_has(
     tmp_path: Path, folder: Path, *, loaded: bool
 ) -> None:
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'vnnify[torch]'")
@@ -59,9 +72,11 @@ def test_whether_a_module_was_trained_is_left_to_the_user(
     )
     weights = tmp_path / "w.pt" if loaded else None
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
-    spec = ModelSpec(f"{tmp_path}/net.py:build", weights, (parse_input("input:f32[N,3]"),))
+    spec = ModelSpec(f"{tmp_path}/net.py:build", weights, (parse_input("input:f32[N,T,3]"),))
     answer = convert_file(spec, None, folder, "m.onnx", None)
     assert any("trained or not" in note for note in answer["notes"]) is not loaded
+    (made,) = read_model(folder / "clean" / "m.onnx").inputs
+    assert made.shape == ("N", "T", 3)
 
 
 def test_real_samples_are_compared_with(

@@ -484,6 +484,15 @@ def test_a_small_budget_leaves_channels_as_they_are(
     monkeypatch.setattr(concluding, "even_out", lambda *_: pytest.fail("it was tried"))
     report = run(replace(job, effort=replace(job.effort, budget_s=1e-3)), staging, Silent())
     assert any("evened out" in note for note in report.notes)
+    assert not any("--budget" in note for note in report.notes)
+
+
+def test_a_search_that_its_budget_ended_without_a_pass_says_so(job: Job, staging: Path) -> None:
+    strict = replace(job.limits, metric="sqnr", max_drop="200dB")
+    hurried = replace(job, limits=strict, effort=replace(job.effort, budget_s=1e-3))
+    report = run(hurried, staging, Silent())
+    assert report.conclusion.outcome == "refuse"
+    assert any("--budget of 0.001 s; with more" in note for note in report.notes)
 
 
 def test_where_no_candidate_can_be_made_it_is_unsupported(
