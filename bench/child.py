@@ -27,20 +27,24 @@ def main(readiness: str, answer: str, fault: str, ready: str, *words: str) -> No
         readiness: Number of a pipe that is closed once this process is ready for its order.
         answer: Number of the file for the answer.
         fault: Number of the file for what is known of a crash.
-        ready: `package.module:function`, called before the order comes; empty for none.
+        ready: `package.module:function`, called before the order comes; empty for none. What it
+            returns, the target of the order gets besides its job.
         words: What it is called with.
     """
-    work(awaited(int(readiness), ready, *words), int(answer), int(fault))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable(int(fault))
+    work(*awaited(int(readiness), ready, *words), int(answer))
 
 
-def awaited(readiness: int, ready: str, *words: str) -> dict[str, Any]:
-    """The order that this process gets, once it has come; see `main`."""
+def awaited(readiness: int, ready: str, *words: str) -> tuple[dict[str, Any], Any]:
+    """The order that this process gets, once it has come, and what `ready` returned; see `main`."""
     # Nothing has begun that an interrupt could explain: it ends this process without a traceback.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    made = None
     # What fails here fails again when it is needed, and is told then.
     with contextlib.suppress(Exception):
         if ready:
-            _function(ready)(*words)
+            made = _function(ready)(*words)
     os.close(readiness)
     text = sys.stdin.buffer.read()
     signal.signal(signal.SIGINT, before)
@@ -48,15 +52,19 @@ def awaited(readiness: int, ready: str, *words: str) -> dict[str, Any]:
         order: dict[str, Any] = json.loads(text)
     except ValueError:
         os._exit(1)  # The parent died before it had an order; nobody waits for an answer.
-    return order
+    return order, made
 
 
-def work(order: dict[str, Any], answer_file: int, fault_file: int) -> None:
-    """Do the job of an order, leave the answer, and end this process."""
+def work(order: dict[str, Any], made: Any, answer_file: int) -> None:
+    """Do the job of an order, leave the answer, and end this process.
+
+    Args:
+        order: What to call, and with what.
+        made: What was made ahead, and the call gets as well; None: nothing.
+        answer_file: Number of the file for the answer.
+    """
     _tie_to(order["parent"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.enable(fault_file)
-    answer, status = _answer(order)
+    answer, status = _answer(order, made)
     with os.fdopen(answer_file, "w", encoding="utf-8") as file:
         file.write(answer)
     sys.stdout.flush()
@@ -65,11 +73,11 @@ def work(order: dict[str, Any], answer_file: int, fault_file: int) -> None:
     os._exit(status)
 
 
-def _answer(order: dict[str, Any]) -> tuple[str, int]:
+def _answer(order: dict[str, Any], made: Any) -> tuple[str, int]:
     """What the job returns, or the error that it ended with, as JSON; the exit status."""
-    status = 0
+    status, arguments = 0, [order["job"]] if made is None else [order["job"], made]
     try:
-        return json.dumps({"value": _function(order["target"])(order["job"])}), status
+        return json.dumps({"value": _function(order["target"])(*arguments)}), status
     except VnnifyError as e:
         kind, message = _public_class(e), str(e)
     except MemoryError:

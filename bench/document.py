@@ -109,7 +109,7 @@ def _starts(latencies: Sequence[Latency]) -> Table:
     rows = tuple(
         (
             x.variant.name,
-            f"{x.load_ms:.0f}",
+            _optional(x.load_ms, 0),
             _optional(x.compile_ms, 0),
             f"{x.first_ms:.2f}",
             _optional(x.cold_ms, 0),

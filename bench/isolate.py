@@ -116,7 +116,8 @@ def head_start(ready: str = "", *words: str) -> Iterator[Child]:
     that nobody needed ends with the block, and with this process in any case.
 
     Args:
-        ready: `package.module:function`, which the child calls meanwhile; empty for none.
+        ready: `package.module:function`, which the child calls meanwhile; empty for none. What it
+            returns, if not None, the target of the order gets as its second argument.
         words: What it is called with.
     """
     process = None

@@ -6,6 +6,7 @@ and `bench.compare` builds its intervals over rounds.
 """
 
 import contextlib
+import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from bench.models import Feeds, Model
 from bench.percentiles import percentile_ms
 from bench.runtimes.seam import Precision
 from bench.sampling import FEWEST_TO_TELL, is_stable
-from bench.turns import refuse_nonsense, turns
+from bench.turns import batches, refuse_nonsense, turns
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what runs next."""
@@ -64,7 +65,8 @@ class Round:
     """One process: it loads the model, warms up, and is timed.
 
     Attributes:
-        load_ns: To open and compile the model; importing the runtime not counted.
+        load_ns: To open and compile the model; importing the runtime not counted. None where
+            processes opened models side by side.
         first_ns: The first inference.
         warmup_ns: Inferences after it that are not counted, in order.
         samples_ns: Inferences that are, in order; nothing is dropped.
@@ -82,7 +84,7 @@ class Round:
         gpu: On a GPU, its clock, power and temperature right after the samples.
     """
 
-    load_ns: int
+    load_ns: int | None
     first_ns: int
     warmup_ns: tuple[int, ...]
     samples_ns: tuple[int, ...]
@@ -155,9 +157,9 @@ class Latency:
         return self.variant.batch * 1000 / self.median_ms
 
     @property
-    def load_ms(self) -> float:
-        """Median time to open and compile the model."""
-        return statistics.median(r.load_ns for r in self.rounds) / 1e6
+    def load_ms(self) -> float | None:
+        """Median time to open and compile the model; None where none did so alone."""
+        return _median_ms([r.load_ns for r in self.rounds])
 
     @property
     def first_ms(self) -> float:
@@ -220,8 +222,9 @@ class Haste:
 
     Attributes:
         enough: Samples that end a round of 0.1 s or more before its time; None: nothing does.
-        abreast: Processes that start and import side by side, before they are timed one after the
-            other; how long that takes one that is alone is not measured then.
+        abreast: Processes that start and open their models side by side, before they are timed one
+            after the other; how long that takes one that is alone is not measured then. Fewer do
+            where models are large.
     """
 
     enough: int | None = None
@@ -294,22 +297,21 @@ def measure(
         )
 
     with tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder:
-        scratch = Path(folder)
-        save_feeds(feeds, scratch / "feeds.npz")
+        file = _saved(feeds, Path(folder))
+        jobs = [{**job_of(v, file, seconds_per_round), "enough": haste.enough} for v in variants]
         queue = [w for order in orders for w in order]
 
         def take(which: int, child: Child | None) -> None:
             variant, done = variants[which], sum(map(len, found))
             if progress is not None:
                 progress(done, len(queue), variant.name)
-            answer = _isolated(variant, scratch, seconds_per_round, haste.enough, child)
+            answer = _isolated(variant, jobs[which], child)
             versions[which] = answer.pop("runtime_version")
             found[which].append(_round(answer))
 
         try:
-            for i in range(0, len(queue), haste.abreast):
-                batch = queue[i : i + haste.abreast]
-                with _waiting([variants[w].runtime for w in batch]) as children:
+            for batch in batches(queue, [v.model.size_bytes for v in variants], haste.abreast):
+                with _waiting([jobs[w] for w in batch]) as children:
                     for which, child in zip(batch, children, strict=True):
                         take(which, child)
         except KeyboardInterrupt:
@@ -320,17 +322,17 @@ def measure(
 
 
 @contextlib.contextmanager
-def _waiting(runtimes: Sequence[str]) -> Iterator[Sequence[Child | None]]:
-    """Processes that have imported a runtime each, and are at rest; none ahead of a single round.
+def _waiting(jobs: Sequence[dict[str, Any]]) -> Iterator[Sequence[Child | None]]:
+    """Processes that have opened a model each, and are at rest; none ahead of a single round.
 
     A single round measures how long all of that takes.
     """
-    if len(runtimes) == 1:
+    if len(jobs) == 1:
         yield [None]
         return
     with contextlib.ExitStack() as held:
-        ready = "bench.sampling:get_ready"
-        children = [held.enter_context(head_start(ready, r)) for r in runtimes]
+        ready = "bench.sampling:open_ahead"
+        children = [held.enter_context(head_start(ready, json.dumps(j))) for j in jobs]
         for child in children:
             child.until_ready(TIMEOUT_S)
         yield children
@@ -348,31 +350,30 @@ def refusal(variant: Variant, feeds: Sequence[Feeds]) -> VnnifyError | None:
     """Why a variant cannot run here, seen by running it once; None if it can."""
     refuse_nonsense([variant], feeds, 1, 1.0)
     with tempfile.TemporaryDirectory(prefix="vnnify-try-") as folder:
-        save_feeds(feeds[:1], Path(folder) / "feeds.npz")
+        job = job_of(variant, _saved(feeds[:1], Path(folder)), 1e-3)
         try:
-            _isolated(variant, Path(folder), 1e-3)
+            _isolated(variant, job)
         except VnnifyError as e:
             return e
     return None
 
 
-def _isolated(
-    variant: Variant,
-    scratch: Path,
-    seconds: float,
-    enough: int | None = None,
-    child: Child | None = None,
-) -> dict[str, Any]:
-    """One round of a variant, in a fresh process, which may have started before."""
-    job = job_of(variant, scratch / "feeds.npz", seconds)
+def _saved(feeds: Sequence[Feeds], scratch: Path) -> Path:
+    file = scratch / "feeds.npz"
+    save_feeds(feeds, file)
+    return file
+
+
+def _isolated(variant: Variant, job: dict[str, Any], child: Child | None = None) -> dict[str, Any]:
+    """One round of a variant, in a fresh process, which may have opened its model before."""
     if child is None:
-        job["spawned_ns"] = perf_counter_ns()
+        job = {**job, "spawned_ns": perf_counter_ns()}
     answer: dict[str, Any] = run_isolated(
         "bench.sampling:run_round",
-        {**job, "enough": enough},
-        scratch=scratch,
+        job,
+        scratch=Path(job["feeds"]).parent,
         name=f"measuring {variant.name!r} in {variant.runtime}",
-        timeout_s=TIMEOUT_S + 10 * seconds,
+        timeout_s=TIMEOUT_S + 10 * job["seconds"],
         child=child,
     )
     return answer

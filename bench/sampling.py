@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import gc
+import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, cast
@@ -15,6 +17,7 @@ from bench.gpu import first_visible, read_gpus
 from bench.models import Feeds
 from bench.runtimes import Session, Settings, Staging, find_runtime
 from bench.stages import peak_rss_bytes
+from bench.turns import OPEN_BYTES
 
 MIN_SAMPLES = 5
 
@@ -24,36 +27,57 @@ _WARMUP_S = 1.0
 _LEAST_S = 0.1
 # Of a turn that chooses what to measure.
 _ENOUGH_TO_CHOOSE = 64
-# Of the models that are kept open between their turns.
-_KEPT_BYTES = 512 * 2**20
 _WINDOW = 10
 _STABLE = 1.02
 FEWEST_TO_TELL = 2 * _WINDOW - 1
 
 
-def get_ready(runtime: str) -> None:
-    """Import what a round needs, before there is an order for it."""
-    find_runtime(runtime).version()
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that is ready for its first inference.
 
-
-def run_round(job: dict[str, Any]) -> dict[str, Any]:
-    """One round, in the process that calls; `bench.latency.measure` calls it in fresh ones.
-
-    Args:
-        job: Model, runtime, feeds and settings; `spawned_ns` is when the process was asked for,
-            where it started for this round alone.
-
-    Returns:
-        The fields of a `bench.latency.Round`, and `runtime_version`.
+    Attributes:
+        runtime_version: Of the package that opened it.
+        session: It.
+        feeds: What it is timed on.
+        load_ns: What opening took; importing the runtime not counted.
     """
+
+    runtime_version: str
+    session: Session
+    feeds: Sequence[Feeds]
+    load_ns: int
+
+
+def open_ahead(job: str) -> Opened:
+    """Open the model of a round, whose job is given as JSON, before there is an order for it."""
+    return _opened(json.loads(job))
+
+
+def _opened(job: dict[str, Any]) -> Opened:
     feeds = load_feeds(Path(job["feeds"]))
     runtime = find_runtime(job["runtime"])
     version = runtime.version()  # Imports the package, before the clock starts.
     start = perf_counter_ns()
     session = runtime.open(Path(job["model"]), _settings(job))
     session.prepare(feeds[0])
-    load_ns = perf_counter_ns() - start
-    calls = _calls(session, feeds, copies=job["copies"])
+    return Opened(version, session, feeds, perf_counter_ns() - start)
+
+
+def run_round(job: dict[str, Any], ahead: Opened | None = None) -> dict[str, Any]:
+    """One round, in the process that calls; `bench.latency.measure` calls it in fresh ones.
+
+    Args:
+        job: Model, runtime, feeds and settings; `spawned_ns` is when the process was asked for,
+            where it started for this round alone.
+        ahead: Its model, where it was opened beside others; how long that took tells nothing then.
+
+    Returns:
+        The fields of a `bench.latency.Round`, and `runtime_version`.
+    """
+    opened = ahead or _opened(job)
+    session = opened.session
+    calls = _calls(session, opened.feeds, copies=job["copies"])
     start = perf_counter_ns()
     calls[0]()
     end = perf_counter_ns()
@@ -67,9 +91,9 @@ def run_round(job: dict[str, Any]) -> dict[str, Any]:
     taken = between(before, disturbance())
     gpus = read_gpus(only=first_visible()) if job["device"] == "cuda" else ()
     found = {
-        "runtime_version": version,
-        "load_ns": load_ns,
-        "compile_ns": session.compile_ns,
+        "runtime_version": opened.runtime_version,
+        "load_ns": None if ahead else opened.load_ns,
+        "compile_ns": None if ahead else session.compile_ns,
         "first_ns": end - start,
         # One clock for all processes of a machine: CLOCK_MONOTONIC, clock_gettime(2).
         "cold_ns": end - job["spawned_ns"] if "spawned_ns" in job else None,
@@ -96,10 +120,10 @@ def run_turns(job: dict[str, Any]) -> list[float]:
         for turn in job["turns"]:
             key = tuple(turn[k] for k in ("model", "runtime", "device", "threads", "precision"))
             size = turn["size_bytes"]
-            session = kept.pop(key)[0] if key in kept else _opened(turn)
+            session = kept.pop(key)[0] if key in kept else _session(turn)
             medians.append(_median_ns(session, turn))
             gc.collect()
-            if size + sum(s for _, s in kept.values()) <= _KEPT_BYTES:
+            if size + sum(s for _, s in kept.values()) <= OPEN_BYTES:
                 kept[key] = session, size
             else:
                 session.close()
@@ -110,7 +134,7 @@ def run_turns(job: dict[str, Any]) -> list[float]:
     return medians
 
 
-def _opened(turn: dict[str, Any]) -> Session:
+def _session(turn: dict[str, Any]) -> Session:
     return find_runtime(turn["runtime"]).open(Path(turn["model"]), _settings(turn))
 
 

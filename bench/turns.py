@@ -1,7 +1,7 @@
 """Who is measured when, and what cannot be measured together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,10 @@ from bench.models import Feeds
 
 if TYPE_CHECKING:
     from bench.latency import Variant
+
+
+# Of model files that are open at once.
+OPEN_BYTES = 512 * 2**20
 
 
 def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
@@ -23,6 +27,27 @@ def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
     for i in range(rounds):
         orders.append(orders[-1][::-1] if i % 2 else rng.permutation(count).tolist())
     return orders
+
+
+def batches(queue: Sequence[int], sizes_bytes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Cut a queue into parts whose models may be open at once.
+
+    Args:
+        queue: Who runs when, by number.
+        sizes_bytes: Of their model files.
+        most: Processes at once.
+
+    Yields:
+        Parts of `most` numbers at most, in order; a single one where its model is large.
+    """
+    part: list[int] = []
+    for which in queue:
+        open_bytes = sum(sizes_bytes[w] for w in (*part, which))
+        if part and (len(part) == most or open_bytes > OPEN_BYTES):
+            yield part
+            part = []
+        part.append(which)
+    yield part
 
 
 def refuse_nonsense(

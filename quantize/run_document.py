@@ -22,7 +22,7 @@ def latency_section(report: Report) -> Section:
                 f"{x.p90_ms:.4g}" if x.p90_ms is not None else "n too small",
                 ratio_text(c.ratio) if c else "1 (baseline)",
                 interval,
-                f"{x.load_ms:.0f}",
+                f"{x.load_ms:.0f}" if x.load_ms is not None else "–",
                 size_text(x.peak_rss_bytes),
             )
         )

@@ -74,6 +74,9 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "def unready():\n"
         "    raise ValueError('too early')\n"
+        "def broken(): os.kill(os.getpid(), signal.SIGSEGV); time.sleep(9)\n"
+        "def twice(word): return 2 * word\n"
+        "def both(job, made): return [job, made]\n"
         "def number(job): return os.getpid()\n"
         "def limits(job):\n"
         "    core = resource.getrlimit(resource.RLIMIT_CORE)[0]\n"
@@ -294,10 +297,10 @@ def test_the_child_leaves_an_answer(
 @pytest.mark.usefixtures("exits")
 def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where its lines can be seen to run."""
-    for words in (("",), ("os:getpid",), ("os:getenv", "PATH")):
+    for words, made in ((("",), None), (("os:getpid",), os.getpid()), (("os:strerror", ""), None)):
         readiness, told = os.pipe()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"job": 1}')))
-        assert child.awaited(told, *words) == {"job": 1}
+        assert child.awaited(told, *words) == ({"job": 1}, made)
         # Closed at its other end.
         assert os.read(readiness, 1) == b""
         os.close(readiness)
@@ -359,6 +362,18 @@ def test_a_child_with_a_head_start_gets_the_next_order(
         assert _run(f"{jobs}:number", tmp_path) not in (first, os.getpid())
         assert _run(f"{jobs}:number", tmp_path, child=waiting) == first
     assert not _alive(first)
+
+
+def test_what_was_made_ahead_is_handed_to_the_job(jobs: str, tmp_path: Path) -> None:
+    with head_start(f"{jobs}:twice", "ab") as waiting:
+        assert _run(f"{jobs}:both", tmp_path, job={"a": 1}, child=waiting) == [{"a": 1}, "abab"]
+
+
+def test_a_crash_before_the_order_is_told_with_its_place(jobs: str, tmp_path: Path) -> None:
+    with head_start(f"{jobs}:broken") as waiting:
+        waiting.until_ready(60)
+        with pytest.raises(ResourceError, match=r"SIGSEGV.*jobs_for_test.py.* in broken"):
+            _run(f"{jobs}:number", tmp_path, child=waiting)
 
 
 def test_it_is_known_when_children_are_ready(

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import itertools
 import select
 import signal
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from bench.latency import (
 from bench.models import Feeds, read_model, synthetic_feeds
 from bench.runtimes import RUNTIMES
 from bench.sampling import MIN_SAMPLES
-from bench.turns import turns
+from bench.turns import OPEN_BYTES, batches, turns
 from tests import tiny
 from tests.fakes import MS
 
@@ -71,10 +72,29 @@ def test_measures_in_fresh_processes(variant: Variant) -> None:
     for x in found:
         assert len(x.rounds) == 2
         assert x.runtime_version == RUNTIMES["onnxruntime"].version()
-        assert all(r.cold_ns is not None and r.cold_ns > r.load_ns for r in x.rounds)
-        assert all(r.load_ns > 0 and len(r.samples_ns) >= MIN_SAMPLES for r in x.rounds)
+        assert all(r.cold_ns and r.load_ns and r.cold_ns > r.load_ns > 0 for r in x.rounds)
+        assert all(len(r.samples_ns) >= MIN_SAMPLES for r in x.rounds)
         assert 10 * 2**20 < x.peak_rss_bytes < 2**30
         assert x.feeds_sha256 == found[0].feeds_sha256
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.lists(st.integers(1, OPEN_BYTES * 5 // 4), min_size=4, max_size=4),
+    st.integers(1, 6),
+)
+def test_models_that_are_open_at_once_are_few_and_small(
+    queue: list[int], sizes: list[int], most: int
+) -> None:
+    parts = list(batches(queue, sizes, most))
+    assert [w for part in parts for w in part] == queue
+
+    def fits(part: list[int]) -> bool:
+        return len(part) <= most and sum(sizes[w] for w in part) <= OPEN_BYTES
+
+    assert all(part and (fits(part) or len(part) == 1) for part in parts)
+    # None is smaller than it has to be.
+    assert not any(fits([*a, b[0]]) for a, b in itertools.pairwise(parts))
 
 
 def test_processes_that_start_side_by_side_are_timed_one_after_the_other(
@@ -108,7 +128,9 @@ def test_processes_that_start_side_by_side_are_timed_one_after_the_other(
     # A single one is left for the end: it starts when it is asked for.
     assert events == [*["start"] * 3, *["time"] * 3, *["end"] * 3, "time"]
     assert [len(x.rounds) for x in found] == [2, 2]
-    assert sum(r.cold_ns is None for x in found for r in x.rounds) == 3
+    rounds = [r for x in found for r in x.rounds]
+    assert sum(r.cold_ns is None for r in rounds) == 3
+    assert [r.load_ns is None for r in rounds] == [r.cold_ns is None for r in rounds]
 
 
 def test_an_interrupt_leaves_none_of_the_processes_that_started(

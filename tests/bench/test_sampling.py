@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from bench.feeds import save_feeds
 from bench.latency import Round, Variant
 from bench.models import Feeds, read_model
 from bench.runtimes import RUNTIMES, Settings
-from bench.sampling import MIN_SAMPLES, is_stable, run_round, time_calls
+from bench.sampling import MIN_SAMPLES, is_stable, open_ahead, run_round, time_calls
 from tests import tiny
 from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
 
@@ -104,6 +105,24 @@ def test_a_round_reports_everything(variant: Variant) -> None:
     # Everything up to the first answer is part of a cold start.
     assert answer["cold_ns"] > answer["load_ns"] + answer["first_ns"]
     assert run_round(_job(variant))["cold_ns"] is None
+
+
+def test_a_round_whose_model_was_opened_ahead_opens_nothing(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = FakeSession(FakeClock(), [MS])
+    session.compile_ns = MS
+    runtime = FakeRuntime(session)
+    monkeypatch.setitem(RUNTIMES, "fake", runtime)
+    job = _job(dataclasses.replace(variant, runtime="fake"))
+    ahead = open_ahead(json.dumps(job))
+    answer = run_round(job, ahead)
+    assert len(runtime.opened) == 1
+    assert session.closed
+    assert len(session.fed) == 1 + len(answer["warmup_ns"]) + len(answer["samples_ns"])
+    # How long it took beside others is not how long it takes.
+    assert (answer["load_ns"], answer["compile_ns"]) == (None, None)
+    assert run_round(job)["compile_ns"] == MS
 
 
 def test_a_round_opens_with_the_settings_asked_for(
