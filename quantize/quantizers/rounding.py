@@ -19,6 +19,8 @@ S8_MAX = 127
 _DAMPING = 0.01
 # Inputs rounded before the rest is updated, in one product of matrices.
 _BLOCK = 32
+# Inputs whose factor is found by LAPACK at once.
+_FACTORED = 64
 # Inputs beyond which the Hessian takes too long and too much memory: 6,144² float32 are 151 MB.
 MAX_INPUTS = 6144
 
@@ -93,14 +95,38 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
     damping = _DAMPING * diagonal.mean(axis=1)
     # An input that is always zero changes nothing; any positive number will do for it.
     diagonal += np.where(damping > 0, damping, 1.0)[:, None]
+    del diagonal
     try:
-        factor = np.linalg.cholesky(hessian).astype(np.float32, copy=False)
+        factor = factored(hessian)
     except np.linalg.LinAlgError:
         return None
-    del hessian, diagonal
-    factor /= np.einsum("gii->gi", factor)[:, None, :].copy()
-    factor = np.ascontiguousarray(factor.transpose(0, 2, 1))
+    factor /= np.einsum("gii->gi", factor)[:, :, None].copy()
     return Rounder(factor, order, importance) if np.isfinite(factor).all() else None
+
+
+def factored(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lᵀ of each L Lᵀ, in place; what is below its diagonal means nothing.
+
+    In blocks of rows: nearly all of it are products of matrices, which take a quarter of the time
+    that LAPACK's own factoring takes through numpy.
+
+    Args:
+        matrices: float32 [groups, inputs, inputs], symmetric.
+
+    Raises:
+        LinAlgError: One is not positive definite.
+    """
+    inputs = matrices.shape[-1]
+    for start in range(0, inputs, _FACTORED):
+        end = start + _FACTORED
+        above, rows = matrices[:, :start, start:], matrices[:, start:end, start:]
+        rows -= above[:, :, :_FACTORED].transpose(0, 2, 1) @ above
+        corner = np.linalg.cholesky(rows[:, :, :_FACTORED], upper=True)
+        rows[:, :, :_FACTORED] = corner
+        if end < inputs:
+            right = rows[:, :, _FACTORED:]
+            right[:] = np.linalg.inv(corner).transpose(0, 2, 1) @ right
+    return matrices
 
 
 def _one_below_another(order: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -14,7 +14,7 @@ from quantize.anchors import Mode
 from quantize.quantizers import fitting
 from quantize.quantizers.fitting import Fit, Fitter, Rounded, fit
 from quantize.quantizers.reading import constant_of
-from quantize.quantizers.rounding import MAX_INPUTS, learn
+from quantize.quantizers.rounding import _FACTORED, MAX_INPUTS, factored, learn
 from quantize.quantizers.weights import quantize_weights
 from quantize.ranges import Range
 from quantize.recipe import Recipe
@@ -187,3 +187,19 @@ def test_a_block_of_inputs_at_a_time_gives_what_one_at_a_time_gives(
         apart = rounder.codes(weights, scales) != whole
         # Sums in another order may move a value that lies between two codes.
         assert apart.mean() < 0.02
+
+
+@given(st.integers(1, 2 * _FACTORED + 5), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=30)
+def test_blocks_of_rows_are_factored_as_the_whole_is(inputs: int, groups: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).standard_normal((groups, 2 * inputs, inputs))
+    hessian = rows.transpose(0, 2, 1) @ rows / inputs + 0.01 * np.eye(inputs)
+    found = np.triu(factored(hessian.astype(np.float32)))
+    np.testing.assert_allclose(found, np.linalg.cholesky(hessian, upper=True), atol=1e-4)
+
+
+def test_what_has_no_factor_is_not_learned_from() -> None:
+    matrix = np.eye(3 * _FACTORED, dtype=np.float32)
+    matrix[-1, -1] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        factored(matrix[None])
