@@ -59,8 +59,11 @@ class Execution:
     @property
     def opening(self) -> Settings:
         """What the model is opened with."""
-        # Samples in parallel scale better than threads inside one small operator.
-        return self.settings if self.states else replace(self.settings, threads=1)
+        # Samples in parallel scale better than threads inside one small operator. OpenVINO has to
+        # be told: in a stream one inference waits for the other.
+        if self.states:
+            return self.settings
+        return replace(self.settings, threads=1, streams=self.settings.threads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ tensors together would take too much memory, the samples pass several times, eac
 graph that has only some of them as outputs. All these graphs share one file of weights.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -61,6 +62,9 @@ class Watch:
     ) -> Iterator[R]:
         """What `take` makes of each sample, in order.
 
+        Half of the workers look at tensors while the others run samples: looking is many short
+        calls of numpy, and threads that all make them wait for the interpreter after each.
+
         Args:
             samples: To run.
             take: Gets the number of a sample and its wanted tensors one at a time, each of which
@@ -69,9 +73,13 @@ class Watch:
         carried: Feeds = {}
         waiting: deque[Future[R]] = deque()
         pool = ThreadPoolExecutor(self.workers)
+        lookers = threading.BoundedSemaphore(max(self.workers // 2, 1))
 
         def one(index: int) -> R:
-            return take(index, self._values({**samples[index].feeds, **carried}, carried))
+            feeds = {**samples[index].feeds, **carried}
+            found = _run(self.session, self.fetched, feeds)
+            with lookers:
+                return take(index, self._values(feeds, found, carried))
 
         try:
             for index in range(len(samples)):
@@ -83,9 +91,11 @@ class Watch:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _values(self, feeds: Feeds, carried: Feeds) -> Iterator[tuple[str, Array]]:
+    def _values(
+        self, feeds: Feeds, found: Iterator[tuple[str, Array]], carried: Feeds
+    ) -> Iterator[tuple[str, Array]]:
         yield from ((n, feeds[n]) for n in self.wanted if n in feeds)
-        for name, array in _run(self.session, self.fetched, feeds):
+        for name, array in found:
             if name in self.states:
                 carried[self.states[name]] = array
             if name in self.wanted and name not in feeds:
@@ -132,20 +142,23 @@ def passes(
 def _run(
     session: "ort.InferenceSession", fetched: Sequence[str], feeds: Feeds
 ) -> Iterator[tuple[str, Array]]:
-    """Tensors of one run, copied out of the runtime one at a time."""
+    """Tensors of a run, which is done at once; each is let go when the next one is taken."""
     import onnxruntime as ort
 
     try:
         if any(v.dtype.kind in "OU" for v in feeds.values()):
             # An OrtValue holds no text.
-            yield from zip(fetched, session.run(list(fetched), feeds), strict=True)
-            return
+            return zip(fetched, session.run(list(fetched), feeds), strict=True)
         fed = {n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in feeds.items()}
         found = session.run_with_ort_values(list(fetched), fed)
     except open_errors() as e:
         text = str(e).strip().splitlines()[0]
         raise InputError(f"the model cannot run on a calibration sample: {text}") from e
-    for i, name in enumerate(fetched):
+    return _one_by_one(fetched, found)
+
+
+def _one_by_one(names: Sequence[str], found: list[Any]) -> Iterator[tuple[str, Array]]:
+    for i, name in enumerate(names):
         value, found[i] = found[i], None
         if value.is_tensor():
             yield name, value.numpy()

@@ -6,13 +6,14 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from bench.errors import InputError
-from bench.models import Array, Feeds, read_model
+from bench.models import Array, read_model
 from quantize import watching as module
 from quantize.calibrate import Calibration, calibrate, calibrate_for
 from quantize.rows import RowStore
@@ -160,22 +161,32 @@ def test_samples_side_by_side_leave_the_same_statistics(
 ) -> None:
     path, feeds, wanted = chain(tmp_path / "m.onnx"), ragged(40), ["x", "c", "r", "m", "y"]
     expected = run(path, wanted, feeds)
-    both, met = threading.Barrier(2), set[int]()
-    values = module.Watch._values
+    everybody, met = threading.Barrier(4), {threading.get_ident()}
+    looking, most = list[int](), set[int]()
+    once, values = module._run, module.Watch._values
 
-    def together(self: module.Watch, *given: Feeds) -> Iterator[tuple[str, Array]]:
+    def together(*given: Any) -> Iterator[tuple[str, Array]]:
         if threading.get_ident() not in met:
             met.add(threading.get_ident())
-            # Without a second thread at work, nobody would come.
-            both.wait(timeout=20)
-        return values(self, *given)
+            # Were fewer threads at work, the last one would not come.
+            everybody.wait(timeout=20)
+        return once(*given)
 
-    monkeypatch.setattr(module.Watch, "_values", together)
+    def watched(self: module.Watch, *given: Any) -> Iterator[tuple[str, Array]]:
+        looking.append(1)
+        for value in values(self, *given):
+            most.add(len(looking))
+            yield value
+        looking.pop()
+
+    monkeypatch.setattr(module, "_run", together)
+    monkeypatch.setattr(module.Watch, "_values", watched)
     seen: list[tuple[int, int]] = []
-    found = run(path, wanted, feeds, seen=seen, threads=2)
+    found = run(path, wanted, feeds, seen=seen, threads=4)
     for name, stats in found.tensors.items():
         same(stats, expected.tensors[name])
-    assert len(met) == 2
+    assert len(met) == 5
+    assert max(most) <= 2
     assert seen == [(i + 1, 40) for i in range(40)]
 
 

@@ -111,7 +111,7 @@ def test_scores_come_in_the_order_of_the_samples(tmp_path, model, threads):
 def test_independent_samples_share_the_threads(tmp_path, model):
     execution = run_with(echo, threads=4, exact=True)
     evaluate(model, numbered_samples(tmp_path, 3), METRICS["mae"], execution)
-    assert execution.runtime.settings == Settings(threads=1, exact=True)
+    assert execution.runtime.settings == Settings(threads=1, exact=True, streams=4)
 
 
 def test_the_record_says_how_it_was_made(tmp_path, model):
