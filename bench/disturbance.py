@@ -34,7 +34,7 @@ class Disturbance:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What others took between two moments; see `bench.latency.Round`.
+    """What others took between two moments; see `bench.rounds.Round`.
 
     Attributes:
         steal_share: Share of the CPU time of all CPUs that the hypervisor gave away.

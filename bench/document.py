@@ -30,6 +30,7 @@ from bench.render import (
     Table,
 )
 from bench.report import BenchReport
+from bench.rounds import shapes_note
 from bench.work import bound_by, shortest_ms
 
 
@@ -91,7 +92,8 @@ def _latencies(report: BenchReport) -> Table:
         f"{_counted([len(first.rounds)], 'round')} in fresh processes",
         _LATENCY,
         tuple(rows),
-        "n/a: too few samples to know that percentile. Median: of the medians of the rounds.",
+        "n/a: too few samples to know that percentile. Median: of the medians of the rounds."
+        + shapes_note(r for x in report.latencies for r in x.rounds),
     )
 
 

@@ -10,12 +10,10 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, TypeAlias
-
-import numpy as np
 
 from bench.errors import VnnifyError
 from bench.feeds import feeds_digest, save_feeds
@@ -23,8 +21,8 @@ from bench.gpu import Gpu
 from bench.isolate import Child, head_start, run_isolated
 from bench.models import Feeds, Model
 from bench.percentiles import percentile_ms
+from bench.rounds import Round
 from bench.runtimes.seam import Precision
-from bench.sampling import FEWEST_TO_TELL, is_stable
 from bench.turns import batches, refuse_nonsense, turns
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -58,61 +56,6 @@ class Variant:
     batch: int
     precision: Precision = "fp32"
     copies: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One process: it loads the model, warms up, and is timed.
-
-    Attributes:
-        load_ns: To open and compile the model; importing the runtime not counted. None where
-            processes opened models side by side.
-        first_ns: The first inference.
-        warmup_ns: Inferences after it that are not counted, in order.
-        samples_ns: Inferences that are, in order; nothing is dropped.
-        peak_rss_bytes: The most memory that the process held.
-        steal_share: Share of the machine's CPU time, while sampling, that the hypervisor gave away.
-        others_share: Share of it that other processes of this machine took.
-        throttled_periods: How often the CPU quota stopped the process while sampling.
-        held_up_share: Of the time in which its threads were ready to run, the share in which others
-            had their CPU: other processes, or other guests of the hypervisor.
-        compile_ns: Of `load_ns`, what compiling took; None where the runtime cannot tell.
-        cold_ns: From asking for the process to its first answer: starting Python, importing
-            vnnify and the runtime, opening, compiling, one inference. Files are in the page cache.
-            None where processes started side by side.
-        placement: Nodes by execution provider, where the runtime tells it.
-        gpu: On a GPU, its clock, power and temperature right after the samples.
-    """
-
-    load_ns: int | None
-    first_ns: int
-    warmup_ns: tuple[int, ...]
-    samples_ns: tuple[int, ...]
-    peak_rss_bytes: int
-    steal_share: float
-    others_share: float
-    throttled_periods: int
-    held_up_share: float = 0.0
-    compile_ns: int | None = None
-    cold_ns: int | None = None
-    placement: dict[str, int] = field(default_factory=dict)
-    gpu: Gpu | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether times were steady when the warm-up ended; also if it was too short to tell."""
-        return len(self.warmup_ns) < FEWEST_TO_TELL or is_stable(self.warmup_ns)
-
-    @property
-    def median_ns(self) -> float:
-        """Median of the samples."""
-        return statistics.median(self.samples_ns)
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range of the samples over their median."""
-        low, high = np.percentile(self.samples_ns, (25, 75))
-        return float((high - low) / self.median_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +338,6 @@ def job_of(variant: Variant, feeds: Path, seconds: float) -> dict[str, Any]:
 
 
 def _round(answer: dict[str, Any]) -> Round:
-    lists = {k: tuple(answer[k]) for k in ("warmup_ns", "samples_ns")}
+    lists = {k: tuple(answer[k]) for k in ("warmup_ns", "samples_ns", "shapes")}
     gpu = answer.get("gpu")
     return Round(**{**answer, **lists, "gpu": None if gpu is None else Gpu(**gpu)})

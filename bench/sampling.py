@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import gc
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from bench.disturbance import between, disturbance
 from bench.feeds import load_feeds
 from bench.gpu import first_visible, read_gpus
 from bench.models import Feeds
+from bench.rounds import ONE_SHAPE, Shapes, is_stable, shapes_of, typical_ns
 from bench.runtimes import Session, Settings, Staging, find_runtime
 from bench.stages import peak_rss_bytes
 from bench.turns import OPEN_BYTES
@@ -27,9 +27,6 @@ _WARMUP_S = 1.0
 _LEAST_S = 0.1
 # Of a turn that chooses what to measure.
 _ENOUGH_TO_CHOOSE = 64
-_WINDOW = 10
-_STABLE = 1.02
-FEWEST_TO_TELL = 2 * _WINDOW - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +37,14 @@ class Opened:
         runtime_version: Of the package that opened it.
         session: It.
         feeds: What it is timed on.
+        shapes: Of these.
         load_ns: What opening took; importing the runtime not counted.
     """
 
     runtime_version: str
     session: Session
     feeds: Sequence[Feeds]
+    shapes: Shapes
     load_ns: int
 
 
@@ -61,7 +60,8 @@ def _opened(job: dict[str, Any]) -> Opened:
     start = perf_counter_ns()
     session = runtime.open(Path(job["model"]), _settings(job))
     session.prepare(feeds[0])
-    return Opened(version, session, feeds, perf_counter_ns() - start)
+    load_ns = perf_counter_ns() - start
+    return Opened(version, session, feeds, shapes_of(feeds), load_ns)
 
 
 def run_round(job: dict[str, Any], ahead: Opened | None = None) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def run_round(job: dict[str, Any], ahead: Opened | None = None) -> dict[str, Any
         ahead: Its model, where it was opened beside others; how long that took tells nothing then.
 
     Returns:
-        The fields of a `bench.latency.Round`, and `runtime_version`.
+        The fields of a `bench.rounds.Round`, and `runtime_version`.
     """
     opened = ahead or _opened(job)
     session = opened.session
@@ -85,7 +85,9 @@ def run_round(job: dict[str, Any], ahead: Opened | None = None) -> dict[str, Any
     gc.disable()
     before = disturbance()
     try:
-        warmup, samples = time_calls(calls, seconds=job["seconds"], enough=job.get("enough"))
+        warmup, samples = time_calls(
+            calls, seconds=job["seconds"], enough=job.get("enough"), shapes=opened.shapes
+        )
     finally:
         gc.enable()
     taken = between(before, disturbance())
@@ -101,6 +103,7 @@ def run_round(job: dict[str, Any], ahead: Opened | None = None) -> dict[str, Any
         "gpu": dataclasses.asdict(gpus[0]) if gpus else None,
         "warmup_ns": warmup,
         "samples_ns": samples,
+        "shapes": opened.shapes,
         "peak_rss_bytes": peak_rss_bytes(),
         **dataclasses.asdict(taken),
     }
@@ -143,8 +146,11 @@ def _median_ns(session: Session, turn: dict[str, Any]) -> float:
     session.prepare(feeds[0])
     calls = _calls(session, feeds, copies=turn["copies"])
     calls[0]()
-    _, samples = time_calls(calls, seconds=turn["seconds"], enough=_ENOUGH_TO_CHOOSE)
-    return statistics.median(samples)
+    shapes = shapes_of(feeds)
+    warmup, samples = time_calls(
+        calls, seconds=turn["seconds"], enough=_ENOUGH_TO_CHOOSE, shapes=shapes
+    )
+    return typical_ns(samples, shapes, 1 + len(warmup))
 
 
 def _settings(job: dict[str, Any]) -> Settings:
@@ -156,14 +162,17 @@ def time_calls(
     *,
     seconds: float,
     enough: int | None = None,
+    shapes: Shapes = ONE_SHAPE,
     clock: Callable[[], int] = perf_counter_ns,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Call in rotation until it is warm, then for `seconds`.
 
     Args:
         calls: One per input; the first one was made before.
-        seconds: Time for samples, and the most for warming up; at least `MIN_SAMPLES` are taken.
+        seconds: Time for samples, and the most for warming up; at least `MIN_SAMPLES` are taken,
+            and one of every input where their shapes differ.
         enough: Samples that end it sooner, but not before a tenth of a second.
+        shapes: Of the inputs.
         clock: Nanoseconds from any origin.
 
     Returns:
@@ -178,14 +187,15 @@ def time_calls(
 
     warmup: list[int] = []
     end = clock() + int(min(seconds, _WARMUP_S) * 1e9)
-    while clock() < end and not is_stable(warmup):
+    while clock() < end and not is_stable(warmup, shapes):
         warmup.append(run(1 + len(warmup)))
     samples: list[int] = []
     offset = 1 + len(warmup)
     start = clock()
     end, least = (start + int(s * 1e9) for s in (seconds, min(seconds, _LEAST_S)))
     most = _MAX_SAMPLES if enough is None else enough
-    while len(samples) < MIN_SAMPLES or clock() < (end if len(samples) < most else least):
+    fewest = max(MIN_SAMPLES, len(shapes))
+    while len(samples) < fewest or clock() < (end if len(samples) < most else least):
         samples.append(run(offset + len(samples)))
     return tuple(warmup), tuple(samples)
 
@@ -194,12 +204,3 @@ def _calls(session: Session, feeds: Sequence[Feeds], *, copies: bool) -> list[Ca
     if copies:
         return [functools.partial(session.run, feed) for feed in feeds]
     return [cast("Staging", session).stage(feed) for feed in feeds]
-
-
-def is_stable(warmup: Sequence[int]) -> bool:
-    """Whether the last medians of a sliding window over the warm-up agree."""
-    if len(warmup) < FEWEST_TO_TELL:
-        return False
-    tail = warmup[-FEWEST_TO_TELL:]
-    medians = [statistics.median(tail[i : i + _WINDOW]) for i in range(_WINDOW)]
-    return max(medians) <= min(medians) * _STABLE

@@ -15,8 +15,8 @@ from bench.disturbance import between, disturbance
 from bench.feeds import load_feeds
 from bench.models import Feeds
 from bench.percentiles import P99_SAMPLES
+from bench.rounds import is_stable, shapes_of
 from bench.runtimes import Session, Settings, find_runtime
-from bench.sampling import is_stable
 
 _WARMUP_S = 0.5
 _MAX_SAMPLES = 200_000
@@ -137,12 +137,13 @@ def _rotation(feeds: Sequence[Feeds], offset: int) -> Iterator[Feeds]:
 
 def _warm(session: Session, feeds: Sequence[Feeds], number: int) -> None:
     taken: list[int] = []
+    shapes = shapes_of(feeds)
     end = perf_counter_ns() + int(_WARMUP_S * 1e9)
     for feed in _rotation(feeds, number):
         start = perf_counter_ns()
         session.run(feed)
         taken.append(perf_counter_ns() - start)
-        if perf_counter_ns() > end or is_stable(taken):
+        if perf_counter_ns() > end or is_stable(taken, shapes, number):
             return
 
 

@@ -21,6 +21,7 @@ from bench.render import (
     Section,
     Table,
 )
+from bench.rounds import shapes_note
 from quantize.amounts import UNITS, drop_text, scaled, score_text, size_change, size_text
 from quantize.coverage import Coverage
 from quantize.evaluate import Evaluation
@@ -276,6 +277,6 @@ def _speed(report: GateReport) -> Section:
     )
     note = (
         f"Batch {first.variant.batch}, {first.variant.threads} threads, {len(first.rounds)} fresh "
-        "processes each, interleaved."
+        f"processes each, interleaved.{shapes_note(first.rounds)}"
     )
     return Section("Latency", (Table("Latency", columns, tuple(rows), note),))

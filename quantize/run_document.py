@@ -4,6 +4,7 @@ from typing import Literal
 
 from bench.compare import interval_text, ratio_text
 from bench.render import Bar, Bars, Block, Column, Ecdf, Paragraph, Section, Series, Table
+from bench.rounds import shapes_note
 from quantize.amounts import size_text
 from quantize.report import Report
 
@@ -36,6 +37,7 @@ def latency_section(report: Report) -> Section:
         Paragraph(
             f"Batch {report.latencies[0].variant.batch}, {threads} threads, arrays in and out, "
             f"{len(report.latencies[0].rounds)} fresh processes each, interleaved.{noise}"
+            f"{shapes_note(report.latencies[0].rounds)}"
         ),
         Table(
             "Latency",

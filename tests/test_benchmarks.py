@@ -11,7 +11,8 @@ import pytest
 
 from bench import forecast as forecasts
 from bench.errors import UnsupportedError
-from bench.latency import Latency, Round
+from bench.latency import Latency
+from bench.rounds import Round
 from bench.yardsticks import Bout, Yardsticks
 from quantize import gains
 from tests.benchmarks import gains as gains_table

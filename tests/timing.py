@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.feeds import feeds_digest
-from bench.latency import UNHURRIED, Haste, Latency, Progress, Round, Variant
+from bench.latency import UNHURRIED, Haste, Latency, Progress, Variant
 from bench.models import Feeds
+from bench.rounds import Round
 
 
 def latency(

@@ -6,7 +6,7 @@ import pytest
 from bench.beside import Beside
 from bench.document import bench_document
 from bench.errors import InputError
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.load import Load, LoadRun, decisive
 from bench.machine import Machine, describe
 from bench.models import Model
@@ -14,6 +14,7 @@ from bench.others import Planned
 from bench.peaks import Peaks
 from bench.render import FORMATS, render
 from bench.report import BenchReport, Missing, assemble, supplies
+from bench.rounds import Round
 from bench.store import dump, load
 from bench.work import Work
 from tests.fakes import MS

@@ -17,8 +17,9 @@ from bench.compare import (
     too_busy,
 )
 from bench.errors import UsageError
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.models import Model
+from bench.rounds import Round
 from tests.fakes import MS
 
 MODEL = Model(Path("m.onnx"), (), (), 17, "0" * 64, 1)

@@ -14,11 +14,12 @@ from bench.document import bench_document
 from bench.errors import InputError
 from bench.forecast import Check, Elsewhere, Forecast, Survey, forecast, read_elsewhere, slowdown
 from bench.forecast_document import forecast_lines, forecast_section
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.machine import Machine, describe
 from bench.models import Model
 from bench.render import render
 from bench.report import assemble
+from bench.rounds import Round
 from bench.store import dump, load
 from bench.yardsticks import Bout, Yardsticks
 from tests.fakes import MS

@@ -18,12 +18,12 @@ from bench.isolate import Child
 from bench.latency import (
     Haste,
     Latency,
-    Round,
     Variant,
     measure,
     with_control,
 )
 from bench.models import Feeds, read_model, synthetic_feeds
+from bench.rounds import Round
 from bench.runtimes import RUNTIMES
 from bench.sampling import MIN_SAMPLES
 from bench.turns import OPEN_BYTES, batches, turns

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InputError
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.machine import Machine, describe
 from bench.models import Model
 from bench.others import Other, changes, refuse_unlike_run
+from bench.rounds import Round
 from tests.fakes import MS
 
 

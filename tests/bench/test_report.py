@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from bench.document import bench_document
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.machine import Machine, describe
 from bench.models import Model, TensorSpec
 from bench.peaks import Peaks
 from bench.render import FORMATS, Paragraph, render
 from bench.report import BenchReport, Missing, assemble
+from bench.rounds import Round
 from bench.store import dump, load
 from bench.work import Work
 from tests.fakes import MS

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import latency
+from bench import latency, sampling
 from bench.feeds import save_feeds
-from bench.latency import Round, Variant
+from bench.latency import Variant
 from bench.models import Feeds, read_model
+from bench.rounds import ONE_SHAPE, Round, fewest_to_tell, is_stable
 from bench.runtimes import RUNTIMES, Settings
-from bench.sampling import MIN_SAMPLES, is_stable, open_ahead, run_round, time_calls
+from bench.sampling import MIN_SAMPLES, open_ahead, run_round, run_turns, time_calls
 from tests import tiny
 from tests.fakes import MS, FakeClock, FakeRuntime, FakeSession
 
@@ -67,6 +68,41 @@ def test_warmup_of_a_slow_model_ends_after_its_time() -> None:
 def test_a_very_slow_model_still_gives_a_few_samples() -> None:
     _, (_, samples) = _time([3000 * MS], seconds=0.1)
     assert len(samples) == MIN_SAMPLES
+
+
+def test_inputs_of_unlike_shapes_are_all_timed_and_warmed_up_for_themselves() -> None:
+    shapes = (0, 1, 2, 3, 4, 5, 6)
+    clock = FakeClock()
+    session = FakeSession(clock, [(1 + i % 7) * 3000 * MS for i in range(99)])
+    calls: list[Callable[[], object]] = [partial(session.run, FEEDS[0])] * 7
+    calls[0]()
+    _, samples = time_calls(calls, seconds=0.1, clock=clock, shapes=shapes)
+    assert len(samples) == 7
+    clock = FakeClock()
+    session = FakeSession(clock, [(1 + i % 7) * MS for i in range(999)])
+    calls = [partial(session.run, FEEDS[0])] * 7
+    calls[0]()
+    warmup, _ = time_calls(calls, seconds=1, clock=clock, shapes=shapes)
+    assert len(warmup) == fewest_to_tell(shapes)
+
+
+def test_a_round_tells_which_inputs_are_alike(variant: Variant) -> None:
+    assert run_round(_job(variant))["shapes"] == ONE_SHAPE
+    unlike: list[Feeds] = [{"x": np.zeros((n, 4), np.float32)} for n in (1, 2, 1)]
+    save_feeds(unlike, variant.model.path.parent / "feeds.npz")
+    assert run_round(_job(variant))["shapes"] == (0, 1, 0)
+
+
+def test_a_turn_holds_each_input_against_its_own_shape(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (1, 1, 1, 2)
+    unlike: list[Feeds] = [{"x": np.zeros((n, 4), np.float32)} for n in sizes]
+    save_feeds(unlike, variant.model.path.parent / "feeds.npz")
+    times = [n * MS for n in sizes]
+    monkeypatch.setattr(sampling, "time_calls", lambda *_, **__: (tuple(times[1:]), tuple(times)))
+    job = _job(variant)
+    assert run_turns({"turns": [job]}) == [1.25 * MS]
 
 
 def test_samples_fill_their_time() -> None:

@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InputError
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.machine import describe
 from bench.models import Model
 from bench.render import render
 from bench.report import assemble
+from bench.rounds import Round
 from bench.store import dump
 from quantize.rendering import DOCUMENTS, stored_document
 from tests.fakes import MS

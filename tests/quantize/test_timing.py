@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from bench.compare import CONFIDENCE, Comparison
-from bench.latency import Latency, Round, Variant
+from bench.latency import Latency, Variant
 from bench.models import Model
+from bench.rounds import Round
 from bench.turns import turns
 from quantize import timing
 from quantize.job import Effort
