@@ -40,13 +40,24 @@ def test_above_one_the_candidate_is_faster() -> None:
     assert found.doubts == ()
 
 
-def test_the_ratio_is_the_geometric_mean_of_paired_rounds() -> None:
+def test_the_ratio_is_the_median_of_paired_rounds() -> None:
     # A machine that is twice as slow in the second round changes nothing.
     found = compare(_latency("a", 4, 8), _latency("b", 2, 4))
     assert found.ratio == pytest.approx(2)
     assert found.low == pytest.approx(2)
-    mixed = compare(_latency("a", 1, 1), _latency("b", 0.5, 2))
-    assert mixed.ratio == pytest.approx(1)
+    mixed = compare(_latency("a", 1, 1, 1), _latency("b", 0.5, 2, 2))
+    assert mixed.ratio == pytest.approx(0.5)
+
+
+def test_the_interval_reaches_to_the_median_from_where_the_mean_is() -> None:
+    # Most rounds are alike; the others pull the mean, and Student's interval with it.
+    fast, slow = [1.0] * 16 + [4.0] * 14, [1.0] * 30
+    for a, b in ((fast, slow), (slow, fast)):
+        found = compare(_latency("a", *a), _latency("b", *b))
+        assert found.ratio == pytest.approx(1)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= found.ratio <= found.high
 
 
 def test_few_rounds_get_students_interval() -> None:
@@ -273,6 +284,16 @@ def test_a_warmup_that_ran_out_of_time_is_a_doubt() -> None:
     )
     found = compare(_latency("a", 1, 1), dataclasses.replace(restless, rounds=rounds))
     assert found.doubts == ("b: the warm-up did not settle in 2 of 2 rounds",)
+    # Half of the rounds may do that.
+    rounds = (rounds[0], restless.rounds[1])
+    assert compare(_latency("a", 1, 1), dataclasses.replace(restless, rounds=rounds)).doubts == ()
+
+
+def test_the_round_with_the_fewest_samples_is_doubted() -> None:
+    short = _latency("b", 1, 1)
+    rounds = (dataclasses.replace(short.rounds[0], samples_ns=(MS,) * 63), short.rounds[1])
+    found = compare(_latency("a", 1, 1), dataclasses.replace(short, rounds=rounds))
+    assert found.doubts == ("b: 63 samples in a round, better 64 or more",)
 
 
 def test_doubts_are_one_line_for_each_of_the_two_and_one_for_both() -> None:

@@ -121,6 +121,9 @@ def test_fp32_is_timed_where_it_may_be_the_fastest_and_nowhere_else() -> None:
     turned = replace(FOUND, fp32={"onnxruntime": Ratio(0.95, 0.9, 1.02), "openvino": SAME})
     assert contenders(turned, both) == ["openvino", "onnxruntime"]
     assert contenders(replace(FOUND, fp32={}), both) == []
+    # Where the fastest of all may not serve any more, the next one's interval counts.
+    third = {**FOUND.fp32, "openvino": Ratio(0.8, 0.6, 1.0), "other": Ratio(0.5, 0.45, 0.55)}
+    assert contenders(replace(FOUND, fp32=third), ["openvino", "other"]) == ["openvino", "other"]
 
 
 def test_of_fp32_as_fast_only_what_may_decide_is_timed() -> None:
@@ -133,13 +136,17 @@ def test_of_fp32_as_fast_only_what_may_decide_is_timed() -> None:
     assert deciding(known(1.4, 1.2, 1.6), both) == ["openvino"]
     assert deciding(known(1.3, 1.15, 1.5), both) == ["openvino", "onnxruntime"]
     assert deciding(known(1.0, 0.9, 1.1), both) == ["openvino", "onnxruntime"]
-    assert deciding(known(0.7, 0.6, 0.8), both) == ["openvino"]
+    assert deciding(known(0.8, 0.7, 0.91), both) == ["openvino", "onnxruntime"]
+    assert deciding(known(0.7, 0.6, 0.89), both) == ["openvino"]
     assert deciding(replace(FOUND, fp32={}), both) == []
     # What is not timed has to be beaten all the same.
     assert to_beat(known(1.4, 1.2, 1.6), both, ["openvino"]) == 1.07
     assert to_beat(known(1.4, 1.2, 1.6), both, both) == 1.0
     assert to_beat(known(1.4, 1.2, 1.6), both[:1], both[:1]) == 1.0
     assert to_beat(FOUND, both, ["onnxruntime"]) == 1.0
+    # As many times as fast as the one beside which it is timed, which need not be the fastest.
+    slower = {"openvino": Ratio(0.8, 0.7, 0.9), "onnxruntime": Ratio(0.75, 0.7, 1.0)}
+    assert to_beat(replace(FOUND, fp32=slower), both, ["openvino"]) == pytest.approx(1.25)
 
 
 def compared(candidate: str, ratio: float, low: float | None, baseline: str) -> Comparison:
