@@ -127,6 +127,15 @@ def constants_of(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
+def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Initializers of the graph and of those inside it, and what nodes have as attributes."""
+    yield from (v.const_value for v in constants_of(model) if v.const_value is not None)
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()
+
+
 def load(path: Path) -> ir.Model:
     """The graph in a file; large weights are read when they are asked for, and each time again.
 

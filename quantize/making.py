@@ -31,7 +31,7 @@ def candidates_for(bench: Workbench, target: str, aim: Aim) -> list[Trial]:
     for name, plan in plans(bench.anchors, target, bench.runtimes, bench.engines, modes).items():
         if trials and (bench.late or aim.stopped()):
             break
-        if plan.engine != "native" or chosen is None or "static" not in chosen.modes.values():
+        if plan.engine != "native" or chosen is None or not chosen.is_static:
             trial = best_variant(bench, plan, name)
         else:
             like = replace(chosen, modes=plan.modes, fused_for=plan.fused_for)
@@ -53,7 +53,7 @@ def _where_it_pays(bench: Workbench, trials: Sequence[Trial], target: str) -> li
             for t in trials
             if t.quantized.recipe.fused_for == runtime
             and t.quantized.recipe.engine == "native"
-            and "static" in t.quantized.recipe.modes.values()
+            and t.quantized.recipe.is_static
         ]
         if not fitting or runtime not in TELLING:
             continue

@@ -9,7 +9,6 @@ samples.
 
 import gc
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,16 @@ from bench.runtimes.seam import Settings
 from bench.store import refuse_full
 from quantize.amounts import size_text
 from quantize.einsums import write_out_einsums
-from quantize.graphs import constants_of, load, release, save, too_large, weight_bytes
+from quantize.graphs import (
+    constants_of,
+    load,
+    release,
+    save,
+    tensors_of,
+    too_large,
+    weight_bytes,
+)
+from quantize.halves import widen
 from quantize.loops import free_invariants
 from quantize.protos import load_graph
 from quantize.rewrites import rewrite
@@ -45,7 +53,6 @@ _SKIPPED_PASSES = (
     "ConstantSharing",
     "GemmActivationFusion",
 )
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ def _cleaned(source: Model, notes: list[str], shown: str) -> ir.Model:
     _leave_training(model, notes)
     if count := free_invariants(model):
         notes.append(f"{count} values that never change in their loops taken out of them")
-    if _widen_half(model):
+    if widen(model):
         notes.append(
             "half precision widened to float inside; inputs and outputs keep their types. FP32 is "
             f"that wider model; the source is {size_text(source.size_bytes)} large"
@@ -174,7 +181,7 @@ def _converts_ports(node: ir.Node) -> bool:
 
 def _refuse_damaged(model: ir.Model, shown: str) -> None:
     """Refuse tensors whose data is not what their shape and type, or their file, promise."""
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model):
         try:
             tensor.numpy()
         except (OSError, TypeError, ValueError) as e:
@@ -284,92 +291,6 @@ def _refused(error: Exception, shown: str) -> VnnifyError:
             "cannot be quantized; export the model without them."
         )
     return refusal(shown, error)
-
-
-def _widen_half(model: ir.Model) -> bool:
-    """Turn half precision into float inside; inputs and outputs keep their types through casts.
-
-    Returns:
-        Whether there was any.
-    """
-    graph = model.graph
-    ports, nodes = (*graph.inputs, *graph.outputs), graph.all_nodes()
-    kinds = {*(p.dtype for p in ports), *(t.dtype for t in _tensors(graph))}
-    held = not kinds.isdisjoint(_HALF)
-    # As in a model that was exported under autocast, whose weights are float.
-    if not held and not any(_makes_half(a) for n in nodes for a in n.attributes.values()):
-        return False
-    for value in graph.outputs:
-        if value.dtype in _HALF:
-            value.meta["half"], value.dtype = value.dtype, ir.DataType.FLOAT
-    for value in (v for sub in graph.subgraphs() for v in sub.inputs):
-        if value.dtype in _HALF:
-            value.dtype = ir.DataType.FLOAT
-    for sub in (graph, *graph.subgraphs()):
-        for value in sub.initializers.values():
-            if value.const_value is not None and value.const_value.dtype in _HALF:
-                wide = value.const_value.numpy().astype(np.float32)
-                value.const_value = ir.Tensor(wide, name=value.name)
-                value.dtype = ir.DataType.FLOAT
-    for node in list(graph.all_nodes()):
-        _widen_node(node)
-    _cast_edges(graph)
-    return True
-
-
-def _makes_half(attribute: ir.Attr) -> bool:
-    """Whether it is the type that a Cast or the like turns its input into, and half precision."""
-    if attribute.name not in ("to", "dtype") or attribute.type != ir.AttributeType.INT:
-        return False
-    return attribute.as_int() in _HALF
-
-
-def _widen_node(node: ir.Node) -> None:
-    for attribute in list(node.attributes.values()):
-        if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
-            wide = attribute.as_tensor().numpy().astype(np.float32)
-            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.Tensor(wide))
-        if _makes_half(attribute):
-            node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
-    for value in node.outputs:
-        if value.dtype in _HALF:
-            value.dtype = ir.DataType.FLOAT
-
-
-def _cast_edges(graph: ir.Graph) -> None:
-    first = next(iter(graph), None)
-    for value in graph.inputs:
-        if value.dtype not in _HALF or first is None:
-            continue
-        cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)})
-        cast.outputs[0].name = f"{value.name}_float"
-        value.replace_all_uses_with(cast.outputs[0])
-        cast.replace_input_with(0, value)
-        graph.insert_before(first, cast)
-    for i, value in enumerate(graph.outputs):
-        if "half" in value.meta:
-            _cast_output(graph, i, value)
-
-
-def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
-    kind = value.meta["half"]
-    cast = ir.node("Cast", [value], attributes={"to": int(kind)})
-    name = value.name
-    value.name = f"{name}_float"
-    cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, kind, value.shape
-    graph.append(cast)
-    graph.outputs[index] = cast.outputs[0]
-
-
-def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
-    for sub in (graph, *graph.subgraphs()):
-        for value in sub.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-    for node in graph.all_nodes():
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR:
-                yield attribute.as_tensor()
 
 
 def refuse_nonfinite(model: ir.Model, shown: str) -> None:

@@ -36,8 +36,8 @@ Group: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """Something by anchor name, as the journal keeps it."""
+class Alone:
+    """Noise of each group by itself, by its first anchor, as the journal keeps it."""
 
     by_anchor: dict[str, float]
 
@@ -101,7 +101,7 @@ def single_noise(
     """
     recipe = replace(trial.quantized.recipe, engine="native")
     key = bench.key(recipe=asdict(recipe))
-    if (known := bench.journal.recall(Shares, "alone", key)) is not None:
+    if (known := bench.journal.recall(Alone, "alone", key)) is not None:
         return {g: known.by_anchor[g[0]] for g in groups if g[0] in known.by_anchor}
     start = bench.start(recipe)
     few = bench.probes[:3]
@@ -121,7 +121,7 @@ def single_noise(
             continue
         shares = noise_shares(bench.probe_outputs[: len(few)], found)
         alone[group] = float(np.mean(list(shares.values()))) if shares else 0.0
-    bench.journal.keep(Shares({g[0]: share for g, share in alone.items()}), "alone", key)
+    bench.journal.keep(Alone({g[0]: share for g, share in alone.items()}), "alone", key)
     return alone
 
 

@@ -52,6 +52,7 @@ GRAPH_MODULES = (
     "quantize/inspection/*.py",
     "quantize/keeping.py",
     "quantize/pipeline.py",
+    "quantize/halves.py",
     "quantize/loops.py",
     "quantize/nodes.py",
     "quantize/gains.py",

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Two float32 implementations of one network differ by about 1e-4 of an output's largest value,
 # since they add in another order; a wrong attribute or a lost bias differs by 1e-2 and more.
-RTOL = 1e-3
-ATOL = 1e-5
+_RTOL = 1e-3
+_ATOL = 1e-5
 # A whole number that comes from an argmax may differ where two scores are equal but for rounding.
 _MAX_TIES = 0.01
 
@@ -47,24 +47,17 @@ class _Tally:
 
 
 def check_parity(
-    reference: Callable[[Feeds], Feeds],
-    model: Path,
-    feeds: Sequence[Feeds],
-    *,
-    rtol: float = RTOL,
-    atol: float = ATOL,
+    reference: Callable[[Feeds], Feeds], model: Path, feeds: Sequence[Feeds]
 ) -> Parity:
     """Run both on the same samples, and refuse a model that computes something else.
 
-    A float output may differ by `atol + rtol * max|reference|`, judged by its own scale. Integers
+    A float output may differ by `1e-5 + 1e-3 * max|reference|`, judged by its own scale. Integers
     and text have to be equal, but for one element in a hundred (ties of an argmax).
 
     Args:
         reference: The source: outputs by name.
         model: The converted model; runs in ONNX Runtime.
         feeds: At least one sample.
-        rtol: Tolerance as a share of the output's largest absolute value.
-        atol: Absolute tolerance.
 
     Raises:
         InputError: They disagree; names the first output and sample, the difference and the limit.
@@ -80,7 +73,7 @@ def check_parity(
             for name, expected in wanted.items():
                 where = f"{model}: output {name!r} of sample {index}"
                 tally = tallies.setdefault(name, _Tally())
-                _compare(expected, found[name], (rtol, atol), where, tally)
+                _compare(expected, found[name], where, tally)
     finally:
         session.close()
     _refuse_unequal(model, tallies, len(feeds))
@@ -144,9 +137,7 @@ def _refuse_unequal(model: Path, tallies: dict[str, _Tally], samples: int) -> No
             )
 
 
-def _compare(
-    wanted: Array, found: Array, tolerance: tuple[float, float], where: str, tally: _Tally
-) -> None:
+def _compare(wanted: Array, found: Array, where: str, tally: _Tally) -> None:
     if wanted.shape != found.shape:
         raise InputError(
             f"{where}: has the shape {list(found.shape)}, its source returns {list(wanted.shape)}. "
@@ -167,11 +158,10 @@ def _compare(
         )
     if not wide[finite].size:
         return
-    rtol, atol = tolerance
     scale = float(np.abs(wide[finite]).max())
     worst = float(np.abs(wide[finite] - other[finite]).max())
     tally.largest = max(tally.largest, worst)
-    limit = atol + rtol * scale
+    limit = _ATOL + _RTOL * scale
     if worst > limit:
         raise InputError(
             f"{where}: differs from its source by up to {worst:.3g}; values reach {scale:.3g}, so "
