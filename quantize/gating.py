@@ -21,7 +21,7 @@ from quantize.checks import (
     speed_check,
 )
 from quantize.coverage import coverage_of
-from quantize.data import Samples, refuse_overlap
+from quantize.data import Samples
 from quantize.evaluate import Evaluation, Execution, Scoring, scoring
 from quantize.gate import judge
 from quantize.gate_report import GateReport, Judgement
@@ -33,6 +33,7 @@ from quantize.outputs import OutputStore
 from quantize.served import FEW, Few, Served, serve, threads_check, unscored
 from quantize.slices import divide, look_into, slice_limit
 from quantize.sources.parity import repeats
+from quantize.splitting import refuse_overlap
 from quantize.starting import chosen_metric, read_source
 from quantize.tolerance import Tolerance, parse_tolerance
 

@@ -13,13 +13,14 @@ from bench.errors import InputError, UnsupportedError, UsageError
 from bench.models import Model, TensorSpec
 from bench.runtimes import RUNTIMES, Settings
 from bench.runtimes.seam import Session
-from quantize.data import Samples, infer_inputs, read_samples, refuse_overlap, split
+from quantize.data import Samples, infer_inputs, read_samples
 from quantize.graphs import load, save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
 from quantize.metrics import METRICS, compares_texts, resolve_metric
 from quantize.prepare import Prepared, prepare
 from quantize.sources import check_parity, convert, describe_inputs, refuse_random
+from quantize.splitting import refuse_overlap, split
 
 _PARITY_SAMPLES = 4
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.models import Model, read_model
-from quantize.data import Samples, read_samples, split
+from quantize.data import Samples, read_samples
 from quantize.metric import Metric
 from quantize.metrics import resolve_metric
+from quantize.splitting import split
 
 _SEED = 0
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench.errors import InputError, ResourceError, UsageError
 from bench.models import Feeds, TensorSpec
 from quantize import archives
 from quantize import data as data_module
-from quantize.data import Samples, _digests, infer_inputs, read_samples, refuse_overlap, split
+from quantize.data import Samples, _digests, infer_inputs, read_samples
 from quantize.feeds import digest
 
 X = TensorSpec("x", "float32", ("N", 3))
@@ -589,99 +587,11 @@ def test_a_part_has_another_digest_than_the_whole(tmp_path: Path) -> None:
     assert whole.subset(range(4)).digest == before
 
 
-def _fake(contents: list[int], labels: list[object] | None = None) -> Samples:
-    return Samples(
-        source="fake",
-        inputs=(X,),
-        labelled=labels is not None,
-        digests=tuple(f"d{c}" for c in contents),
-        _load=lambda i: {"x": np.array([contents[i]], np.float32)},
-        _where=str,
-        _label=labels.__getitem__ if labels is not None else None,
-        _indices=tuple(range(len(contents))),
-    )
-
-
-@given(
-    contents=st.lists(st.integers(0, 30), min_size=2, max_size=60),
-    classes=st.none() | st.integers(1, 5),
-    count=st.integers(1, 80),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_no_content_is_in_both_parts_and_nothing_else_is_lost(
-    contents: list[int], classes: int | None, count: int, seed: int
-) -> None:
-    if len(set(contents)) < 2:
-        return
-    labels: list[object] | None = [c % classes for c in contents] if classes else None
-    samples = _fake(contents, labels)
-    calibration, evaluation = split(samples, calibration_count=count, seed=seed, ordered=False)
-
-    refuse_overlap(calibration, evaluation)
-    assert len(calibration) == min(count, len(set(contents)) // 2)
-    assert len(set(calibration.digests)) == len(calibration)
-    assert set(calibration.digests) | set(evaluation.digests) == set(samples.digests)
-    spent = set(calibration.digests)
-    assert list(evaluation.digests) == [d for d in samples.digests if d not in spent]
-    again = split(samples, calibration_count=count, seed=seed, ordered=False)
-    assert (again[0].digests, again[1].digests) == (calibration.digests, evaluation.digests)
-
-
-@given(seed=st.integers(0, 1000), count=st.integers(4, 40))
-def test_every_class_has_its_share_of_calibration(seed: int, count: int) -> None:
-    labels: list[object] = [0] * 60 + [1] * 30 + [2] * 10
-    calibration, _ = split(
-        _fake(list(range(100)), labels), calibration_count=count, seed=seed, ordered=False
-    )
-    chosen = [calibration.label(i) for i in range(len(calibration))]
-    for label, share in ((0, 0.6), (1, 0.3), (2, 0.1)):
-        assert abs(chosen.count(label) - share * count) < 2
-
-
-def test_another_seed_chooses_other_samples() -> None:
-    chosen = {
-        split(_fake(list(range(50))), calibration_count=10, seed=s, ordered=False)[0].digests
-        for s in range(5)
-    }
-    assert len(chosen) == 5
-
-
-def test_ordered_samples_stay_in_time_even_where_they_repeat() -> None:
-    calibration, evaluation = split(
-        _fake([1, 1, 2, 3, 1]), calibration_count=2, seed=0, ordered=True
-    )
-    assert calibration.digests == ("d1", "d1")
-    assert evaluation.digests == ("d2", "d3", "d1")
-
-
-def test_fewer_samples_than_asked_for_calibrate_and_it_is_said(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    calibration, evaluation = split(
-        _fake([1, 2, 3, 4]), calibration_count=300, seed=0, ordered=False
-    )
-    assert (len(calibration), len(evaluation)) == (2, 2)
-    assert "2 samples calibrate instead of 300" in caplog.text
-
-
-def test_too_little_data_cannot_be_split() -> None:
-    with pytest.raises(InputError, match=r"3 sample\(s\), of which 1 distinct"):
-        split(_fake([1, 1, 1]), calibration_count=1, seed=0, ordered=False)
-    with pytest.raises(UsageError, match="at least 1"):
-        split(_fake([1, 2]), calibration_count=0, seed=0, ordered=False)
-
-
-def test_overlap_names_counts_and_the_first_pair() -> None:
-    with pytest.raises(
-        InputError, match=r"2 of 3 evaluation .* 4 calibration .*evaluation sample 1, calibra.* 2"
-    ):
-        refuse_overlap(_fake([5, 6, 7, 7]), _fake([1, 7, 6]))
-
-
-def test_a_subset_of_a_subset_reads_the_right_samples() -> None:
-    part = _fake([10, 11, 12, 13], [0, 1, 2, 3]).subset([3, 1, 2]).subset([1, 0])
-    assert [float(s.feeds["x"][0]) for s in part] == [11, 13]
+def test_a_subset_of_a_subset_reads_the_right_samples(tmp_path: Path) -> None:
+    whole = _read(_npz(tmp_path, x=_rows(), labels=np.arange(4)), scratch=tmp_path)
+    part = whole.subset([3, 1, 2]).subset([1, 0])
+    np.testing.assert_array_equal([s.feeds["x"][0] for s in part], _rows()[[1, 3]])
     assert [s.label for s in part] == [1, 3]
-    assert part.digests == ("d11", "d13")
+    assert part.digests == (whole.digests[1], whole.digests[3])
     with pytest.raises(dataclasses.FrozenInstanceError):
         part.source = "x"  # type: ignore[misc]
