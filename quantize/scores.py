@@ -81,7 +81,10 @@ def chance_of_yes(outputs: Feeds, output: str | None) -> float:  # noqa: ARG001 
 def agreement(
     outputs: Feeds, labels: Labels, reference: Feeds | None, output: str | None
 ) -> list[float]:
-    """Whether the FP32 model's best class is this one's too; of maps, the share of places."""
+    """Whether the FP32 model's best class is this one's too; of places, the share of them.
+
+    Places are those of images, [N, C, H, W], or of text, [N, T, C].
+    """
     reference = _given(reference, "agreement")
     name, wanted = _pick_classes(reference, output, count=len(labels))
     found = named_output(outputs, name)
@@ -89,7 +92,8 @@ def agreement(
     _refuse_shapes(name, found, reference[name], fits=fits)
     found = found.reshape(wanted.shape)
     if wanted.dtype.kind == "f":
-        found, wanted = found.argmax(axis=1), wanted.argmax(axis=1)
+        axis = -1 if reference[name].ndim == 3 else 1
+        found, wanted = found.argmax(axis=axis), wanted.argmax(axis=axis)
     return _per_sample(found == wanted)
 
 

@@ -1,5 +1,7 @@
 """Each built-in metric on outputs small enough to score by eye, and the user's own functions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -239,6 +241,19 @@ def test_agreement_needs_no_labels():
         metric.score({"y": LOGITS[:1]}, [None, None], {"y": LOGITS})
     with pytest.raises(UsageError, match="none were kept"):
         metric.score({"y": LOGITS}, [None, None])
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 5, 1), (2, 3, 1, 5)])
+def test_places_agree_where_their_best_classes_do(shape: tuple[int, ...]) -> None:
+    classes = np.array([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    others = np.array([[0, 1, 2, 0, 2], [2, 2, 1, 0, 0]])
+
+    def scores(best: Any) -> Any:
+        last = np.eye(3, dtype=np.float32)[best]
+        return last.reshape(shape) if len(shape) == 3 else np.moveaxis(last, 2, 1).reshape(shape)
+
+    found = METRICS["agreement"].score({"y": scores(others)}, [None] * 2, {"y": scores(classes)})
+    assert found == pytest.approx([0.8, 1.0])
 
 
 # --- numbers ---
