@@ -201,9 +201,7 @@ class _Domain:
             return False
         if node.op_type == "MatMul" and weights.ndim != 2:
             return False
-        out = 1
-        if node.op_type == "Conv" or (node.op_type == "Gemm" and integer_of(node, "transB", 0)):
-            out = 0
+        out = 1 - _input_axis(node)
         bias = all(self._edit(node, i, reads=False, axis=-1) for i in _present(node, (2,)))
         sized = self._sized(weights.shape[out], node, weights)
         return sized and bias and self._edit(node, 1, reads=False, axis=out)
@@ -255,11 +253,7 @@ class _Domain:
             return False
         if node.op_type != "Conv" and (weights.ndim != 2 or integer_of(node, "transA", 0)):
             return False
-        inner = 1
-        if node.op_type == "MatMul" or (
-            node.op_type == "Gemm" and not integer_of(node, "transB", 0)
-        ):
-            inner = 0
+        inner = _input_axis(node)
         groups = integer_of(node, "group", 1) if node.op_type == "Conv" else 1
         if str(node.name) in self.anchors:
             self.reads.append((str(value.name), str(node.name)))
@@ -354,13 +348,18 @@ def _inserted(data: ir.Value, anchors: Mapping[str, Anchor]) -> Group | None:
             continue
         weights = float_constant(node, 1)
         assert weights is not None
-        inner = 1 if node.op_type == "Gemm" and integer_of(node, "transB", 0) else 0
+        inner = _input_axis(node)
         reads.append((str(data.name), str(node.name)))
         edits.append(Edit(str(node.name), 1, reads=True, axis=inner))
         channels.add(weights.shape[inner])
     if len(channels) != 1 or channels == {1}:
         return None
     return Group(tuple(reads), {str(data.name): -1}, tuple(edits), channels.pop(), inserted=True)
+
+
+def _input_axis(product: ir.Node) -> int:
+    """Where the weights of a Conv, Gemm or MatMul have their input channels, 0 or 1."""
+    return 1 if product.op_type == "Conv" or integer_of(product, "transB", 0) else 0
 
 
 def _present(node: ir.Node, indices: Iterable[int]) -> list[int]:
