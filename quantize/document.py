@@ -6,7 +6,6 @@ from bench.compare import doubt_lines, interval_text, ratio_text
 from bench.forecast_document import forecast_lines, forecast_section
 from bench.render import (
     Banner,
-    Block,
     Check,
     CheckOutcome,
     Column,
@@ -22,6 +21,7 @@ from quantize.amounts import UNITS, drop_text, scaled, score_text, size_change, 
 from quantize.checks import accuracy_check, finite_check, plausible_check
 from quantize.inspection.document import kernel_section, noise_sections
 from quantize.intervals import wilson
+from quantize.layer_document import layer_section
 from quantize.proof.comparing import proof_checks, proof_section
 from quantize.report import Conclusion, Report
 from quantize.run_document import latency_section, machine_section
@@ -45,7 +45,7 @@ def document(report: Report) -> Document:
             *((sliced,) if (sliced := _slices(report)) is not None else ()),
             latency_section(report),
             *((forecast_section(report.forecast),) if report.forecast is not None else ()),
-            _layers(report),
+            layer_section(report),
             *((kernel_section(report.inspection),) if report.inspection else ()),
             *(noise_sections(report.inspection) if report.inspection else ()),
             search_section(report),
@@ -307,56 +307,8 @@ def _arithmetic_note(report: Report) -> str:
     return (
         "“exact” computes INT8 products as VNNI does; “native” as this CPU does. "
         f"What this CPU really does ({verdicts}) was found by running a canary, not read from "
-        f"flags."
+        "flags."
     )
-
-
-def _layers(report: Report) -> Section:
-    floats = [
-        (x.name, x.op, x.reason or "the plan that won leaves its kind in float")
-        for x in report.layers
-        if x.mode == "float"
-    ]
-    floats += [(name, "–", reason) for name, reason in report.left.items()]
-    narrowed = sum(x.narrowed for x in report.layers)
-    channels = sum(x.channels for x in report.layers)
-    dynamic = sum(x.mode == "dynamic" for x in report.layers)
-    text = (
-        f"{report.coverage} layers run in INT8 ({dynamic} of them with scales found at run time)."
-    )
-    if narrowed:
-        text += (
-            f" {narrowed:,} of {channels:,} output channels use less than 8 bits, so that no "
-            f"sum of "
-            "two products leaves 16 bits on CPUs without VNNI."
-        )
-    blocks: list[Block] = [Paragraph(text)]
-    if floats:
-        blocks.append(
-            Table("In float", (Column("Layer"), Column("Operator"), Column("Why")), tuple(floats))
-        )
-    if report.findings:
-        rows = tuple((f.layer, f.cause, f.done) for f in report.findings)
-        columns = (Column("Layer"), Column("Cause"), Column("Done"))
-        blocks.append(Table("Hard for 8 bits", columns, rows))
-    if report.drift:
-        blocks.append(_drift(report))
-    return Section("Layers", tuple(blocks))
-
-
-def _drift(report: Report) -> Table:
-    rows = tuple(
-        (
-            d.name,
-            f"{d.low_before:.4g} to {d.high_before:.4g}",
-            f"{d.low:.4g} to {d.high:.4g}",
-            f"{d.factor:.2f}×",
-        )
-        for d in report.drift
-    )
-    names = ("With the recipe", "Now", "Width")
-    columns = (Column("Input of"), *(Column(n, "right") for n in names))
-    return Table("Drift of ranges, the farthest first", columns, rows)
 
 
 def _checks(report: Report) -> tuple[Check, ...]:
