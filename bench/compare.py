@@ -4,13 +4,13 @@ A process is one observation: inferences inside one are alike for reasons that h
 with the model, so the interval is over rounds and never over single inferences.
 """
 
-import functools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.distributions import student_quantile
 from bench.errors import UsageError
 from bench.latency import Latency
 from bench.percentiles import P90_SAMPLES
@@ -193,32 +193,8 @@ def interval(
     if n < 2:
         return None, None
     mean = statistics.fmean(logs)
-    half = student_t(n - 1, 1 - error) * statistics.stdev(logs) / math.sqrt(n)
+    half = student_quantile(1 - error / 2, n - 1) * statistics.stdev(logs) / math.sqrt(n)
     return math.exp(mean - half), math.exp(mean + half)
-
-
-@functools.cache
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Two-sided quantile of Student's t, by bisection."""
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < confidence:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _within(t: float, freedom: int) -> float:
-    """Probability that Student's t lies within -t and t: Abramowitz and Stegun, 26.7.3, 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0 if freedom == 1 else term
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-        total += term
-    return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
 
 
 def _refuse_unlike(a: Latency, b: Latency) -> None:

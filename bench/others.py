@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bench.compare import held_up_share, student_t
+from bench.compare import CONFIDENCE, held_up_share
+from bench.distributions import student_quantile
 from bench.errors import InputError
 from bench.latency import Latency, Variant
 from bench.load import Load
@@ -205,4 +206,4 @@ def _half_width(a: Sequence[float], b: Sequence[float]) -> float | None:
     if total == 0:
         return 0.0
     freedom = total**2 / sum(p**2 / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
-    return student_t(max(1, int(freedom))) * math.sqrt(total)
+    return student_quantile(0.5 + CONFIDENCE / 2, max(1, int(freedom))) * math.sqrt(total)

@@ -2,12 +2,14 @@
 
 Notation of the paired tests: `n` paired samples, `losses` = FP32 right and INT8 wrong, `gains` =
 FP32 wrong and INT8 right, drop = (losses - gains) / n. All bounds are one-sided at `confidence`
-each, unless a function says otherwise. Written out because numpy has no distribution functions.
+each, unless a function says otherwise.
 """
 
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+
+from bench.distributions import beta_cdf, root
 
 _NORMAL = NormalDist()
 _MAX_SAMPLES = 1 << 40
@@ -35,7 +37,7 @@ def clopper_pearson_upper(k: int, n: int, confidence: float = 0.95) -> float:
     if k >= n:
         return 1.0
     # P(X <= k | p) = 1 - I_p(k + 1, n - k); the bound is where that falls to 1 - confidence.
-    return _root(lambda p: beta_cdf(p, k + 1, n - k) - confidence, 0.0, 1.0)
+    return root(lambda p: beta_cdf(p, k + 1, n - k) - confidence, 0.0, 1.0)
 
 
 def clopper_pearson_lower(k: int, n: int, confidence: float = 0.95) -> float:
@@ -48,42 +50,6 @@ def binomial_tail(k: int, n: int, rate: float) -> float:
     if k <= 0:
         return 1.0
     return beta_cdf(rate, k, n - k + 1)
-
-
-def beta_cdf(x: float, a: float, b: float) -> float:
-    """Regularized incomplete beta function I_x(a, b), for a, b > 0.
-
-    The continued fraction DLMF 8.17.22, evaluated by Lentz's method (DLMF 3.10).
-    """
-    if x <= 0.0 or x >= 1.0:
-        return 0.0 if x <= 0.0 else 1.0
-    # The fraction converges fast only below the mean; the other side by symmetry (DLMF 8.17.4).
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - beta_cdf(1.0 - x, b, a)
-    log_front = (
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    tiny = 1e-300
-    d = 1.0 / _away_from_zero(1 - (a + b) * x / (a + 1), tiny)
-    c, fraction = 1.0, d
-    for m in range(1, 100_000):
-        for step in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1.0 / _away_from_zero(1 + step * d, tiny)
-            c = _away_from_zero(1 + step / c, tiny)
-            fraction *= d * c
-        if abs(d * c - 1) < 1e-15:
-            break
-    return math.exp(log_front) * fraction / a
-
-
-def student_quantile(confidence: float, degrees: int) -> float:
-    """The `confidence` quantile (above 0.5) of Student's t with `degrees` degrees of freedom."""
-    # P(T <= t) = 1 - I_x(v/2, 1/2) / 2 with x = v / (v + t^2), so solve for x and turn it back.
-    x = _root(lambda x: beta_cdf(x, degrees / 2, 0.5) - 2 * (1 - confidence), 0.0, 1.0)
-    return math.sqrt(degrees * (1 - x) / x)
 
 
 def tango_z(losses: float, gains: float, n: float, drop: float) -> float:
@@ -183,7 +149,7 @@ def _paired_upper(losses: int, gains: int, n: int, confidence: float) -> float:
     high = (
         1.0
         if losses == n
-        else _root(lambda drop: -z - tango_z(losses, gains, n, drop), observed, 1.0)
+        else root(lambda drop: -z - tango_z(losses, gains, n, drop), observed, 1.0)
     )
     if gains == 0:
         high = max(high, clopper_pearson_upper(losses, n, confidence))
@@ -204,20 +170,3 @@ def _fewest(enough: Callable[[int], bool]) -> int:
         else:
             low = middle
     return high
-
-
-def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    # Bisection: the functions here are monotone but not smooth; 100 halvings are below rounding.
-    for _ in range(100):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        if rising(middle) < 0:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _away_from_zero(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny

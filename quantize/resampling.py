@@ -8,7 +8,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.intervals import clopper_pearson_upper, student_quantile
+from bench.distributions import student_quantile
+from quantize.intervals import clopper_pearson_upper
 
 _NORMAL = NormalDist()
 _CHUNK_DRAWS = 1 << 21

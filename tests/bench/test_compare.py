@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import compare as module
 from bench.compare import (
     Comparison,
     compare,
@@ -68,31 +67,6 @@ def test_few_rounds_get_students_interval() -> None:
     half = 4.302653 * deviation / math.sqrt(3)
     assert found.low == pytest.approx(math.exp(mean - half), rel=1e-4)
     assert found.high == pytest.approx(math.exp(mean + half), rel=1e-4)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 9, 30])
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.98])
-def test_students_quantiles_bound_their_share(freedom: int, confidence: float) -> None:
-    """Integrates the density (Abramowitz and Stegun 26.7.1) by Simpson's rule."""
-    t = module.student_t(freedom, confidence)
-    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-    n = 20_000
-    step = t / n
-    weights = [1 if i in (0, n) else 4 if i % 2 else 2 for i in range(n + 1)]
-    area = sum(
-        w * scale * (1 + (i * step) ** 2 / freedom) ** (-(freedom + 1) / 2)
-        for i, w in enumerate(weights)
-    )
-    assert 2 * area * step / 3 == pytest.approx(confidence, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("freedom", "confidence", "t"),
-    [(1, 0.95, 12.7062), (2, 0.95, 4.3027), (4, 0.95, 2.7764), (9, 0.99, 3.2498)],
-)
-def test_students_quantiles_are_those_of_tables(freedom: int, confidence: float, t: float) -> None:
-    """NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2."""
-    assert module.student_t(freedom, confidence) == pytest.approx(t, abs=5e-5)
 
 
 def test_a_look_that_may_err_less_is_wider() -> None:

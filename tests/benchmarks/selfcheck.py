@@ -23,7 +23,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.compare import compare, student_t
+from bench.compare import CONFIDENCE, compare
+from bench.distributions import student_quantile
 from bench.latency import Variant, measure
 from bench.models import Feeds, read_model, synthetic_feeds
 
@@ -103,7 +104,11 @@ def _say(line: str) -> None:
 
 def ratio_of(logs: Sequence[float]) -> tuple[float, float]:
     """Mean of log ratios, and half the width of its 95 % interval."""
-    half = student_t(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = (
+        student_quantile(0.5 + CONFIDENCE / 2, len(logs) - 1)
+        * statistics.stdev(logs)
+        / math.sqrt(len(logs))
+    )
     return statistics.median(logs), half
 
 

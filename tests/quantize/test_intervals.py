@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize.intervals import (
-    beta_cdf,
     binomial_tail,
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -16,7 +15,6 @@ from quantize.intervals import (
     paired_bounds,
     samples_to_certify,
     score_quantile,
-    student_quantile,
     tango_z,
     wilson,
     zero_loss_samples,
@@ -59,25 +57,6 @@ def test_binomial_tail_is_the_sum_of_its_terms(n, data, rate):
     k = data.draw(st.integers(0, n))
     terms = [math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k, n + 1)]
     assert binomial_tail(k, n, rate) == pytest.approx(math.fsum(terms), rel=1e-9, abs=1e-14)
-
-
-def test_beta_cdf_at_its_ends_and_middle():
-    assert beta_cdf(0.0, 2, 3) == 0.0
-    assert beta_cdf(1.0, 2, 3) == 1.0
-    assert beta_cdf(0.5, 1e5, 1e5) == pytest.approx(0.5, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "quantile"),
-    [(1, 6.313752), (2, 2.919986), (10, 1.812461), (30, 1.697261), (1_000_000, 1.644855)],
-)
-def test_student_quantile_matches_tables(degrees, quantile):
-    assert student_quantile(0.95, degrees) == pytest.approx(quantile, abs=2e-6)
-
-
-def test_student_quantile_at_other_confidences():
-    assert student_quantile(0.975, 4) == pytest.approx(2.776445, abs=1e-6)
-    assert student_quantile(0.99, 4) == pytest.approx(3.746947, abs=1e-6)
 
 
 @settings(max_examples=50)
