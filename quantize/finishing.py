@@ -36,6 +36,7 @@ from quantize.speeds import to_toml as speeds_toml
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
+from quantize.watching import light
 
 _PROBES = 2
 
@@ -217,13 +218,16 @@ def _look_inside(
     # A short replay asks whether INT8 is in INT8 kernels where it is served, and no more.
     short = job.effort.recipe is not None and not job.effort.full
     runtimes = (best.runtime,) if short else bench.runtimes
+    start = bench.start(best.trial.quantized.recipe)
+    # One whose weights lie in the scratch folder already, so that they are not copied once more.
+    source = None if short else start.model.path if start.strengths else light(start.model, scratch)
     means = Means(
         runtimes=tuple(r for r in runtimes if r in TELLING),
         threads=bench.threads,
         scratch=scratch,
         samples=bench.probes[:_PROBES],
         timing=bench.probes[0] if bench.probes and not short else None,
-        fp32=None if short else bench.start(best.trial.quantized.recipe).model.path,
+        fp32=source,
     )
     layers = best.trial.quantized.layers
     told = {x.name: x.reason for x in layers if x.reason is not None}

@@ -20,12 +20,15 @@ from bench.errors import UnsupportedError
 from bench.models import Feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.anchors import Anchor, find_anchors
+from quantize.graphs import constants_of
 
 _PREFIX = "int8 of "
 # As in `quantize.outputs.noise_shares`: what noise that is not finite counts as.
 _MOST = 1e6
 # A layer is a handful of nodes; a walk that needs more has lost its way.
 _LONGEST = 64
+# What is no larger is written into the graph.
+_INLINE_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ def side_by_side(
     INT8 is computed exactly, as VNNI does, and without fusions.
 
     Args:
-        fp32: What INT8 was made of, evened-out channels included, its weights initializers; what
-            is done here changes it.
+        fp32: What INT8 was made of, evened-out channels included, its weights initializers, which
+            may lie in files in `scratch`; what is done here changes it.
         int8: What any tool made of it that keeps the names of tensors; used up.
         probes: Samples; noise and signal are summed over them.
         threads: Inside one inference.
@@ -76,9 +79,7 @@ def side_by_side(
             "have no float between layers."
         )
     file = scratch / "side-by-side.onnx"
-    # From file to file, one weight at a time, and read from there: inside the graph both models'
-    # weights would be in memory three times.
-    ir.save(fp32, file, external_data=f"{file.name}.data")
+    _save(fp32, file)
     # Fusions would take layers apart that are to be looked at one by one.
     settings = Settings(threads=threads, exact=True, optimize="none", arena=False)
     session = RUNTIMES["onnxruntime"].open(file, settings)
@@ -96,6 +97,32 @@ def side_by_side(
         LayerNoise(name, _share(own, s), _share(all_, s))
         for name, s, own, all_ in zip(layers, signal, local, accumulated, strict=True)
     )
+
+
+def _save(model: ir.Model, file: Path) -> None:
+    """Write a graph with its weights beside it; those that lie there already are not copied.
+
+    From file to file, one weight at a time, and read from there: inside the graph both models'
+    weights would be in memory three times.
+    """
+    moved = {
+        value: tensor
+        for value in constants_of(model)
+        if (tensor := value.const_value) is not None and _is_moved(tensor, file.parent)
+    }
+    held = ir.external_data.convert_tensors_to_external(
+        list(moved.values()), file.parent, f"{file.name}.data"
+    )
+    for value, tensor in zip(moved, held, strict=True):
+        value.const_value = tensor
+    ir.save(model, file)
+
+
+def _is_moved(tensor: ir.TensorProtocol, folder: Path) -> bool:
+    """Whether a weight goes into the file beside the graph: it is large, or lies elsewhere."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return Path(tensor.path).parent != folder
+    return tensor.nbytes > _INLINE_BYTES
 
 
 _KINDS = ("signal", "local", "accumulated")

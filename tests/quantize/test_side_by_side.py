@@ -1,5 +1,6 @@
 """Noise that a layer makes is told from noise that it inherits."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,32 @@ def int8(path: Path, *, bias: float = 0.0) -> Path:
 
 def compared(a: Path, b: Path, samples: list[Feeds] = SAMPLES) -> tuple[LayerNoise, ...]:
     return side_by_side(ir.load(a), ir.load(b), samples, threads=1, scratch=a.parent)
+
+
+def test_weights_that_lie_in_the_scratch_folder_are_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("quantize.inspection.side_by_side")
+    monkeypatch.setattr(module, "_INLINE_BYTES", 16)
+    real, written = OnnxRuntime.open, []
+
+    def open_(self: OnnxRuntime, path: Path, settings: Settings) -> Session:
+        if path.name == "side-by-side.onnx":
+            written.append(path.with_name(f"{path.name}.data").stat().st_size)
+        return real(self, path, settings)
+
+    monkeypatch.setattr(OnnxRuntime, "open", open_)
+    a, b = fp32(tmp_path / "a.onnx"), int8(tmp_path / "b.onnx")
+    beside = tmp_path / "beside.onnx"
+    ir.save(ir.load(a), beside, external_data="beside.data", size_threshold_bytes=16)
+    assert compared(beside, b) == compared(a, b)
+    few, all_ = written
+    assert few + W1.nbytes + W2.nbytes <= all_
+    # They stay there; what lies elsewhere does not, however small it is.
+    elsewhere = tmp_path / "elsewhere" / "b.onnx"
+    elsewhere.parent.mkdir()
+    ir.save(ir.load(b), elsewhere, external_data="b.data", size_threshold_bytes=0)
+    assert compared(beside, elsewhere) == compared(a, b)
 
 
 def share(noisy: Any, clean: Any) -> float:
