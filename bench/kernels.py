@@ -19,8 +19,8 @@ from bench.islands import Island, Kernel, Kind, Node, find_islands, is_lone, lin
 from bench.models import Feeds
 from bench.profile import node_times
 from bench.runtimes.onnxruntime import open_errors, session_options
-from bench.runtimes.openvino import load_package, properties
-from bench.runtimes.seam import Settings
+from bench.runtimes.openvino import OpenVinoSession, load_package, properties
+from bench.runtimes.seam import Session, Settings
 from bench.store import refuse_full
 
 _LEAST_RUNS, _MOST_RUNS = 3, 20
@@ -120,7 +120,21 @@ def find_kernels(
         raise UsageError(
             f"runtime {runtime!r} does not tell its kernels; known: {known}."
         ) from None
-    version, nodes, runs = reader(path, Settings(threads=threads), scratch, feeds, seconds)
+    return _linked(runtime, *reader(path, Settings(threads=threads), scratch, feeds, seconds))
+
+
+def kernels_of(session: Session) -> Kernels | None:
+    """What runs in a model that is open, not timed; None where its runtime does not tell it then.
+
+    ONNX Runtime tells it only by a file that it writes as it opens a model.
+    """
+    if not isinstance(session, OpenVinoSession):
+        return None
+    version = str(load_package().__version__).split("-")[0]
+    return _linked("openvino", version, _openvino_nodes(session.compiled, {}), 0)
+
+
+def _linked(runtime: str, version: str, nodes: list[Node], runs: int) -> Kernels:
     link(nodes)
     return Kernels(
         runtime=runtime,
@@ -285,14 +299,18 @@ def _openvino(
         model = core.read_model(str(path))
         compiled = core.compile_model(model, "CPU", options)
         times, runs = _openvino_times(compiled, feeds, seconds)
-        ordered = compiled.get_runtime_model().get_ordered_ops()
+        nodes = _openvino_nodes(compiled, times)
     except RuntimeError as e:
         told = " ".join(str(e).split())
         reason = (told.partition("Summary:")[2] or told).strip("- ")[-400:]
         raise InputError(f"{path}: openvino refuses the model: {reason}") from e
     version = str(package.__version__).split("-")[0]
-    nodes = [_openvino_node(op, times) for op in ordered]
-    return version, list(_without_constants(nodes)), runs
+    return version, nodes, runs
+
+
+def _openvino_nodes(compiled: Any, times: Mapping[str, float]) -> list[Node]:
+    ordered = compiled.get_runtime_model().get_ordered_ops()
+    return list(_without_constants([_openvino_node(op, times) for op in ordered]))
 
 
 def _without_constants(nodes: list[Node]) -> Iterator[Node]:

@@ -221,6 +221,7 @@ def _look_inside(
     start = bench.start(best.trial.quantized.recipe)
     # One whose weights lie in the scratch folder already, so that they are not copied once more.
     source = None if short else start.model.path if start.strengths else light(start.model, scratch)
+    read = {r: bench.few.kernels(model, r, bench.threads) for r in runtimes if short}
     means = Means(
         runtimes=tuple(r for r in runtimes if r in TELLING),
         threads=bench.threads,
@@ -228,6 +229,7 @@ def _look_inside(
         samples=bench.probes[:_PROBES],
         timing=bench.probes[0] if bench.probes and not short else None,
         fp32=source,
+        known={r: kernels for r, kernels in read.items() if kernels is not None},
     )
     layers = best.trial.quantized.layers
     told = {x.name: x.reason for x in layers if x.reason is not None}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from bench.errors import InputError, UnsupportedError
+from bench.kernels import Kernels, kernels_of
 from bench.machine import canary
 from bench.models import Feeds, Model
 from bench.runtimes import Settings, find_runtime
@@ -39,6 +40,21 @@ _APART_DB = 10.0
 
 Noise: TypeAlias = dict[str, float]
 """Noise power over signal power of every float output; see `quantize.outputs.noise_shares`."""
+Place: TypeAlias = tuple[str, str, int]
+"""Where a model ran: its digest, the runtime's name, and the threads inside one inference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a runtime made of a model.
+
+    Attributes:
+        noise: At its outputs; None where it was refused.
+        kernels: What runs in it, where that was asked and the runtime tells it.
+    """
+
+    noise: Noise | None
+    kernels: Kernels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +64,12 @@ class Few:
     Attributes:
         feeds: The samples, at least one.
         reference: What FP32 returns for them.
-        known: Noise by digest of the model, runtime and threads; None where it is refused.
+        known: What was found, by place.
     """
 
     feeds: Sequence[Feeds]
     reference: Sequence[Feeds]
-    known: dict[tuple[str, str, int], Noise | None] = field(default_factory=dict)
+    known: dict[Place, Tried] = field(default_factory=dict)
 
     def noise(self, model: Model, runtime: str, threads: int) -> Noise | None:
         """What a runtime makes of a model in its own arithmetic; None where it refuses it.
@@ -63,16 +79,27 @@ class Few:
             runtime: Name.
             threads: Inside one inference.
         """
-        key, settings = (model.sha256, runtime, threads), Settings(threads=threads)
-        if key not in self.known:
+        place = model.sha256, runtime, threads
+        if place not in self.known:
+            self.known[place] = self._try(model.path, runtime, threads)
+        return self.known[place].noise
+
+    def kernels(self, model: Model, runtime: str, threads: int) -> Kernels | None:
+        """What runs in a model; None where it was not opened for these samples, or not told."""
+        found = self.known.get((model.sha256, runtime, threads))
+        return found.kernels if found is not None else None
+
+    def _try(self, path: Path, runtime: str, threads: int) -> Tried:
+        try:
+            session = find_runtime(runtime).open(path, Settings(threads=threads))
             try:
-                found = _run(model.path, runtime, self.feeds, settings)
-            except (InputError, UnsupportedError) as e:
-                logger.info("%s refuses %s: %s", runtime, model.path.name, e)
-                self.known[key] = None
-            else:
-                self.note(model, runtime, settings, found)
-        return self.known[key]
+                found = [session.run(sample) for sample in self.feeds]
+                return Tried(noise_shares(self.reference, found), kernels_of(session))
+            finally:
+                session.close()
+        except (InputError, UnsupportedError) as e:
+            logger.info("%s refuses %s: %s", runtime, path.name, e)
+            return Tried(None)
 
     def see(self, scores: "Scoring") -> None:
         """Run the samples in the session of an evaluation, too, and keep what it makes of them."""
@@ -92,16 +119,8 @@ class Few:
             found: Outputs.
         """
         if not settings.exact or canary(runtime) == "exact":
-            key = (model.sha256, runtime, settings.threads)
-            self.known[key] = noise_shares(self.reference, found)
-
-
-def _run(path: Path, runtime: str, feeds: Sequence[Feeds], settings: Settings) -> list[Feeds]:
-    session = find_runtime(runtime).open(path, settings)
-    try:
-        return [session.run(sample) for sample in feeds]
-    finally:
-        session.close()
+            place = model.sha256, runtime, settings.threads
+            self.known[place] = Tried(noise_shares(self.reference, found))
 
 
 @dataclass(frozen=True, slots=True)

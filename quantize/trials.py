@@ -21,7 +21,7 @@ from quantize.journal import Journal
 from quantize.outputs import MOST_DB, noise_shares, to_db
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Engine, Recipe
-from quantize.served import FEW, Few, Noise
+from quantize.served import FEW, Few, Place, Tried
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Workbench:
     deadline_s: float = float("inf")
     stopped: Callable[[], bool] = lambda: False
     pinned: frozenset[str] = frozenset()
-    tried: dict[tuple[str, str, int], Noise | None] = field(default_factory=dict)
+    tried: dict[Place, Tried] = field(default_factory=dict)
 
     @property
     def late(self) -> bool:

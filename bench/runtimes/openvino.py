@@ -60,7 +60,7 @@ class OpenVino:
             _Input(n, np.dtype(p.element_type.to_dtype()), _sizes(p))
             for n, p in zip(_names(graph.inputs, path, "input"), graph.inputs, strict=True)
         )
-        return _Session(compiled, inputs, _names(graph.outputs, path, "output"), compile_ns)
+        return OpenVinoSession(compiled, inputs, _names(graph.outputs, path, "output"), compile_ns)
 
 
 def load_package() -> Any:
@@ -91,7 +91,9 @@ class _Input:
 
 
 @dataclass(slots=True)
-class _Session:
+class OpenVinoSession:
+    """A compiled model; see `bench.runtimes.seam.Session`."""
+
     compiled: Any
     inputs: tuple[_Input, ...]
     names: tuple[str, ...]
@@ -105,6 +107,7 @@ class _Session:
         """Nothing: what is left to do for a shape is part of its first inference."""
 
     def run(self, feeds: Feeds) -> Feeds:
+        """Outputs by name; see `bench.runtimes.seam.Session`."""
         self._check(feeds)
         try:
             request = self.idle.pop()
@@ -135,6 +138,7 @@ class _Session:
         return call
 
     def close(self) -> None:
+        """Give back its memory."""
         self.idle.clear()
         self.compiled = None
 

@@ -8,7 +8,7 @@ file ─▶ products (Q/DQ, integer operators) ─┬─▶ modes, causes, risk 
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -149,6 +149,7 @@ class Means:
         samples: Real ones, in which saturation is looked for; may be empty.
         timing: What the kernels are timed with; None: they are not timed.
         fp32: What the file was made of, to compare with on the samples; may be None.
+        known: Kernels that were read before, by runtime; it is not asked again.
     """
 
     runtimes: tuple[str, ...]
@@ -157,6 +158,7 @@ class Means:
     samples: Sequence[Feeds] = ()
     timing: Feeds | None = None
     fp32: Path | None = None
+    known: Mapping[str, Kernels] = field(default_factory=dict)
 
 
 def inspect_model(
@@ -269,6 +271,9 @@ def _kernels(
     found, unread = [], {}
     ask = partial(find_kernels, model.path, threads=means.threads, scratch=means.scratch)
     for name in means.runtimes:
+        if name in means.known:
+            found.append(means.known[name])
+            continue
         try:
             try:
                 found.append(ask(name, feeds=means.timing))

@@ -7,7 +7,8 @@ from onnx import TensorProto, helper
 
 from bench import kernels
 from bench.errors import InputError, UsageError
-from bench.kernels import Kernels, find_kernels
+from bench.kernels import Kernels, find_kernels, kernels_of
+from bench.runtimes import Settings, find_runtime
 from tests import tiny
 
 FLOAT = TensorProto.FLOAT
@@ -309,3 +310,18 @@ def test_a_sample_that_does_not_fit_is_an_input_error(tmp_path: Path) -> None:
 def test_a_runtime_that_tells_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'torch' does not tell its kernels; known: onnxruntime"):
         read(tiny.linear(tmp_path / "m.onnx"), "torch")
+
+
+def test_an_open_model_tells_the_kernels_that_its_file_does(tmp_path: Path) -> None:
+    path = chain(tmp_path / "m.onnx", middle="Sin")
+    settings = Settings(threads=1)
+    silent, telling = (find_runtime(r).open(path, settings) for r in RUNTIMES)
+    assert kernels_of(silent) is None
+    found, expected = kernels_of(telling), read(path, "openvino")
+    assert found is not None
+    assert (found.runtime, found.version, found.runs) == ("openvino", expected.version, 0)
+    assert found.integer_products == expected.integer_products > 0
+    # OpenVINO numbers the names of what it puts in.
+    kinds = [[(k.op, k.kind, k.integer, k.primitive) for k in x.kernels] for x in (found, expected)]
+    assert kinds[0] == kinds[1]
+    assert [i.ops for i in found.islands] == [i.ops for i in expected.islands]

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from bench.errors import InputError
+from bench.kernels import find_kernels
 from bench.models import Feeds, read_model
 from bench.store import dump, load
 from quantize import inspection, quantizers
@@ -544,3 +545,18 @@ def test_a_bug_in_reading_a_sound_graph_stays_a_bug(
     monkeypatch.setattr(inspection, "products", wrong)
     with pytest.raises(IndexError, match="ours"):
         look(static(tmp_path / "m.onnx"))
+
+
+def test_kernels_that_were_read_before_are_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny.linear(tmp_path / "m.onnx")
+    known = find_kernels(path, "openvino", threads=1, scratch=tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(
+        inspection, "find_kernels", lambda _, name, **__: asked.append(name) or known
+    )
+    means = Means(("onnxruntime", "openvino"), 1, tmp_path, known={"openvino": known})
+    found = inspect_model(read_model(path), means, command="")
+    assert asked == ["onnxruntime"]
+    assert found.kernels == (known, known)

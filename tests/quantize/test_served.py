@@ -10,12 +10,14 @@ import pytest
 
 import quantize.served as served
 from bench.errors import InputError, UnsupportedError
+from bench.kernels import Kernels
 from bench.models import Feeds, Model
 from bench.runtimes import Settings
 from quantize.metrics import METRICS
 from quantize.served import Few, Served, covered, serve, threads_check, unscored
 
 FEEDS: list[Feeds] = [{"x": np.linspace(-1, 1, 64, dtype=np.float32) * k} for k in (1, 2)]
+KERNELS = Kernels("openvino", "1.2", (), (), 0, 0)
 WANTED: list[Feeds] = [{"y": f["x"], "label": np.array([3])} for f in FEEDS]
 
 
@@ -114,6 +116,9 @@ def test_each_runtime_opens_each_model_once_for_each_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runtime, few = fake(monkeypatch, {1: 0.1, 4: 0.1}), Few(FEEDS, WANTED)
+    monkeypatch.setattr(
+        served, "kernels_of", lambda session: KERNELS if session.open_sessions else None
+    )
     one, other = model("one"), model("other")
     assert few.noise(one, "openvino", 4) == {"y": pytest.approx(0.01, rel=1e-3)}
     serve(few, one, "openvino", 4)
@@ -121,6 +126,9 @@ def test_each_runtime_opens_each_model_once_for_each_number_of_threads(
     few.noise(other, "openvino", 4)
     few.noise(one, "onnxruntime", 4)
     assert runtime.opened[2:] == [(other.path, 4), (one.path, 4)]
+    # It tells its kernels while it is open.
+    assert few.kernels(one, "openvino", 4) == KERNELS
+    assert few.kernels(one, "openvino", 3) is None
     # What is refused is not tried again, and what ran elsewhere is taken from there.
     assert few.noise(one, "openvino", 2) is few.noise(one, "openvino", 2) is None
     few.note(other, "openvino", Settings(threads=1), WANTED)
