@@ -280,37 +280,7 @@ def _decide(
             f"{observed}; {words.sure} {it} is {words.below} the limit of {allowed}.",
         )
     needed = _samples_needed(paired, limit, level, aim)
-    if needed is not None and below and limit == 0:
-        reason = (
-            f"{observed}; chance does that too often to claim anything {words.sure}. "
-            f"{words.settled(needed, alone=aim < level)}"
-        )
-    elif needed is not None and below and aim == level:
-        reason = (
-            f"{observed}, too few to claim anything {words.sure}, whatever they show: the limit of "
-            f"{allowed} asks for {needed:,}."
-        )
-    elif needed is not None and below:
-        reason = (
-            f"{observed}, too few to claim anything {words.sure} of one of several candidates. "
-            f"{words.settled(needed, alone=True)}"
-        )
-    elif needed is not None:
-        reason = (
-            f"{observed}, but {words.sure} {it} is only known to be {words.below} "
-            f"{words.drop(paired.high)}; the limit is {allowed}. "
-            f"{words.settled(needed, alone=aim < level)}"
-        )
-    elif paired.drop == limit == 0:
-        reason = (
-            f"{observed}, and no number of samples can show that it is exactly the limit of 0. "
-            "Allow a small drop, as in 0.1pt."
-        )
-    else:
-        reason = (
-            f"{observed}, no better than the limit of {allowed}, yet too few to refuse "
-            f"{words.sure}. More samples are unlikely to make it pass, a larger limit may."
-        )
+    reason = words.undecided(paired, limit, needed, below=below, alone=aim < level)
     return "inconclusive", needed, reason
 
 
