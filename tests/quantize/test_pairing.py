@@ -108,6 +108,14 @@ def test_one_sample_has_no_interval() -> None:
     assert many.low < 0.5 < many.high
 
 
+def test_samples_of_a_unit_are_drawn_together_wherever_they_stand() -> None:
+    # What one half of each unit loses the other gains.
+    after = evaluation([0.4] * 20 + [0.6] * 20, binary=False)
+    found = pair(evaluation([0.5] * 40, binary=False), after, CONFIDENCE, [*range(20), *range(20)])
+    assert found.n == 20
+    assert (found.low, found.high) == pytest.approx((0.0, 0.0), abs=1e-12)
+
+
 def test_units_are_named_for_every_sample() -> None:
     with pytest.raises(UsageError, match="units: 3 samples have one, 4 were scored"):
         pair(*counted(4, 0, 0), CONFIDENCE, [0, 0, 1])
