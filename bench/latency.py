@@ -164,13 +164,16 @@ class Haste:
     """What a benchmark may leave out to end sooner.
 
     Attributes:
-        enough: Samples that end a round of 0.1 s or more before its time; None: nothing does.
+        enough: Samples that end a round before its time; None: nothing does.
+        least_s: How long it samples all the same. Counters of what others took go in ticks of
+            10 ms: below 0.1 s, a single round of them says nothing.
         abreast: Processes that start and open their models side by side, before they are timed one
             after the other; how long that takes one that is alone is not measured then. Fewer do
             where models are large.
     """
 
     enough: int | None = None
+    least_s: float = 0.1
     abreast: int = 1
 
 
@@ -241,7 +244,8 @@ def measure(
 
     with tempfile.TemporaryDirectory(prefix="vnnify-bench-") as folder:
         file = _saved(feeds, Path(folder))
-        jobs = [{**job_of(v, file, seconds_per_round), "enough": haste.enough} for v in variants]
+        sooner = {"enough": haste.enough, "least_s": haste.least_s}
+        jobs = [{**job_of(v, file, seconds_per_round), **sooner} for v in variants]
         queue = [w for order in orders for w in order]
 
         def take(which: int, child: Child | None) -> None:

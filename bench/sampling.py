@@ -23,10 +23,8 @@ MIN_SAMPLES = 5
 
 _MAX_SAMPLES = 100_000
 _WARMUP_S = 1.0
-# Shorter, and counters of what others took from the machine, in ticks of 10 ms, say nothing.
-_LEAST_S = 0.1
-# Of a turn that chooses what to measure.
-_ENOUGH_TO_CHOOSE = 64
+# Samples, and their time, of a turn that chooses what to measure.
+_ENOUGH_TO_CHOOSE, _LEAST_TO_CHOOSE_S = 64, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,11 @@ def run_round(job: dict[str, Any], ahead: Opened | None = None) -> dict[str, Any
     before = disturbance()
     try:
         warmup, samples = time_calls(
-            calls, seconds=job["seconds"], enough=job.get("enough"), shapes=opened.shapes
+            calls,
+            seconds=job["seconds"],
+            enough=job.get("enough"),
+            least_s=job.get("least_s", 0.0),
+            shapes=opened.shapes,
         )
     finally:
         gc.enable()
@@ -148,7 +150,11 @@ def _median_ns(session: Session, turn: dict[str, Any]) -> float:
     calls[0]()
     shapes = shapes_of(feeds)
     warmup, samples = time_calls(
-        calls, seconds=turn["seconds"], enough=_ENOUGH_TO_CHOOSE, shapes=shapes
+        calls,
+        seconds=turn["seconds"],
+        enough=_ENOUGH_TO_CHOOSE,
+        least_s=_LEAST_TO_CHOOSE_S,
+        shapes=shapes,
     )
     return typical_ns(samples, shapes, 1 + len(warmup))
 
@@ -162,6 +168,7 @@ def time_calls(
     *,
     seconds: float,
     enough: int | None = None,
+    least_s: float = 0.0,
     shapes: Shapes = ONE_SHAPE,
     clock: Callable[[], int] = perf_counter_ns,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -171,7 +178,8 @@ def time_calls(
         calls: One per input; the first one was made before.
         seconds: Time for samples, and the most for warming up; at least `MIN_SAMPLES` are taken,
             and one of every input where their shapes differ.
-        enough: Samples that end it sooner, but not before a tenth of a second.
+        enough: Samples that end it sooner.
+        least_s: Time for samples all the same.
         shapes: Of the inputs.
         clock: Nanoseconds from any origin.
 
@@ -192,7 +200,7 @@ def time_calls(
     samples: list[int] = []
     offset = 1 + len(warmup)
     start = clock()
-    end, least = (start + int(s * 1e9) for s in (seconds, min(seconds, _LEAST_S)))
+    end, least = (start + int(s * 1e9) for s in (seconds, min(seconds, least_s)))
     most = _MAX_SAMPLES if enough is None else enough
     fewest = max(MIN_SAMPLES, len(shapes))
     while len(samples) < fewest or clock() < (end if len(samples) < most else least):

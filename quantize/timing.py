@@ -28,15 +28,14 @@ FEWEST = 3
 _ERRORS = (0.02, 0.02, 0.01)
 # Ends of an interval this far apart are narrow.
 _NARROW = 1.1
-# Sampling in one process where only the side is asked; its counters say nothing below it.
+# Sampling in one process where only the side is asked.
 _QUICK_S = 0.1
 # Inputs that are timed, in rotation.
 _FEEDS = 4
 # More samples in one process tell little more: processes differ by more than their medians err.
-_ENOUGH = 2 * P90_SAMPLES
-# Processes that start side by side: those of a first look at two variants. Each waits with some
-# 30 MB of its own.
-_ABREAST = 2 * FEWEST
+_UNDIVIDED = Haste(2 * P90_SAMPLES)
+# The processes that start side by side are those of a first look at two variants.
+_QUICK = Haste(P90_SAMPLES, _QUICK_S / 2, 2 * FEWEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def time_models(
             rounds=rounds - done,
             seconds_per_round=seconds,
             seed=look,
-            haste=Haste(_ENOUGH, _ABREAST if question.quick else 1),
+            haste=_QUICK if question.quick else _UNDIVIDED,
             progress=lambda done, total, _name: step(done, total),
         )
         found = _joined(found, more)

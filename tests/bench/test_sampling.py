@@ -23,13 +23,13 @@ FEEDS: list[Feeds] = [{"x": np.full((1, 4), i, np.float32)} for i in range(3)]
 
 
 def _time(
-    durations_ns: list[int], seconds: float, enough: int | None = None
+    durations_ns: list[int], seconds: float, enough: int | None = None, least_s: float = 0.0
 ) -> tuple[FakeSession, Any]:
     clock = FakeClock()
     session = FakeSession(clock, durations_ns)
     calls: list[Callable[[], object]] = [partial(session.run, f) for f in FEEDS]
     calls[0]()
-    return session, time_calls(calls, seconds=seconds, enough=enough, clock=clock)
+    return session, time_calls(calls, seconds=seconds, enough=enough, least_s=least_s, clock=clock)
 
 
 @pytest.fixture
@@ -110,11 +110,21 @@ def test_samples_fill_their_time() -> None:
     assert len(samples) == 500
 
 
-@pytest.mark.parametrize(("ms", "count"), [(0.1, 1000), (1, 128), (2, 128), (10, 50)])
+@pytest.mark.parametrize(
+    ("ms", "least_s", "count"),
+    [
+        (0.1, 0.1, 1000),
+        (0.1, 0.05, 500),
+        (1, 0.1, 128),
+        (2, 0.1, 128),
+        (10, 0.1, 50),
+        (0.1, 9, 5000),
+    ],
+)
 def test_enough_samples_end_a_round_that_is_no_shorter_than_its_least(
-    ms: float, count: int
+    ms: float, least_s: float, count: int
 ) -> None:
-    _, (_, samples) = _time([round(ms * MS)], seconds=0.5, enough=128)
+    _, (_, samples) = _time([round(ms * MS)], seconds=0.5, enough=128, least_s=least_s)
     assert len(samples) == count
 
 

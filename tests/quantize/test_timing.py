@@ -117,6 +117,8 @@ def test_where_the_fastest_fp32_is_known_short_rounds_tell_the_side() -> None:
         (3, 0.1, 2)
     ]
     assert asked[0]["haste"].abreast > 1
+    assert asked[0]["haste"].enough >= 64
+    assert asked[0]["haste"].least_s < 0.1
     assert found.control is None
     assert [x.variant.name for x in found.latencies] == ["FP32 onnxruntime", "INT8 onnxruntime"]
     # A slower one is found out just so.
