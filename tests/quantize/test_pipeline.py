@@ -432,6 +432,31 @@ def test_a_runtime_that_errs_with_some_threads_does_not_serve(
     assert f"Checked in {right} " in lines
 
 
+@pytest.mark.parametrize(
+    ("noise_db", "serves"), [({1: 5.0, 2: 5.0}, False), ({1: 31.0, 2: 31.0}, True)]
+)
+def test_openvino_does_not_serve_what_it_computes_wrong(
+    job: Job,
+    staging: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    noise_db: dict[int, float],
+    serves: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    pytest.importorskip("openvino")
+
+    def serve(few: Few, model: Any, runtime: str, threads: int) -> Served:
+        found = served.serve(few, model, runtime, threads)
+        other = {1: 45.0, 2: 45.0} if runtime == "onnxruntime" else noise_db
+        return replace(found, noise_db=other)
+
+    monkeypatch.setattr(concluding, "serve", serve)
+    both = replace(job.effort, runtimes=("onnxruntime", "openvino"))
+    report = run(replace(job, effort=both), staging, Silent())
+    assert ("openvino" in {s.runtime for s in report.served}) == serves
+    assert any("computes this INT8 model wrong" in n for n in report.notes) != serves
+    assert serves or report.served_by == "onnxruntime"
+
+
 def test_a_model_that_is_wrong_with_some_threads_everywhere_is_refused(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
