@@ -192,10 +192,15 @@ def output_names(outputs: list[tuple[tuple[str | int, ...], Any]], inputs: list[
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch's progress, advice and deprecations off both streams."""
-    noisy = [
-        logging.getLogger(n)
-        for n in ("torch.onnx", "torch.export", "torch._inductor", "onnxscript", "onnx_ir")
-    ]
+    packages = (
+        "torch.onnx",
+        "torch.export",
+        "torch.fx",
+        "torch._inductor",
+        "onnxscript",
+        "onnx_ir",
+    )
+    noisy = [logging.getLogger(n) for n in packages]
     levels = [n.level for n in noisy]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -275,7 +275,8 @@ def _fold(path: Path, before: ir.Model, notes: list[str], shown: str) -> ir.Mode
         return load(path)
     count = nodes - sum(1 for _ in after.graph.all_nodes()) - _hard_swishes(after)
     if count > 0:
-        notes.append(f"{count} nodes folded away (constants, batch norms, no-ops)")
+        plural = "s" * (count > 1)
+        notes.append(f"{count} node{plural} folded away (constants, batch norms, no-ops)")
     return after
 
 

@@ -696,7 +696,7 @@ def test_only_hard_swishes_that_the_source_had_written_out_are_told_of(tmp_path:
     found = prepared(source)
     assert ops(found) == ["Conv", *["HardSwish"] * 3]
     assert found.notes == (
-        "1 nodes folded away (constants, batch norms, no-ops)",
+        "1 node folded away (constants, batch norms, no-ops)",
         "1 written-out hard-swish activations fused into HardSwish",
     )
     same_answers(source, found, {"x": 3 * normal(9, 2, 3, 8, 8)})
