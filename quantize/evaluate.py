@@ -229,6 +229,18 @@ class Scoring:
         return _evaluation(self.model, self.samples, self.tally, self.execution, seconds)
 
 
+def try_metric(metric: Metric, session: Session, samples: Samples) -> None:
+    """Score the first sample, so that what does not fit is told before hours of work.
+
+    Raises:
+        InputError: The metric refuses it.
+    """
+    tally = _Tally(metric, None, None, Gathering(metric.name))
+    with contextlib.closing(run_all(session, samples, {}, 1, range(1))) as chunks:
+        for run in itertools.chain.from_iterable(chunks):
+            tally.add(run)
+
+
 def at(evaluation: Evaluation, picks: NDArray[np.intp]) -> Evaluation:
     """The evaluation of the samples at `picks` alone."""
     if evaluation.evidence is None:

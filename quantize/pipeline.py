@@ -39,6 +39,7 @@ from quantize.journal import (
     remember_calibration,
 )
 from quantize.keeping import keep_best
+from quantize.metric import Metric
 from quantize.opening import Opening
 from quantize.outputs import OutputStore
 from quantize.placement import watch_list
@@ -164,9 +165,9 @@ class Run:
             everything, calibration = read(self.job, self.scratch)
             source = converted(self.job, everything, self.scratch)
         with self.stage("prepare"):
-            fp32 = self.prepare(source, everything)
             calibration, evaluation = self.divide(everything, calibration)
             metric = chosen_metric(self.job.limits, evaluation)
+            fp32 = self.prepare(source, everything, metric)
             if self.lock is not None:
                 from quantize.lock import refuse_other
 
@@ -206,10 +207,10 @@ class Run:
             opening.rest()
         return bench, opening, first
 
-    def prepare(self, source: Model, samples: Samples) -> Model:
+    def prepare(self, source: Model, samples: Samples, metric: Metric) -> Model:
         """One clean FP32 graph, compared with what it was made from."""
         out = self.staging / "model.fp32.onnx"
-        made = prepared(self.job, source, samples, out, self.threads)
+        made = prepared(self.job, source, samples, metric, out, self.threads)
         # It may be gigabytes, and nothing reads it any more.
         shutil.rmtree(source.path.parent)
         self.notes += made.notes

@@ -14,6 +14,7 @@ from bench.models import Model, TensorSpec
 from bench.runtimes import RUNTIMES, Settings
 from bench.runtimes.seam import Session
 from quantize.data import Samples, infer_inputs, read_samples
+from quantize.evaluate import try_metric
 from quantize.graphs import load, save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
@@ -90,11 +91,14 @@ def _refuse_unknown_states(model: Model, states: dict[str, str]) -> None:
             )
 
 
-def prepared(job: Job, source: Model, samples: Samples, out: Path, threads: int) -> Prepared:
+def prepared(
+    job: Job, source: Model, samples: Samples, metric: Metric, out: Path, threads: int
+) -> Prepared:
     """One clean FP32 graph that computes what `source` does, the same each time.
 
     Raises:
         UnsupportedError: Two runs on one sample differ.
+        InputError: The metric does not fit its outputs.
     """
     made = prepare(source, out, name=job.model.text)
     # Run a few times only, and as large as the model is.
@@ -103,6 +107,7 @@ def prepared(job: Job, source: Model, samples: Samples, out: Path, threads: int)
     feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
     refuse_random(reference.run, feeds[0], job.model.text)
     check_parity(reference.run, made.model.path, feeds)
+    try_metric(metric, reference, samples)
     reference.close()
     return made
 

@@ -520,6 +520,15 @@ def test_a_search_that_its_budget_ended_without_a_pass_says_so(job: Job, staging
     assert any("--budget of 0.001 s; with more" in note for note in report.notes)
 
 
+def test_a_metric_that_does_not_fit_is_told_before_anything_is_scored_or_calibrated(
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.Run, "first_verdict", lambda *_: pytest.fail("it went on"))
+    wrong = replace(job, limits=replace(job.limits, metric="logit"))
+    with pytest.raises(InputError, match=r"sample 0: output .* does not fit"):
+        run(wrong, staging, Silent())
+
+
 def test_where_no_candidate_can_be_made_it_is_unsupported(
     job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
