@@ -245,7 +245,7 @@ def test_what_the_judged_model_computes_is_not_asked_again(
     def refused(*_: Any) -> Any:
         raise AssertionError("opened again")
 
-    monkeypatch.setattr(served, "_run", refused)
+    monkeypatch.setattr(served.Few, "_try", refused)
     monkeypatch.setattr(served, "canary", lambda _: "exact")
     # By a look, and by all samples.
     for full, folder in ((False, staging), (True, tmp_path / "full")):
