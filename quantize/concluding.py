@@ -6,7 +6,6 @@
 They stand apart so that nobody who waits for the first verdict waits for the imports of these, too.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
 # Of the benchmark, once a person asked for the end.
 _HURRIED_ROUNDS = 2
-# Where there is less noise than this, it may differ by rounding alone.
-_NOISY_DB, _APART_DB = 30.0, 10.0
 # Of the budget, for evening out channels.
 _EVEN_OUT_SHARE = 0.25
 
@@ -306,19 +303,11 @@ class _Conclusion:
     def serve(
         self, bench: Workbench, judged: tuple[Judged, ...]
     ) -> tuple[tuple[Judged, ...], tuple[Served, ...]]:
-        """Where the model computes the same with any threads, if anywhere; and what was tried.
-
-        A runtime that makes garbage of a file that another computes right serves nothing, even
-        where its score is good by chance.
-        """
+        """Where the model is computed right with any threads, if anywhere; and what was tried."""
         model = judged[0].trial.quantized.model
         tried = tuple(serve(bench.few, model, j.runtime, bench.threads) for j in judged)
-        self.run.notes.extend(note for s in tried if (note := _garbage(s, tried)))
-        kept = tuple(s for s in tried if not _garbage(s, tried))
-        names = {s.runtime for s in kept}
-        judged = tuple(j for j in judged if j.runtime in names)
-        sound = tuple(j for j, s in zip(judged, kept, strict=True) if s.agrees)
-        return sound or judged, kept
+        sound = tuple(j for j, s in zip(judged, tried, strict=True) if s.is_sound)
+        return sound or judged, tried
 
     def prove(self, best: Judged) -> tuple[Proof, ...]:
         """On emulated CPUs, if that was asked for."""
@@ -335,20 +324,3 @@ class _Conclusion:
                 cache=cache,
                 stopped=lambda: self.interrupt.asked,
             )
-
-
-def _garbage(served: Served, tried: Sequence[Served]) -> str | None:
-    """What to say of a runtime that computes a file wrong; None where it does not.
-
-    Integers are the same everywhere, and layers that a runtime multiplies in float make less noise.
-    So one that makes clearly more than ONNX Runtime, which computes a file as it is written, errs.
-    """
-    # With some threads alone, it is another fault: see `Served.agrees`.
-    best = {s.runtime: max(s.noise_db.values()) for s in tried}
-    own, right = best[served.runtime], best.get("onnxruntime", -math.inf)
-    if own >= min(_NOISY_DB, right - _APART_DB):
-        return None
-    return (
-        f"{served.runtime} {served.version} computes this INT8 model wrong: against FP32, its "
-        f"outputs have {own:.0f} dB, those of ONNX Runtime {right:.0f} dB; do not serve it there"
-    )

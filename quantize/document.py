@@ -177,9 +177,9 @@ def _banner(report: Report) -> Banner:
 
 def _served(report: Report) -> list[str]:
     """Where it was checked, and the runtimes that it must not be served in."""
-    wrong = [s for s in report.served if not s.agrees and s.runtime != report.served_by]
+    wrong = [s for s in report.served if not s.is_sound and s.runtime != report.served_by]
     lines = [f"Do not serve it there: {threads_check(s).message}" for s in wrong]
-    if any(s.agrees for s in report.served):
+    if any(s.is_sound for s in report.served):
         lines.append(covered(report.served, report.machine.isa_class))
     return lines
 

@@ -157,7 +157,7 @@ def _banner(report: GateReport) -> Banner:
         if j.speed is not None:
             told = any("times as fast" in c.message for c in failed)
             lines += [*([] if told else [_speed_line(j)]), *doubt_lines(j.speed)]
-    if (served := [j.served for j in report.judged if j.served.agrees]) and not failed:
+    if (served := [j.served for j in report.judged if j.served.is_sound]) and not failed:
         lines.append(covered(served, report.machine.isa_class))
     lines += [f"Note: {n}." for n in report.notes]
     times, way = size_change(report.fp32.size_bytes, report.int8.size_bytes)

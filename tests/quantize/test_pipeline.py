@@ -432,29 +432,30 @@ def test_a_runtime_that_errs_with_some_threads_does_not_serve(
     assert f"Checked in {right} " in lines
 
 
-@pytest.mark.parametrize(
-    ("noise_db", "serves"), [({1: 5.0, 2: 5.0}, False), ({1: 31.0, 2: 31.0}, True)]
-)
 def test_openvino_does_not_serve_what_it_computes_wrong(
-    job: Job,
-    staging: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    noise_db: dict[int, float],
-    serves: bool,  # noqa: FBT001 - a parameter of the test
+    job: Job, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
 
     def serve(few: Few, model: Any, runtime: str, threads: int) -> Served:
         found = served.serve(few, model, runtime, threads)
-        other = {1: 45.0, 2: 45.0} if runtime == "onnxruntime" else noise_db
-        return replace(found, noise_db=other)
+        noise_db = 45.0 if runtime == "onnxruntime" else 12.0
+        return replace(found, noise_db={1: noise_db, 2: noise_db}, beside_db=45.0)
 
     monkeypatch.setattr(concluding, "serve", serve)
     both = replace(job.effort, runtimes=("onnxruntime", "openvino"))
     report = run(replace(job, effort=both), staging, Silent())
-    assert ("openvino" in {s.runtime for s in report.served}) == serves
-    assert any("computes this INT8 model wrong" in n for n in report.notes) != serves
-    assert serves or report.served_by == "onnxruntime"
+    assert report.served_by == "onnxruntime"
+    lines = " ".join(document(report).verdict.lines)
+    assert "Do not serve it there: openvino " in lines
+    assert "12 dB with 1, 12 dB with 2; ONNX Runtime 45 dB, against FP32" in lines
+    assert "Checked in onnxruntime " in lines
+    # Where it may serve nowhere else, it is refused.
+    alone = replace(job.effort, runtimes=("openvino",))
+    again = staging.with_name("again")
+    again.mkdir()
+    report = run(replace(job, effort=alone), again, Silent())
+    assert report.conclusion.outcome == "refuse"
 
 
 def test_a_model_that_is_wrong_with_some_threads_everywhere_is_refused(

@@ -94,6 +94,47 @@ def test_garbage_with_some_threads_is_found(
     assert threads_check(result).outcome == ("pass" if agrees else "fail")
 
 
+@pytest.mark.parametrize(
+    ("noise", "beside", "wrong"),
+    [
+        ({1: 0.5, 4: 0.5}, 0.01, True),
+        # Wrong with four threads alone is another fault.
+        ({1: 0.01, 4: 0.5}, 0.01, False),
+        # Noise that ONNX Runtime makes, too, is for the verdict to judge.
+        ({1: 0.5, 4: 0.5}, 0.2, False),
+        # Little noise may be a matter of rounding.
+        ({1: 0.03, 4: 0.03}, 0.001, False),
+        # ONNX Runtime refuses the file, or cannot run it.
+        ({1: 0.5, 4: 0.5}, None, False),
+        ({1: 0.5, 4: 0.5}, np.nan, False),
+    ],
+)
+def test_garbage_with_any_threads_shows_beside_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+    noise: Mapping[int, float],
+    beside: float | None,
+    *,
+    wrong: bool,
+) -> None:
+    fakes = {"openvino": Fake(noise), "onnxruntime": Fake({} if beside is None else {4: beside})}
+    monkeypatch.setattr(served, "find_runtime", fakes.__getitem__)
+    result = serve(Few(FEEDS, WANTED), model("m"), "openvino", 4)
+    assert result.is_wrong is wrong
+    assert result.is_sound is (result.agrees and not wrong)
+    check = threads_check(result)
+    assert check.outcome == ("pass" if result.is_sound else "fail")
+    assert ("ONNX Runtime 40 dB" in check.message) is wrong
+    assert ("computes INT8 wrong: " in check.message) is wrong
+    assert ("Checked in openvino" in covered([result], "x86")) is result.is_sound
+
+
+def test_onnx_runtime_is_asked_for_what_it_opens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = fake(monkeypatch, {1: 0.1})
+    program = replace(model("m"), path=Path("m.pt2"))
+    assert serve(Few(FEEDS, WANTED), program, "torch", 1).beside_db == -200.0
+    assert runtime.opened == [(program.path, 1)]
+
+
 def test_noise_is_that_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     result = found(monkeypatch, {1: 0.1}, 1)
     assert result.noise_db == {1: pytest.approx(20, abs=1e-3)}
@@ -122,10 +163,11 @@ def test_each_runtime_opens_each_model_once_for_each_number_of_threads(
     one, other = model("one"), model("other")
     assert few.noise(one, "openvino", 4) == {"y": pytest.approx(0.01, rel=1e-3)}
     serve(few, one, "openvino", 4)
-    assert runtime.opened == [(one.path, 4), (one.path, 1)]
+    # There is noise, so that ONNX Runtime is asked as well.
+    assert runtime.opened == [(one.path, 4), (one.path, 1), (one.path, 4)]
     few.noise(other, "openvino", 4)
     few.noise(one, "onnxruntime", 4)
-    assert runtime.opened[2:] == [(other.path, 4), (one.path, 4)]
+    assert runtime.opened[3:] == [(other.path, 4)]
     # It tells its kernels while it is open.
     assert few.kernels(one, "openvino", 4) == KERNELS
     assert few.kernels(one, "openvino", 3) is None
