@@ -10,8 +10,10 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -32,6 +34,12 @@ logger = logging.getLogger(__name__)
 # A zip cannot compress much better than 1:1000, and real data never comes near 1:100.
 _BOMB_RATIO = 100
 _LOCAL_HEADER = struct.Struct("<26xHH")
+# Members that are read: mapping a file takes longer than that.
+_SMALL_BYTES = 1 << 16
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -247,12 +255,11 @@ def _header(
     stream: IO[bytes], info: zipfile.ZipInfo, path: Path
 ) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in _HEADERS:
         raise InputError(f"{path}: array {info.filename!r} has the unknown format {version}.")
+    length = stream.read(2 if version == (1, 0) else 4)
+    text = stream.read(int.from_bytes(length, "little"))
+    shape, fortran, dtype = _parsed(version, length + text)
     if dtype.hasobject:
         raise InputError(
             f"{path}: array {info.filename!r} holds Python objects, which are never loaded: "
@@ -261,11 +268,19 @@ def _header(
     return shape, fortran, dtype
 
 
+@lru_cache(maxsize=256)
+def _parsed(
+    version: tuple[int, int], header: bytes
+) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """What a header says. Files of one folder have few different ones, and parsing takes long."""
+    found: tuple[tuple[int, ...], bool, np.dtype[np.generic]] = _HEADERS[version](BytesIO(header))
+    return found
+
+
 def _refuse_too_large(path: Path, members: dict[str, _Member]) -> None:
     packed = [m.info for m in members.values() if m.info.compress_type != zipfile.ZIP_STORED]
     needed = sum(i.file_size for i in packed)
-    free = _free_memory()
-    if needed <= free:
+    if not needed or needed <= (free := _free_memory()):
         return
     stored = max(1, sum(i.compress_size for i in packed))
     if needed / stored > _BOMB_RATIO:
@@ -296,15 +311,16 @@ def _read_member(archive: zipfile.ZipFile, member: _Member, path: Path) -> Array
     with path.open("rb") as raw:
         raw.seek(member.info.header_offset)
         name_bytes, extra_bytes = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
-    start = member.info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-    if start + member.info.file_size > path.stat().st_size:
-        raise InputError(f"{path}: ends before its arrays do. Copy it again.")
-    mapped: Array = np.memmap(
-        path,
-        dtype=member.dtype,
-        mode="r",
-        offset=start + member.header_bytes,
-        shape=member.shape,
-        order="F" if member.fortran else "C",
-    )
-    return mapped
+        start = member.info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+        if start + member.info.file_size > path.stat().st_size:
+            raise InputError(f"{path}: ends before its arrays do. Copy it again.")
+        order: Literal["C", "F"] = "F" if member.fortran else "C"
+        offset, length = start + member.header_bytes, member.info.file_size - member.header_bytes
+        if length <= _SMALL_BYTES:
+            raw.seek(offset)
+            content: Array = np.frombuffer(raw.read(length), member.dtype)
+            return content.reshape(member.shape, order=order)
+        mapped: Array = np.memmap(
+            raw, dtype=member.dtype, mode="r", offset=offset, shape=member.shape, order=order
+        )
+        return mapped
