@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare import Comparison, too_busy
+from bench.compare import Comparison, ratio_text, too_busy
 from bench.errors import UsageError
 from bench.machine import describe
 from bench.models import Model
@@ -218,7 +218,7 @@ def _speed(old: Entry, new: Entry, measured: Comparison | None) -> Check:
         return Check(name, "skipped", text)
     floor = old.speedup_low or old.speedup
     low, high = new.speedup_low or new.speedup, new.speedup_high or new.speedup
-    found, limit = f"{new.speedup:.2f}x", f"{floor:.2f}x"
+    found, limit = f"{ratio_text(new.speedup, floor)}x", f"{ratio_text(floor, new.speedup)}x"
     text = (
         f"INT8 is {found} as fast as FP32, {old.speedup:.2f}x before and then surely above {limit}"
     )

@@ -284,7 +284,8 @@ def _kernels(
                 found.append(ask(name))
                 notes.append(f"not timed in {name}: {e}")
         except VnnifyError as e:
-            unread[name] = str(e)
+            # The file may lie where nobody looks for it; what it is called stands above.
+            unread[name] = str(e).removeprefix(f"{model.path}: ")
     return tuple(found), unread
 
 

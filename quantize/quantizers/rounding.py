@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 S8_MAX = 127
 # Share of the mean diagonal that is added to it, so that the Hessian of few rows can be factored.
 _DAMPING = 0.01
-# Inputs rounded before the rest is updated, in one product of matrices.
-_BLOCK = 32
+# Inputs rounded before the rest is updated, in one product of matrices; and, of these, before the
+# rest of them is.
+_BLOCK, _FEW = 64, 8
 # Inputs whose factor is found by LAPACK at once.
 _FACTORED = 64
 # Inputs beyond which the Hessian takes too long and too much memory: 6,144² float32 are 151 MB.
@@ -58,16 +59,20 @@ class Rounder:
         rounded = np.empty(left.shape, np.int8)
         for end in range(inputs, 0, -_BLOCK):
             start = max(end - _BLOCK, 0)
-            wanted = left[:, start:end] + self.factor[:, start:end, end:] @ lost[:, end:]
-            for i in reversed(range(start, end)):
-                code = wanted[:, i - start] / steps
-                np.rint(code, out=code)
-                np.minimum(code, S8_MAX, out=code)
-                np.maximum(code, -S8_MAX, out=code)
-                rounded[:, i] = code
-                lost[:, i] = left[:, i] - code * steps
-                # No product of matrices: one this small costs more to hand out to threads.
-                wanted[:, : i - start] += self.factor[:, start:i, i, None] * lost[:, None, i]
+            block = left[:, start:end] + self.factor[:, start:end, end:] @ lost[:, end:]
+            for stop in range(end, start, -_FEW):
+                first = max(stop - _FEW, start)
+                wanted = block[:, first - start : stop - start]
+                wanted += self.factor[:, first:stop, stop:end] @ lost[:, stop:end]
+                for i in reversed(range(first, stop)):
+                    code = wanted[:, i - first] / steps
+                    np.rint(code, out=code)
+                    np.minimum(code, S8_MAX, out=code)
+                    np.maximum(code, -S8_MAX, out=code)
+                    rounded[:, i] = code
+                    lost[:, i] = left[:, i] - code * steps
+                    # No product of matrices: one this small costs more than it takes.
+                    wanted[:, : i - first] += self.factor[:, first:i, i, None] * lost[:, None, i]
         found = np.empty(left.shape, np.int8)
         found.reshape(groups * inputs, -1)[at] = rounded.reshape(groups * inputs, -1)
         return np.ascontiguousarray(found.transpose(0, 2, 1)).reshape(weights.shape)

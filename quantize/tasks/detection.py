@@ -38,8 +38,10 @@ class Matched(NamedTuple):
     wanted: NDArray[np.int64]
 
 
-def match(outputs: Any, labels: Labels, _: Feeds | None, output: str | None) -> list[Matched]:
-    """Match the detections of each image with its boxes.
+def match(
+    outputs: Any, labels: Labels, _: Feeds | None, output: str | None
+) -> list[tuple[NDArray[Any], ...]]:
+    """Match the detections of each image with its boxes: a `Matched` as a plain tuple, to be kept.
 
     Args:
         outputs: From `--decode`: per image (boxes [n, 4], scores [n], classes [n]); or the model's
@@ -58,7 +60,7 @@ def match(outputs: Any, labels: Labels, _: Feeds | None, output: str | None) -> 
         raise UsageError("--output: detection takes boxes, scores and classes at once; leave it.")
     images = _images(outputs, len(labels))
     return [
-        _match(*_detections(image), _boxes(label))
+        tuple(_match(*_detections(image), _boxes(label)))
         for image, label in zip(images, labels, strict=True)
     ]
 

@@ -107,7 +107,8 @@ def compare(case: Case, options: argparse.Namespace) -> tuple[list[Row], dict[st
     limit = parse_tolerance(options.max_drop).absolute(about["fp32"], bounded=about["percent"])
     for row in rows:
         row.score = judged["scores"].get(row.rival, {})
-        if row.score.get("drop", limit + 1) <= limit and "saved_s" in row.cost:
+        drop = row.score.get("drop")
+        if drop is not None and drop <= limit and "saved_s" in row.cost:
             row.cost["first_pass_s"] = row.cost["saved_s"]
     quantizers._time(case, rows, folder, options)
     shutil.rmtree(folder, ignore_errors=True)

@@ -182,8 +182,9 @@ def test_a_block_of_inputs_at_a_time_gives_what_one_at_a_time_gives(
     assert rounder is not None
     scales = np.full(len(weights), 0.02, np.float32)
     whole = rounder.codes(weights, scales)
-    for size in (1, 7, 64):
+    for size, few in ((1, 1), (7, 3), (64, 64), (16, 5)):
         monkeypatch.setattr("quantize.quantizers.rounding._BLOCK", size)
+        monkeypatch.setattr("quantize.quantizers.rounding._FEW", few)
         apart = rounder.codes(weights, scales) != whole
         # Sums in another order may move a value that lies between two codes.
         assert apart.mean() < 0.02

@@ -560,3 +560,16 @@ def test_kernels_that_were_read_before_are_not_asked_for_again(
     found = inspect_model(read_model(path), means, command="")
     assert asked == ["onnxruntime"]
     assert found.kernels == (known, known)
+
+
+def test_a_runtime_that_refuses_is_told_without_the_place_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny.linear(tmp_path / "m.onnx")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise InputError(f"{path}: openvino refuses the model: no such operator")
+
+    monkeypatch.setattr(inspection, "find_kernels", refuse)
+    found = inspect_model(read_model(path), Means(("openvino",), 1, tmp_path), command="")
+    assert found.unread == {"openvino": "openvino refuses the model: no such operator"}

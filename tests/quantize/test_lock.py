@@ -65,6 +65,14 @@ def test_speed_fails_where_it_is_surely_lower_on_the_same_cpu(
     assert checked("speed in onnxruntime", entry) == outcome
 
 
+def test_speeds_beside_the_baseline_s_show_their_side() -> None:
+    new = replace(LOCK, entries=(replace(ENTRY, speedup=1.898, speedup_low=None),))
+    (check,) = (c for c in lock_checks(LOCK, new, {}) if c.name == "baseline: speed in onnxruntime")
+    assert (
+        "INT8 is 1.898x as fast as FP32, 2.00x before and then surely above 1.90x" in check.message
+    )
+
+
 def test_speed_is_not_held_to_a_baseline_that_was_timed_beside_other_work() -> None:
     new = replace(LOCK, entries=(replace(ENTRY, speedup=1.0, speedup_low=0.9, speedup_high=1.1),))
     found = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bench.errors import InputError, UsageError
-from quantize.evidence import stacked
+from quantize.evidence import read_rows, stacked, write_rows
 from quantize.metrics import METRICS, resolve_metric, run_labels
 from quantize.tasks.classes import count_classes, macro_f1, mean_iou
 from quantize.tasks.detection import average_precision, match
@@ -101,6 +102,13 @@ def test_images_can_be_drawn_twice() -> None:
     assert average_precision([rows[i] for i in picks]) == pytest.approx(
         coco([scenes[i] for i in picks])[0], abs=1e-12
     )
+
+
+def test_matched_images_can_be_kept_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    scenes = [scene(i) for i in range(8)]
+    rows = [match([found], [label], None, None)[0] for found, label in scenes]
+    write_rows(rows, tmp_path / "rows.zip")
+    assert average_precision(read_rows(tmp_path / "rows.zip")) == average_precision(rows)
 
 
 def test_padding_is_no_box_and_an_empty_image_is_allowed() -> None:
