@@ -147,6 +147,7 @@ class Aim:
         can_pass: Whether a model as good as FP32 could pass next; if not, the samples are too few
             for any verdict, or for one more, and the first candidate within the limit is taken.
         need_speed: Whether a candidate that is not faster than FP32 is of no use.
+        is_last_chance: Whether none could pass any more once the next one has failed.
         say: Told what happens, one line at a time.
         stopped: Whether a person asked for the end.
         keep: Given each candidate that is the best so far.
@@ -156,6 +157,7 @@ class Aim:
     need_speed: bool
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
+    is_last_chance: Callable[[], bool] = lambda: False
     keep: Callable[[Judged], None] = lambda _: None
 
     @property

@@ -153,9 +153,25 @@ class Ground:
             return True
         baseline, shares = self.judging.baseline, self.judging.shares
         share = 1.0 if shares is None else shares.next if baseline.binary else FIRST
+        return self._could_pass(self.judging, share)
+
+    @property
+    def is_last_chance(self) -> bool:
+        """Whether the next model could pass, but none after it, should it fail.
+
+        Told of right-or-wrong scores alone: others pass or not by their spread.
+        """
+        judging = self.judging
+        if judging is None or judging.shares is None or not judging.baseline.binary:
+            return False
+        return self.can_pass and not self._could_pass(judging, judging.shares.after_next)
+
+    def _could_pass(self, judging: Judging, share: float) -> bool:
+        """Whether a model as good as FP32 could pass with so much of the error."""
         if share not in self._possible:
             # Once: a metric of the whole data set is resampled thousands of times for it.
-            self._possible[share] = can_pass(baseline, self.judging.judge(baseline, share))
+            baseline = judging.baseline
+            self._possible[share] = can_pass(baseline, judging.judge(baseline, share))
         return self._possible[share]
 
     def watch(self, _scores: object, done: int, total: int) -> bool:

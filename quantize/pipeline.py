@@ -303,6 +303,7 @@ class Run:
             need_speed=self.job.limits.need_speed,
             say=self.progress.say,
             stopped=lambda: self.interrupt.asked,
+            is_last_chance=lambda: self.ground.is_last_chance,
             keep=partial(self._keep, bench),
         )
 

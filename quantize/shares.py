@@ -63,6 +63,11 @@ class Shares:
         return (_LATER if self.failed - self.doubted else FIRST) * self._rest
 
     @property
+    def after_next(self) -> float:
+        """The share of the one after that, should the next one fail."""
+        return _LATER * (self._rest - self.next)
+
+    @property
     def _rest(self) -> float:
         """What those that failed have left."""
         return 1 - sum(self.given[n] for n in self.failed)

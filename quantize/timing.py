@@ -33,7 +33,7 @@ _QUICK_S = 0.1
 # Inputs that are timed, in rotation.
 _FEEDS = 4
 # More samples in one process tell little more: processes differ by more than their medians err.
-_UNDIVIDED = Haste(2 * P90_SAMPLES)
+_USUAL = Haste(2 * P90_SAMPLES)
 # The processes that start side by side are those of a first look at two variants.
 _QUICK = Haste(P90_SAMPLES, _QUICK_S / 2, 2 * FEWEST)
 
@@ -114,7 +114,7 @@ def time_models(
             rounds=rounds - done,
             seconds_per_round=seconds,
             seed=look,
-            haste=_QUICK if question.quick else _UNDIVIDED,
+            haste=_QUICK if question.quick else _USUAL,
             progress=lambda done, total, _name: step(done, total),
         )
         found = _joined(found, more)

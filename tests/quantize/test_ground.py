@@ -177,6 +177,25 @@ def test_a_search_may_fail_with_a_model_of_which_little_was_expected(
     assert judging.told(evaluation([1.0] * 400, model_sha256="good"))[1].outcome == "pass"
 
 
+def test_scores_with_a_spread_and_replays_know_no_last_chance(
+    shelf: tuple[Model, Samples],
+) -> None:
+    made = ground(shelf)
+    assert not made.is_last_chance
+    made.settle(lambda: evaluation([1.0] * 400))
+    assert made.is_last_chance
+    spread = ground(shelf)
+    spread.settle(lambda: evaluation([0.5 + 0.001 * i for i in range(400)]))
+    assert not spread.is_last_chance
+    replay = ground(shelf, effort={"recipe": Path("recipe.toml")})
+    replay.settle(lambda: evaluation([1.0] * 400))
+    assert not replay.is_last_chance
+    # None can pass at all.
+    few = ground(shelf)
+    few.settle(lambda: evaluation([1.0] * 200))
+    assert not few.is_last_chance
+
+
 def test_a_search_that_failed_once_knows_when_the_samples_are_too_few_for_more(
     shelf: tuple[Model, Samples],
 ) -> None:
@@ -186,6 +205,8 @@ def test_a_search_that_failed_once_knows_when_the_samples_are_too_few_for_more(
         judging = made.settle(lambda: evaluation([1.0] * samples))
         assert made.can_pass
         lost = evaluation([0.0] * 9 + [1.0] * (samples - 9), model_sha256="lost")
+        # That was to be known before.
+        assert made.is_last_chance == (samples < 786)
         assert judging.told(lost)[1].outcome == "inconclusive"
         return made.can_pass
 

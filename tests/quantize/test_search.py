@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.models import Model
-from quantize import making
+from quantize import making, ranking
 from quantize import search as searching
 from quantize.anchors import Anchor, Mode
 from quantize.calibrate import Calibration
@@ -75,6 +75,7 @@ class World:
         noise_db: Of every candidate.
         fading_db: What each candidate has less of it than the one made before.
         few: Whether samples are too few, so that nothing passes.
+        last: Whether they are too few for another one, should the next one fail.
         unsure: How far the interval of a drop reaches on either side.
         pays: Layers whose kernel gains nothing.
         impossible: Plans that leave nothing in INT8.
@@ -97,6 +98,7 @@ class World:
     noise_db: float = 30.0
     fading_db: float = 0.0
     few: bool = False
+    last: bool = False
     unsure: float = 0.0
     pays_not: frozenset[str] = frozenset()
     impossible: Callable[[Recipe], bool] = lambda _: False
@@ -214,6 +216,7 @@ class World:
         )
         aim = Aim(
             can_pass=lambda: not self.few,
+            is_last_chance=lambda: self.last,
             need_speed=need_speed,
             say=self.lines.append,
             stopped=lambda: self.stopped(),
@@ -846,7 +849,7 @@ def test_a_runtime_that_was_not_timed_ranks_last_among_equals() -> None:
 
 @given(st.lists(st.floats(0, 1e6), max_size=40).map(lambda x: sorted(x, reverse=True)))
 def test_steps_grow_and_never_take_everything(noise: list[float]) -> None:
-    steps = searching._steps(noise)
+    steps = ranking.steps(noise)
     assert len(steps) <= 4
     assert all(a < b for a, b in itertools.pairwise(steps))
     assert all(0 < s < len(noise) for s in steps)
@@ -854,7 +857,7 @@ def test_steps_grow_and_never_take_everything(noise: list[float]) -> None:
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40).map(lambda x: sorted(x)[::-1]))
 def test_each_step_is_the_fewest_that_take_its_share(noise: list[float]) -> None:
-    steps = searching._steps(noise)
+    steps = ranking.steps(noise)
     total = sum(noise)
     for share in (0.5, 0.8, 0.95, 0.99):
         least = next(n for n in range(1, len(noise) + 1) if sum(noise[:n]) >= share * total)
@@ -862,6 +865,42 @@ def test_each_step_is_the_fewest_that_take_its_share(noise: list[float]) -> None
 
 
 def test_without_noise_there_are_no_steps() -> None:
-    assert searching._steps([]) == []
-    assert searching._steps([0.0, 0.0]) == []
-    assert searching._steps([1.0]) == []
+    assert ranking.steps([]) == []
+    assert ranking.steps([0.0, 0.0]) == []
+    assert ranking.steps([1.0]) == []
+
+
+@pytest.mark.parametrize(
+    ("gain_ms", "noise_db", "last", "need_speed", "first"),
+    [
+        (2.0, 18.0, False, True, "static"),
+        (2.0, 18.0, True, True, "dynamic"),
+        # The fastest is quiet enough.
+        (2.0, 28.0, True, True, "static"),
+        # The quieter one is much slower.
+        (8.0, 18.0, True, True, "static"),
+        # Nobody asked how fast it is.
+        (2.0, 18.0, True, False, "static"),
+    ],
+)
+def test_with_one_chance_left_the_quieter_of_two_that_are_about_as_fast_is_judged_first(
+    world: Callable[..., World],
+    gain_ms: float,
+    noise_db: float,
+    *,
+    last: bool,
+    need_speed: bool,
+    first: str,
+) -> None:
+    made = world(
+        [0.0] * 4,
+        ops=dict.fromkeys((f"n{i}" for i in range(4)), "MatMul"),
+        gain_ms=gain_ms,
+        noise_db=noise_db,
+        fading_db=-3.0,
+        last=last,
+    )
+    found = made.search(need_speed=need_speed)
+    assert set(made.judged[0].modes.values()) == {first}
+    assert found.best is not None
+    assert found.best.verdict.outcome == "pass"
