@@ -123,6 +123,8 @@ def relative(times_ns: Sequence[int], shapes: Shapes, start: int) -> list[float]
 
 def _medians(times_ns: Sequence[int], shapes: Shapes, start: int) -> dict[int, float]:
     """Of each shape that was timed."""
+    if shapes == ONE_SHAPE:
+        return {0: statistics.median(times_ns)}
     alike: dict[int, list[int]] = {}
     for i, time_ns in enumerate(times_ns, start):
         alike.setdefault(shapes[i % len(shapes)], []).append(time_ns)

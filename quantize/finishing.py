@@ -218,9 +218,11 @@ def _look_inside(
     # A short replay asks whether INT8 is in INT8 kernels where it is served, and no more.
     short = job.effort.recipe is not None and not job.effort.full
     runtimes = (best.runtime,) if short else bench.runtimes
-    start = bench.start(best.trial.quantized.recipe)
-    # One whose weights lie in the scratch folder already, so that they are not copied once more.
-    source = None if short else start.model.path if start.strengths else light(start.model, scratch)
+    source = None
+    if not short:
+        start = bench.start(best.trial.quantized.recipe)
+        # One whose weights lie in the scratch folder already, so that they are not copied again.
+        source = start.model.path if start.strengths else light(start.model, scratch)
     read = {r: bench.few.kernels(model, r, bench.threads) for r in runtimes if short}
     means = Means(
         runtimes=tuple(r for r in runtimes if r in TELLING),

@@ -32,7 +32,7 @@ class Rounder:
 
     Attributes:
         factor: float32 [groups, inputs, inputs], of the L above: L_ji / L_ii in row i, inputs in
-            `order`.
+            `order`; what is below the diagonal means nothing.
         order: intp [groups, inputs]: the inputs with the largest effect come last; they are rounded
             first.
         importance: float32 [groups, inputs], mean square of every input.
@@ -112,8 +112,8 @@ def learn(rows: NDArray[np.float32]) -> Rounder | None:
 def factored(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lᵀ of each L Lᵀ, in place; what is below its diagonal means nothing.
 
-    In blocks of rows: nearly all of it are products of matrices, which take a quarter of the time
-    that LAPACK's own factoring takes through numpy.
+    In blocks of rows: nearly all of it are products of matrices, which are faster than LAPACK's own
+    factoring through numpy.
 
     Args:
         matrices: float32 [groups, inputs, inputs], symmetric.
