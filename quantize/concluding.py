@@ -172,12 +172,11 @@ class _Conclusion:
         states, effort = self.job.data.states, self.job.effort
         rest = self.begun.calibrated
         if run.replay is not None:
-            strengths = run.replay.recipe.strengths
-            return even_out_as(bench, strengths, rest, states) if strengths else bench
+            recipe = run.replay.recipe
+            return even_out_as(bench, recipe, rest, states) if recipe.strengths else bench
         if "native" not in bench.engines:
             return bench
-        # Costs up to two passes more, and where there is time left a third one. A run that goes on
-        # decides as the first one did.
+        # Costs a pass for each of up to two graphs. A run that goes on decides as the first did.
         key = bench.key(samples=rest.digest)
         took = next(s for s in run.stages if s.name == "calibrate")
         calibrating = run.journal.remember(Stage, "calibrating", key, lambda: took)

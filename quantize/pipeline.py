@@ -261,8 +261,8 @@ class Run:
     def _windows(self, model: "ir.Model", anchors: tuple[Anchor, ...]) -> tuple[Window, ...]:
         """Whose rows are read for sure; a search's first model does without any."""
         recipe = self.replay.recipe if self.replay is not None else None
-        # Where channels are evened out, layers read rows of that graph.
-        if recipe is None or not recipe.reads_rows or recipe.strengths:
+        # Those tell as well how far to even out channels.
+        if recipe is None or not (recipe.reads_rows or recipe.strengths):
             return ()
         nodes = {str(n.name): n for n in model.graph}
         return tuple(windows_of(nodes, anchors).values())

@@ -7,12 +7,13 @@ A quantized layer can be tried on its rows alone, in milliseconds and without a 
 of a convolution stands in them as zeros, as often as it does in its outputs.
 
 A replay takes them while the samples calibrate, a search when its first candidate asks for them.
+Graphs with evened-out channels are fed the same rows, divided.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -90,6 +91,12 @@ def windows_of(nodes: Mapping[str, ir.Node], anchors: Iterable[Anchor]) -> dict[
     """How every anchor that reads rows reads them, by name."""
     flat = (a for a in anchors if a.op != "LSTM" and not a.nested)
     return {a.name: window_of(nodes[a.name], a) for a in flat}
+
+
+def by_channel(rows: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+    """Rows of a layer as a view of float32 [rows, channels, taps]."""
+    taps = math.prod(window.kernel)
+    return rows.reshape(len(rows), window.width // taps, taps)
 
 
 def _integers(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -201,9 +208,22 @@ class Taking:
             self.shapes[window].append(rows.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """A tensor of a graph with evened-out channels.
+
+    Attributes:
+        tensor: What it is in FP32.
+        factors: float32 [channels], what that is divided by.
+    """
+
+    tensor: str
+    factors: NDArray[np.float32]
+
+
 @dataclass(slots=True)
 class RowStore:
-    """Rows of every layer, in files that it owns, and what was worked out from them.
+    """Rows of every layer, in files, and what was worked out from them.
 
     Attributes:
         model: The FP32 model.
@@ -214,6 +234,7 @@ class RowStore:
         tensors: That were watched while they calibrated. Rows taken later are the same as those
             that are taken meanwhile: where other tensors are watched, other nodes are fused, and
             sums are rounded otherwise.
+        divided: Tensors that the layers read instead, in a graph with evened-out channels.
     """
 
     model: Model
@@ -222,20 +243,13 @@ class RowStore:
     threads: int
     scratch: Path
     tensors: tuple[str, ...] = ()
+    divided: Mapping[str, Divided] = field(default_factory=dict)
     _files: dict[Window, tuple[Path, tuple[int, ...]]] = field(default_factory=dict)
     _memo: dict[object, object] = field(default_factory=dict)
 
-    def of(self, model: Model) -> "RowStore":
-        """The same for another graph of this model, whose layers read other tensors."""
-        if model.sha256 == self.model.sha256:
-            return self
-        folder = self.scratch / f"rows-{model.sha256[:16]}"
-
-        def make() -> RowStore:
-            folder.mkdir(exist_ok=True)
-            return RowStore(model, self.samples, self.states, self.threads, folder)
-
-        return self.once(model.sha256, make)
+    def evened(self, divided: Mapping[str, Divided]) -> "RowStore":
+        """The same for a graph in which these tensors are divided; the files belong to both."""
+        return replace(self, divided=divided, _memo={})
 
     def capture(self, windows: Iterable[Window]) -> None:
         """Run some samples through FP32 and keep rows of these windows; once for each."""
@@ -257,7 +271,7 @@ class RowStore:
     @contextmanager
     def taking(self, windows: Iterable[Window]) -> Iterator[Taking]:
         """Take rows of these windows from samples that run in the block; once for each window."""
-        new = [w for w in dict.fromkeys(windows) if w not in self._files]
+        new = [w for w in dict.fromkeys(map(self._of_fp32, windows)) if w not in self._files]
         readers: dict[str, list[Window]] = {}
         for window in new:
             readers.setdefault(window.tensor, []).append(window)
@@ -276,10 +290,18 @@ class RowStore:
 
     def rows(self, window: Window) -> NDArray[np.float32]:
         """float32 [rows, groups, channels / groups * taps]; no rows where none were finite."""
-        file, shape = self._files[window]
+        file, shape = self._files[self._of_fp32(window)]
         if not math.prod(shape):
             return np.zeros(shape, np.float32)
-        return np.fromfile(file, np.float32).reshape(shape)
+        rows = np.fromfile(file, np.float32).reshape(shape)
+        if (found := self.divided.get(window.tensor)) is not None:
+            channels = by_channel(rows, window)
+            channels /= found.factors[:, None]
+        return rows
+
+    def _of_fp32(self, window: Window) -> Window:
+        found = self.divided.get(window.tensor)
+        return window if found is None else replace(window, tensor=found.tensor)
 
     def once(self, key: object, make: Callable[[], R]) -> R:
         """What `make` returned the first time that this key was asked for."""

@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 
 from quantize.anchors import Anchor, integer_of
 from quantize.equalize import Factors, Group
-from quantize.histograms import TensorStatistics
+from quantize.quantizers.fitting import as_read
 from quantize.quantizers.reading import channels_first, constant_of
-from quantize.ranges import mse_range
+from quantize.ranges import Range
+from quantize.rows import Window, by_channel
 
 # Tried first; then what lies between the best and its neighbours.
 _STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 _BETWEEN = 0.1
 # A group has to lose this share of its noise; less is within what the estimate is worth.
 _WORTH = 0.85
+# Rows that noise is reckoned with.
+_ROWS = 512
 # No channel is scaled by more, so that FP32 keeps its precision.
 _MOST = 1e3
 
@@ -35,12 +38,20 @@ class Captured:
     """What a few samples show of one tensor.
 
     Attributes:
-        rows: float32 [rows, channels], taken at random.
-        largest: float32 [channels], largest absolute values of all rows.
+        rows: float32 [rows, channels], some of those seen.
+        largest: float32 [channels], largest absolute values of all that were seen.
     """
 
     rows: NDArray[np.float32]
     largest: NDArray[np.float32]
+
+
+def captured_by(rows: NDArray[np.float32], window: Window) -> Captured:
+    """The same, of the rows that one layer reads of it."""
+    channels = by_channel(rows, window)
+    # In the middle of a kernel stands the least padding.
+    middle = channels[:: max(len(rows) // _ROWS, 1), :, channels.shape[2] // 2]
+    return Captured(np.ascontiguousarray(middle), np.abs(channels).max(axis=(0, 2)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,9 @@ def _noise(
         rows = captured[tensor].rows / factors
         groups, _, inner = weights.heights.shape
         scale = factors.reshape(groups, 1, inner)
-        error = np.square(rows - _rounded(rows)).mean(axis=0).reshape(groups, inner)
+        # All of it: what a range may leave out, these few rows do not tell.
+        whole = Range(min(float(rows.min()), 0.0), max(float(rows.max()), 0.0))
+        error = np.square(rows - as_read(rows, whole)).mean(axis=0).reshape(groups, inner)
         power = np.square(rows).mean(axis=0).reshape(groups, inner)
         gain = weights.powers * np.square(scale[:, 0])
         steps = (weights.heights * scale).max(axis=2) / 127
@@ -135,13 +148,3 @@ def _noise(
         signal = max(float((power * gain).sum()), 1e-30)
         total += float((error * gain).sum() + rounding.sum()) / signal
     return total / len(readers)
-
-
-def _rounded(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows as unsigned 8-bit codes of one range hold them."""
-    seen = TensorStatistics()
-    seen.add(rows)
-    chosen = mse_range(seen)
-    codes = np.clip(np.rint(rows / chosen.scale) + chosen.zero_point, 0, 255)
-    held: NDArray[np.float32] = ((codes - chosen.zero_point) * chosen.scale).astype(np.float32)
-    return held

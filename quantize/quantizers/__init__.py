@@ -112,8 +112,6 @@ def _native(
     if all(m == "float" for m in placement.modes.values()):
         reasons = sorted(set(placement.reasons.values())) or ["every layer was kept in float"]
         raise UnsupportedError(f"nothing to quantize (0 of {len(anchors)}): {'; '.join(reasons)}.")
-    if calibration.rows is not None:
-        calibration = replace(calibration, rows=calibration.rows.of(source))
     return model, native.write(model, anchors, placement, calibration, recipe)
 
 

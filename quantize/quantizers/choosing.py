@@ -36,9 +36,9 @@ def least_error_ranges(
         calibration: Of the same model.
         recipe: Modes, and the method of all other tensors.
     """
-    if calibration.rows is None:
+    store = calibration.rows
+    if store is None:
         return {}
-    store = calibration.rows.of(source)
     readers: dict[str, list[Anchor]] = {}
     for anchor in anchors:
         if recipe.modes.get(anchor.name) == "static":

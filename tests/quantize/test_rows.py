@@ -17,7 +17,7 @@ from quantize import watching
 from quantize.anchors import find_anchors
 from quantize.calibrate import calibrate_for
 from quantize.placement import watch_list
-from quantize.rows import RowStore, Window, rows_of, window_of, windows_of
+from quantize.rows import Divided, RowStore, Window, rows_of, window_of, windows_of
 from tests import tiny
 from tests.int8 import samples_of
 from tests.streams import same
@@ -216,12 +216,21 @@ def test_what_was_not_finished_is_taken_again(tmp_path: Path) -> None:
     assert {len(store.rows(w)) for w in found} == {64 * 32}
 
 
-def test_another_graph_has_rows_of_its_own(tmp_path: Path) -> None:
-    taken = store(net(tmp_path / "m.onnx"))
-    other = read_model(tiny.linear(tmp_path / "n.onnx"))
-    assert taken.of(taken.model) is taken
-    assert taken.of(other) is taken.of(other) is not taken
-    assert taken.of(other).model is other
+def test_a_divided_tensor_has_the_rows_of_fp32_divided_and_answers_of_its_own(
+    tmp_path: Path,
+) -> None:
+    path = net(tmp_path / "m.onnx")
+    taken, window = store(path), windows(path)["conv"]
+    assert taken.once("key", lambda: 1) == 1
+    factors = np.array([2.0, 0.25], np.float32)
+    evened = taken.evened({"there": Divided(window.tensor, factors)})
+    moved = replace(window, tensor="there")
+    evened.capture([moved])
+    by_tap = np.repeat(factors, 9)
+    np.testing.assert_array_equal(evened.rows(moved), taken.rows(window) / by_tap)
+    # What is not divided is read as it is, by either.
+    np.testing.assert_array_equal(evened.rows(window), taken.rows(window))
+    assert evened.once("key", lambda: 2) == 2
 
 
 def test_an_answer_is_worked_out_once() -> None:

@@ -19,9 +19,12 @@ from quantize.equalize import find_groups
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.recipe import Recipe
-from quantize.smoothing import capture, even_out, even_out_as
+from quantize.rows import RowStore, Window, windows_of
+from quantize.smoothing import even_out, even_out_as
+from quantize.strengths import captured_by
 from quantize.trials import Workbench, attempt, run_probes
 from quantize.variants import best_variant, smoothed
+from quantize.watching import expose
 from tests import tiny
 from tests.int8 import run, samples_of
 
@@ -174,11 +177,32 @@ def test_a_recipe_brings_back_the_same_graph(tmp_path: Path) -> None:
     bench = made(tmp_path)
     (start,) = bench.starts
     rest = samples_of(inputs()[4:], bench.fp32.inputs)
-    again = even_out_as(replace(bench, starts=()), start.strengths, rest, {})
+    plain = replace(bench, starts=())
+    again = even_out_as(plain, static(bench, strengths=start.strengths), rest, {})
     assert [s.strengths for s in again.starts] == [start.strengths]
     assert again.starts[0].model.sha256 == start.model.sha256
     with pytest.raises(UnsupportedError, match="node 'k'"):
-        even_out_as(replace(bench, starts=()), {"q": 0.5, "k": 0.5}, rest, {})
+        even_out_as(plain, static(bench, strengths={"q": 0.5, "k": 0.5}), rest, {})
+
+
+def test_where_nothing_is_static_no_sample_runs_again_and_the_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = made(tmp_path)
+    (start,) = bench.starts
+    modes: dict[str, Mode] = dict.fromkeys(("q", "k"), "dynamic")
+    recipe = replace(static(bench, strengths=start.strengths), modes=modes, fused_for="onnxruntime")
+    recipe = replace(recipe, rounding="learned")
+    searched = attempt(bench, recipe, "searched")
+    monkeypatch.setattr(smoothing, "calibrate", lambda *_, **__: pytest.fail("no range is needed"))
+    rest = samples_of(inputs()[4:], bench.fp32.inputs)
+    again = even_out_as(replace(bench, starts=()), recipe, rest, {})
+    # What is said of a tensor that was divided would be said of another one.
+    assert "l" in bench.calibration.tensors
+    assert "l" not in again.starts[0].calibration.tensors
+    replayed = attempt(again, recipe, "replayed")
+    assert replayed.quantized.model.sha256 == searched.quantized.model.sha256
+    assert searched.noise_db > 30
 
 
 def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path: Path) -> None:
@@ -199,7 +223,8 @@ def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path
     every, folded = even_out(bench, "vnni", rest, {}).starts
     assert (every.muls, folded.muls) == (1, 0)
     for start in (every, folded):
-        (again,) = even_out_as(bench, start.strengths, rest, {}).starts
+        recipe = static(bench, strengths=start.strengths)
+        (again,) = even_out_as(replace(bench, starts=()), recipe, rest, {}).starts
         assert again.model.sha256 == start.model.sha256
         old, new = start.calibration.tensors, again.calibration.tensors
         assert old.keys() == new.keys()
@@ -208,19 +233,126 @@ def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path
             assert np.array_equal(seen.bins, new[name].bins), name
 
 
-@pytest.mark.parametrize("opset", [17, 18])
-def test_captured_rows_are_rows_of_the_tensor(tmp_path: Path, opset: int) -> None:
-    source = block(tmp_path / "b.onnx", outlier=60.0, residual=False, opset=opset)
-    bench = workbench(tmp_path, source, inputs())
-    model = ir.load(bench.fp32.path)
-    groups = find_groups(model, bench.anchors)
-    samples = samples_of(inputs()[4:], bench.fp32.inputs)
-    found = capture(bench, groups, samples, {})["l"]
-    seen = np.concatenate([norm(s.feeds["x"]) for s in samples])
+def test_rows_of_an_evened_out_graph_are_those_that_it_would_feed_its_layers(
+    tmp_path: Path,
+) -> None:
+    bench = made(tmp_path, residual=True)
+    own_rows_are_near(bench)
+    with_convs = workbench(tmp_path, convs(tmp_path / "c.onnx"), images())
+    samples = samples_of(images()[4:], with_convs.fp32.inputs)
+    evened = even_out(with_convs, "vnni", samples, {})
+    assert set(evened.starts[0].strengths) == {"depthwise"}
+    own_rows_are_near(evened)
+
+
+def test_who_reads_a_tensor_beside_a_mul_has_rows_that_are_not_divided(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "h"], ["l"], name="l"),
+        helper.make_node("MatMul", ["l", "m"], ["q"], name="q"),
+        # Its channels stand on another axis, so that nothing can be folded.
+        helper.make_node("Conv", ["l", "w"], ["c"], name="conv"),
+        helper.make_node("Tanh", ["q"], ["y"]),
+        helper.make_node("Tanh", ["c"], ["z"]),
+    ]
+    weights = np.random.default_rng(0).standard_normal((2, 12, 3)).astype(np.float32)
+    shape = ["b", 12, WIDTH]
+    outputs: list[tiny.Port] = [("y", F, shape), ("z", F, ["b", 2, WIDTH - 2])]
+    made = constants(60.0) | {"w": weights}
+    path = tiny.save(tmp_path / "b.onnx", nodes, [("x", F, shape)], outputs, made)
+    bench = workbench(tmp_path, path, inputs())
+    evened = even_out(bench, "vnni", samples_of(inputs()[4:], bench.fp32.inputs), {})
+    assert [s.muls for s in evened.starts] == [1]
+    own_rows_are_near(evened)
+
+
+def own_rows_are_near(bench: Workbench) -> None:
+    """Whether the rows of each start are near those taken of its own graph."""
+    for start in bench.starts:
+        found, plain = start.calibration.rows, bench.calibration.rows
+        assert found is not None
+        assert plain is not None
+        graph = ir.load(start.model.path).graph
+        windows = windows_of({str(n.name): n for n in graph}, start.anchors)
+        folder = bench.scratch / start.model.sha256[:8]
+        folder.mkdir()
+        own = RowStore(start.model, plain.samples, {}, 1, folder)
+        own.capture(windows.values())
+        found.capture(windows.values())
+        for window in windows.values():
+            assert np.allclose(found.rows(window), own.rows(window), rtol=1e-4, atol=1e-5)
+
+
+def convs(path: Path) -> Path:
+    """A convolution whose channels differ, in front of a padded depthwise one and a grouped one."""
+    rng = np.random.default_rng(0)
+    sizes = np.geomspace(0.1, 90, 8).astype(np.float32).reshape(8, 1, 1, 1)
+    weights = {
+        "w1": (sizes * rng.standard_normal((8, 3, 1, 1))).astype(np.float32),
+        "w2": (rng.standard_normal((8, 1, 3, 3)) / sizes).astype(np.float32),
+        "w3": (rng.standard_normal((4, 2, 3, 2)) / sizes[:4, :1]).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w2"], ["d"], name="depthwise", group=8, pads=[1] * 4),
+        helper.make_node("Conv", ["r", "w3"], ["g"], name="grouped", group=4),
+        helper.make_node("Tanh", ["d"], ["y"], name="tanh"),
+        helper.make_node("Tanh", ["g"], ["z"], name="other"),
+    ]
+    shape = ["n", 3, "h", "w"]
+    outputs: list[tiny.Port] = [("y", F, ["n", 8, "h", "w"]), ("z", F, ["n", 4, "i", "j"])]
+    return tiny.save(path, nodes, [("x", F, shape)], outputs, weights)
+
+
+def images() -> list[Feeds]:
+    rng = np.random.default_rng(2)
+    return [{"x": rng.uniform(0, 1, (1, 3, 5 + i, 4)).astype(np.float32)} for i in range(12)]
+
+
+def test_what_tells_of_channels_are_their_rows_and_largest_values(tmp_path: Path) -> None:
+    bench = workbench(tmp_path, block(tmp_path / "b.onnx", outlier=60.0, residual=False), inputs())
+    store = bench.calibration.rows
+    assert store is not None
+    nodes = {str(n.name): n for n in ir.load(bench.fp32.path).graph}
+    window = windows_of(nodes, bench.anchors)["q"]
+    store.capture([window])
+    found = captured_by(store.rows(window), window)
+    seen = np.concatenate([norm(s.feeds["x"]) for s in samples_of(inputs()[4:], bench.fp32.inputs)])
     assert np.allclose(found.largest, np.abs(seen).max(axis=0), rtol=1e-4)
     distances = np.abs(found.rows[:, None] - seen[None]).max(axis=2).min(axis=1)
     assert distances.max() < 1e-3
-    assert len(found.rows) == 16 * len(samples)
+    assert len(found.rows) == 12 * 20
+
+
+def test_of_many_rows_some_are_kept_and_the_largest_value_of_all() -> None:
+    window = Window("r", 2 * 9, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    patches = np.zeros((2000, 1, 18), np.float32)
+    patches[:, 0, 4], patches[:, 0, 13] = np.arange(2000), -1.0
+    patches[1999, 0, 9] = -7.0
+    found = captured_by(patches, window)
+    assert 512 <= len(found.rows) < 1024
+    # In the middle of the kernel, and spread over all rows.
+    assert found.rows[0].tolist() == [0.0, -1.0]
+    assert found.rows[-1, 0] > 1990
+    assert found.largest.tolist() == [1999.0, 7.0]
+
+
+def test_readers_of_one_tensor_tell_of_it_together(tmp_path: Path) -> None:
+    bench = workbench(tmp_path, convs(tmp_path / "c.onnx"), images())
+    graph = ir.load(bench.fp32.path)
+    (group,) = find_groups(graph, bench.anchors)
+    assert [a for _, a in group.reads] == ["depthwise", "grouped"]
+    (found,) = smoothing._captured(bench, (group,), graph).values()
+    samples = samples_of(images()[4:], bench.fp32.inputs)
+    seen = [np.maximum(run(first_of(bench, tmp_path), s.feeds)["r"], 0) for s in samples]
+    largest = np.max([x.max(axis=(0, 2, 3)) for x in seen], axis=0)
+    assert np.allclose(found.largest, largest, rtol=1e-5)
+
+
+def first_of(bench: Workbench, folder: Path) -> Path:
+    out = folder / "shown.onnx"
+    expose(bench.fp32.path, ["r"], out)
+    return out
 
 
 def norm(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -230,7 +362,7 @@ def norm(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return even * constants(60.0)["g"]
 
 
-def test_captured_channels_of_images_are_theirs(tmp_path: Path) -> None:
+def test_channels_of_images_are_evened_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     size = np.array([1, 8, 64], np.float32).reshape(1, 3, 1, 1)
     weights = {
@@ -250,10 +382,6 @@ def test_captured_channels_of_images_are_theirs(tmp_path: Path) -> None:
     ]
     bench = workbench(tmp_path, path, feeds)
     samples = samples_of(feeds[4:], bench.fp32.inputs)
-    groups = find_groups(ir.load(bench.fp32.path), bench.anchors)
-    found = capture(bench, groups, samples, {})["r"]
-    assert (found.rows.max(axis=0) <= found.largest).all()
-    assert np.allclose(found.largest, size.reshape(-1), rtol=0.1)
     even = even_out(bench, "vnni", samples, {})
     (start,) = even.starts
     plain = attempt(even, static(even), "plain")
