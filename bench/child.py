@@ -20,39 +20,43 @@ from bench.errors import VnnifyError, full_disk
 _PR_SET_PDEATHSIG = 1
 
 
-def main(readiness: str, answer: str, fault: str, ready: str, *words: str) -> None:
+def main(readiness: str, answer: str, fault: str) -> None:
     """Entry point of the child process.
 
     Args:
-        readiness: Number of a pipe that is closed once this process is ready for its order.
+        readiness: Number of a pipe that is written to each time this process is ready for more.
         answer: Number of the file for the answer.
         fault: Number of the file for what is known of a crash.
-        ready: `package.module:function`, called before the order comes; empty for none. What it
-            returns, the target of the order gets besides its job.
-        words: What it is called with.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable(int(fault))
-    work(*awaited(int(readiness), ready, *words), int(answer))
+    work(*awaited(int(readiness)), int(answer))
 
 
-def awaited(readiness: int, ready: str, *words: str) -> tuple[dict[str, Any], Any]:
-    """The order that this process gets, once it has come, and what `ready` returned; see `main`."""
+def awaited(readiness: int) -> tuple[dict[str, Any], Any]:
+    """The order that this process gets, and what was made before it came.
+
+    Messages come by stdin, a line of JSON each: what to call to get ready, with `words`, as often
+    as the parent wants; then the order. What the last of those calls returned, the target of the
+    order gets besides its job.
+    """
     # Nothing has begun that an interrupt could explain: it ends this process without a traceback.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     made = None
-    # What fails here fails again when it is needed, and is told then.
-    with contextlib.suppress(Exception):
-        if ready:
-            made = _function(ready)(*words)
-    os.close(readiness)
-    text = sys.stdin.buffer.read()
-    signal.signal(signal.SIGINT, before)
     try:
-        order: dict[str, Any] = json.loads(text)
+        for line in sys.stdin.buffer:
+            message: dict[str, Any] = json.loads(line)
+            if "target" in message:
+                return message, made
+            # What fails here fails again when it is needed, and is told then.
+            with contextlib.suppress(Exception):
+                made = _function(message["ready"])(*message["words"])
+            os.write(readiness, b".")
     except ValueError:
-        os._exit(1)  # The parent died before it had an order; nobody waits for an answer.
-    return order, made
+        pass  # Cut off in the middle of a line.
+    finally:
+        signal.signal(signal.SIGINT, before)
+    os._exit(1)  # The parent is gone; nobody waits for an answer.
 
 
 def work(order: dict[str, Any], made: Any, answer_file: int) -> None:

@@ -46,7 +46,7 @@ class Child:
 
     Attributes:
         process: It gets its order through its stdin; see `bench.child`.
-        readiness: A pipe that it closes when it is ready, or ends.
+        readiness: A pipe that it writes to each time it is ready.
         answer: A file in memory for its answer.
         fault: One for what is known of a crash.
     """
@@ -56,11 +56,19 @@ class Child:
     answer: int
     fault: int
 
+    def get_ready(self, ready: str, *words: str) -> None:
+        """Have it call a function before there is an order; see `head_start`."""
+        _send({"ready": ready, "words": words}, self.process)
+
     def until_ready(self, timeout_s: float) -> None:
-        """Wait for it, so long at most: what it does late is told when it got its order."""
+        """Wait until it has done what it was last told, or has ended; so long at most.
+
+        What it does late is told when it got its order.
+        """
         poll = select.poll()
         poll.register(self.readiness, select.POLLIN)
-        poll.poll(timeout_s * 1000)
+        if poll.poll(timeout_s * 1000):
+            os.read(self.readiness, 1)
 
 
 def run_isolated(
@@ -126,10 +134,13 @@ def head_start(ready: str = "", *words: str) -> Iterator[Child]:
     try:
         with _interrupts_later():
             try:
-                process = _started((told, answer, fault), ready, *words)
+                process = _started((told, answer, fault))
             finally:
                 os.close(told)
-        yield Child(process, readiness, answer, fault)
+        child = Child(process, readiness, answer, fault)
+        if ready:
+            child.get_ready(ready, *words)
+        yield child
     finally:
         for file in (readiness, answer, fault):
             os.close(file)
@@ -148,6 +159,9 @@ def _run(
     """Exit status of a child that does `order`; None if it had to be ended."""
     try:
         _send(order, process)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         with _first_interrupt_to(process.pid) if patient else contextlib.nullcontext():
             on_time = _wait(process, timeout_s)
         if not on_time:
@@ -158,11 +172,11 @@ def _run(
     return process.returncode if on_time else None
 
 
-def _started(files: Sequence[int], *words: str) -> subprocess.Popen[bytes]:
-    """A child that calls `bench.child.main`, with open files and words."""
+def _started(files: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A child that calls `bench.child.main`, with open files."""
     root = str(Path(__file__).resolve().parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _BOOTSTRAP, root, *map(str, files), *words],
+        [sys.executable, "-P", "-c", _BOOTSTRAP, root, *map(str, files)],
         stdin=subprocess.PIPE,
         stdout=2,
         process_group=0,
@@ -171,11 +185,13 @@ def _started(files: Sequence[int], *words: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _send(order: dict[str, Any], process: subprocess.Popen[bytes]) -> None:
+def _send(message: dict[str, Any], process: subprocess.Popen[bytes]) -> None:
+    """Write a line to a child's stdin."""
     assert process.stdin is not None
     # A child that is dead by now is told of by its status.
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-        pipe.write(json.dumps(order).encode())
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, TypeAlias
 
+from bench.ahead import Ahead
 from bench.errors import VnnifyError
 from bench.feeds import feeds_digest, save_feeds
 from bench.gpu import Gpu
@@ -170,11 +171,13 @@ class Haste:
         abreast: Processes that start and open their models side by side, before they are timed one
             after the other; how long that takes one that is alone is not measured then. Fewer do
             where models are large.
+        ahead: Processes that started before, for these; None: all start when they are needed.
     """
 
     enough: int | None = None
     least_s: float = 0.1
     abreast: int = 1
+    ahead: Ahead | None = None
 
 
 UNHURRIED = Haste()
@@ -258,7 +261,7 @@ def measure(
 
         try:
             for batch in batches(queue, [v.model.size_bytes for v in variants], haste.abreast):
-                with _waiting([jobs[w] for w in batch]) as children:
+                with _waiting([jobs[w] for w in batch], haste.ahead) as children:
                     for which, child in zip(batch, children, strict=True):
                         take(which, child)
         except KeyboardInterrupt:
@@ -269,7 +272,9 @@ def measure(
 
 
 @contextlib.contextmanager
-def _waiting(jobs: Sequence[dict[str, Any]]) -> Iterator[Sequence[Child | None]]:
+def _waiting(
+    jobs: Sequence[dict[str, Any]], ahead: Ahead | None
+) -> Iterator[Sequence[Child | None]]:
     """Processes that have opened a model each, and are at rest; none ahead of a single round.
 
     A single round measures how long all of that takes.
@@ -278,8 +283,10 @@ def _waiting(jobs: Sequence[dict[str, Any]]) -> Iterator[Sequence[Child | None]]
         yield [None]
         return
     with contextlib.ExitStack() as held:
-        ready = "bench.sampling:open_ahead"
-        children = [held.enter_context(head_start(ready, json.dumps(j))) for j in jobs]
+        started = [ahead.take(j["runtime"]) if ahead is not None else None for j in jobs]
+        children = [child or held.enter_context(head_start()) for child in started]
+        for job, child in zip(jobs, children, strict=True):
+            child.get_ready("bench.sampling:open_ahead", json.dumps(job))
         for child in children:
             child.until_ready(TIMEOUT_S)
         yield children

@@ -46,6 +46,11 @@ class Opened:
     load_ns: int
 
 
+def get_ready(runtime: str) -> None:
+    """Import what a round in a runtime needs."""
+    find_runtime(runtime).version()
+
+
 def open_ahead(job: str) -> Opened:
     """Open the model of a round, whose job is given as JSON, before there is an order for it."""
     return _opened(json.loads(job))

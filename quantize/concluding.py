@@ -234,10 +234,9 @@ class _Conclusion:
             fp32 = self.recalled(run.replay, bench, served)
         else:
             fp32 = sorted(fp32_ms, key=fp32_ms.__getitem__) or serving_fp32(bench)
-        quantized, step = found.best.trial.quantized, run.progress.step
-        return time_models(
-            bench, quantized.model, (fp32, int8), self.effort(), self.question(bench, fp32), step
-        )
+        model, asked = found.best.trial.quantized.model, self.question(bench, fp32)
+        step, ahead = run.progress.step, run.ahead
+        return time_models(bench, model, (fp32, int8), self.effort(), asked, step, ahead)
 
     def recalled(self, replay: Replay, bench: Workbench, served: str) -> list[str]:
         """The runtimes to time FP32 in, by what the recipe tells of speeds and holds here."""

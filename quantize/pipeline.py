@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING
 
+from bench.ahead import started_ahead
 from bench.errors import UnsupportedError
 from bench.machine import granted_threads
 from bench.models import Model
@@ -54,6 +55,7 @@ from quantize.trials import PROBES, Workbench, run_probes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from bench.ahead import Ahead
     from bench.forecast import Elsewhere
     from quantize.lock import Lock
     from quantize.replaying import Replay
@@ -114,6 +116,7 @@ class Run:
         self.first_pass_s: float | None = None
         self.first_pass_samples: int | None = None
         self.recipe: RecipeFile | None = None
+        self.ahead: Ahead | None = None
         self.replay: Replay | None = None
         self.ground: Ground
         self.lock: Lock | None = None
@@ -157,6 +160,20 @@ class Run:
 
     def report(self) -> "Report":
         """Do all of it."""
+        with started_ahead(self._timed()) as self.ahead:
+            return self._report()
+
+    def _timed(self) -> list[str]:
+        """Runtimes of the processes that the recipe lets foresee in the benchmark."""
+        if self.recipe is None or self.job.effort.full:
+            return []
+        from quantize.speeds import read_speeds
+        from quantize.timing import FEWEST
+
+        known = read_speeds(self.recipe)
+        return [] if known is None else [known.fastest, self.recipe.served_by] * FEWEST
+
+    def _report(self) -> "Report":
         if count := self.journal.count():
             self.progress.say(
                 f"going on where an earlier run ended: {count} results of it are kept"

@@ -15,6 +15,7 @@ every look in `CONFIDENCE` of all runs, whatever ends them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from bench.ahead import Ahead
 from bench.compare import CONFIDENCE, Comparison, compare
 from bench.latency import Haste, Latency, Variant, measure, with_control
 from bench.models import Feeds, Model
@@ -85,6 +86,7 @@ def time_models(
     effort: Effort,
     question: Question,
     step: Callable[[int, int], None],
+    ahead: Ahead | None = None,
 ) -> Timing:
     """Time FP32 and INT8 in the runtimes that shall run them.
 
@@ -95,6 +97,7 @@ def time_models(
         effort: Rounds and seconds.
         question: What ends it with fewer rounds, or with twice as many.
         step: Told processes done and in all.
+        ahead: Processes that were started before, for quick rounds.
     """
     variants = [
         Variant(f"{kind} {runtime}", model, runtime, "cpu", bench.threads, bench.batch)
@@ -114,7 +117,7 @@ def time_models(
             rounds=rounds - done,
             seconds_per_round=seconds,
             seed=look,
-            haste=_QUICK if question.quick else _USUAL,
+            haste=replace(_QUICK, ahead=ahead) if question.quick else _USUAL,
             progress=lambda done, total, _name: step(done, total),
         )
         found = _joined(found, more)

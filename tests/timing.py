@@ -38,6 +38,7 @@ class Stopwatch:
         spread: Of two rounds around their median, as a share of it.
         held_up: Share of its time for which every model waits for a CPU.
         measured: Names of all variants, call by call.
+        haste: What was asked of the benchmark, call by call.
         before: Called first.
     """
 
@@ -46,6 +47,7 @@ class Stopwatch:
     spread: float = 0.0
     held_up: float = 0.0
     measured: list[list[str]] = field(default_factory=list)
+    haste: list[Haste] = field(default_factory=list)
     before: Callable[[], object] = lambda: None
 
     def glance(
@@ -68,6 +70,7 @@ class Stopwatch:
     ) -> tuple[Latency, ...]:
         if progress is not None:
             progress(0, len(variants), variants[0].name)
+        self.haste.append(haste)
         speedup = self.speedup if self.later is None else self.later
         return self._told(variants, feeds, speedup, rounds=rounds)
 

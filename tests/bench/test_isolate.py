@@ -286,7 +286,7 @@ def test_the_child_leaves_an_answer(
     readiness, told = os.pipe()
     with (tmp_path / "answer").open("w+b") as file:
         with pytest.raises(Exited) as ended:
-            child.main(str(told), str(os.dup(file.fileno())), "0", "")
+            child.main(str(told), str(os.dup(file.fileno())), "0")
         assert ended.value.args == (0,)
         file.seek(0)
         found = json.load(file)
@@ -294,21 +294,34 @@ def test_the_child_leaves_an_answer(
     assert found.items() >= answer.items()
 
 
+def _told(monkeypatch: pytest.MonkeyPatch, *messages: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(messages))))
+
+
 @pytest.mark.usefixtures("exits")
 def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where its lines can be seen to run."""
-    for words, made in ((("",), None), (("os:getpid",), os.getpid()), (("os:strerror", ""), None)):
-        readiness, told = os.pipe()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"job": 1}')))
-        assert child.awaited(told, *words) == ({"job": 1}, made)
-        # Closed at its other end.
-        assert os.read(readiness, 1) == b""
-        os.close(readiness)
-    for cut in (b"", b'{"job'):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cut)))
+    order, readiness, told = {"target": "a:b", "job": 1}, *os.pipe()
+    last = json.dumps(order).encode()
+    number, wrong = (
+        json.dumps({"ready": f"os:{name}", "words": words}).encode()
+        for name, words in (("getpid", []), ("strerror", [""]))
+    )
+    for before, made in (((), None), ((number,), os.getpid()), ((wrong, wrong), None)):
+        _told(monkeypatch, *before, last)
+        assert child.awaited(told) == (order, made)
+        os.write(told, b"!")
+        # Once per call, whatever became of it.
+        assert os.read(readiness, 9) == b"." * len(before) + b"!"
+    _told(monkeypatch, number, wrong, last)
+    assert child.awaited(told) == (order, os.getpid())
+    for cut in (b"", b'{"job', number):
+        _told(monkeypatch, cut)
         with pytest.raises(Exited) as ended:
-            child.awaited(os.dup(0), "")
+            child.awaited(told)
         assert ended.value.args == (1,)
+    os.close(readiness)
+    os.close(told)
 
 
 @pytest.mark.usefixtures("exits")
@@ -384,6 +397,13 @@ def test_it_is_known_when_children_are_ready(
         a.until_ready(60)
         b.until_ready(60)
         assert sorted(f.name for f in tmp_path.glob("slow-*")) == ["slow-a", "slow-b"]
+    # Nor is it before what it was told last.
+    with head_start(f"{jobs}:slowly", "c") as waiting:
+        waiting.until_ready(60)
+        waiting.get_ready(f"{jobs}:slowly", "d")
+        waiting.until_ready(60)
+        assert (tmp_path / "slow-d").exists()
+        assert _run(f"{jobs}:number", tmp_path, child=waiting) == waiting.process.pid
     # One that ends is not waited for.
     with head_start(f"{jobs}:gone") as broken:
         broken.until_ready(60)

@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import itertools
-import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import latency
+from bench import isolate, latency
+from bench.ahead import Ahead
 from bench.errors import InputError, ResourceError, UsageError
 from bench.isolate import Child
 from bench.latency import (
@@ -111,11 +111,16 @@ def test_processes_that_start_side_by_side_are_timed_one_after_the_other(
         events.append("end")
 
     def given(*order: Any, child: Child | None, **rest: Any) -> Any:
-        # Ready before any is timed: the pipe of one that is closed has been closed by now.
-        assert child is None or select.select([child.readiness], [], [], 0)[0]
         events.append("time")
         return give(*order, child=child, **rest)
 
+    wait = Child.until_ready
+
+    def ready(child: Child, timeout_s: float) -> None:
+        wait(child, timeout_s)
+        events.append("ready")
+
+    monkeypatch.setattr(Child, "until_ready", ready)
     monkeypatch.setattr(latency, "head_start", started)
     monkeypatch.setattr(latency, "run_isolated", given)
     found = measure(
@@ -126,11 +131,43 @@ def test_processes_that_start_side_by_side_are_timed_one_after_the_other(
         haste=Haste(abreast=3),
     )
     # A single one is left for the end: it starts when it is asked for.
-    assert events == [*["start"] * 3, *["time"] * 3, *["end"] * 3, "time"]
+    assert events == [*["start"] * 3, *["ready"] * 3, *["time"] * 3, *["end"] * 3, "time"]
     assert [len(x.rounds) for x in found] == [2, 2]
     rounds = [r for x in found for r in x.rounds]
     assert sum(r.cold_ns is None for r in rounds) == 3
     assert [r.load_ns is None for r in rounds] == [r.cold_ns is None for r in rounds]
+
+
+def test_processes_that_wait_are_taken_before_others_start(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[int] = []
+    give = latency.run_isolated
+
+    def given(*order: Any, child: Child, **rest: Any) -> Any:
+        orders.append(child.process.pid)
+        return give(*order, child=child, **rest)
+
+    class Two(Ahead):
+        """Has two of the runtime, and others of another one."""
+
+        def take(self, runtime: str) -> Child | None:
+            assert runtime == "onnxruntime"
+            return waiting.pop() if waiting else None
+
+    monkeypatch.setattr(latency, "run_isolated", given)
+    with contextlib.ExitStack() as held:
+        ready = ("bench.sampling:get_ready", "onnxruntime")
+        waiting = [held.enter_context(isolate.head_start(*ready)) for _ in range(2)]
+        known = {child.process.pid for child in waiting}
+        for child in waiting:
+            child.until_ready(60)
+        (found,) = measure(
+            [variant], FEEDS, rounds=3, seconds_per_round=0.01, haste=Haste(abreast=3, ahead=Two())
+        )
+    assert known == set(orders[:2])
+    assert len(set(orders)) == 3
+    assert [r.load_ns for r in found.rounds] == [None] * 3
 
 
 def test_an_interrupt_leaves_none_of_the_processes_that_started(

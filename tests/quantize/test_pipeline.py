@@ -4,6 +4,7 @@ import itertools
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
@@ -16,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from bench import ahead
 from bench import forecast as forecasts
+from bench.ahead import Ahead
 from bench.errors import ExitCode, InputError, UnfitError, UnsupportedError, UsageError
 from bench.forecast import Survey
 from bench.machine import canary, describe
@@ -703,10 +706,20 @@ def ranked(job: Job, staging: Path) -> Path:
 
 
 def test_a_replay_times_int8_beside_the_fastest_fp32_of_its_recipe_alone(
-    job: Job, ranked: Path, tmp_path: Path
+    job: Job, ranked: Path, tmp_path: Path, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    foreseen: list[Sequence[str]] = []
+    start = pipeline.started_ahead
+
+    def started(runtimes: Sequence[str]) -> Any:
+        foreseen.append(runtimes)
+        return start(runtimes)
+
+    monkeypatch.setattr(pipeline, "started_ahead", started)
     report = replayed(job, ranked, tmp_path / "again", runtimes=("onnxruntime", "openvino"))
     assert timed(report) == ["FP32 onnxruntime", "INT8 onnxruntime"]
+    assert foreseen == [["onnxruntime"] * 6]
+    assert isinstance(stopwatch.haste[-1].ahead, Ahead)
     assert report.control is None
     assert report.remembered is not None
     (note,) = (n for n in report.notes if n.startswith("from the recipe"))
@@ -737,11 +750,19 @@ def test_a_replay_times_int8_beside_the_fastest_fp32_of_its_recipe_alone(
     ],
 )
 def test_in_another_place_or_by_an_older_recipe_everything_is_timed_anew(
-    job: Job, ranked: Path, tmp_path: Path, before: str, now: str, says: str
+    job: Job,
+    ranked: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    now: str,
+    says: str,
 ) -> None:
     text, count = re.subn(before, now, ranked.read_text(encoding="utf-8"))
     assert count == 1
     ranked.write_text(text, encoding="utf-8")
+    if "speed" not in text:
+        monkeypatch.setattr(ahead, "head_start", lambda *_: pytest.fail("nothing is foreseen"))
     report = replayed(job, ranked, tmp_path / "again", runtimes=("onnxruntime", "openvino"))
     assert timed(report) == ["FP32 onnxruntime", "FP32 openvino", "INT8 onnxruntime"]
     assert report.control is not None
@@ -755,8 +776,9 @@ def test_in_another_place_or_by_an_older_recipe_everything_is_timed_anew(
 
 
 def test_a_replay_in_full_times_everything_and_looks_into_the_model(
-    job: Job, ranked: Path, tmp_path: Path
+    job: Job, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ahead, "head_start", lambda *_: pytest.fail("each is started alone"))
     both = ("onnxruntime", "openvino")
     report = replayed(job, ranked, tmp_path / "again", runtimes=both, full=True)
     assert timed(report) == ["FP32 onnxruntime", "FP32 openvino", "INT8 onnxruntime"]
