@@ -4,9 +4,8 @@ A BLAS takes every core of the machine by itself, whatever share of it the proce
 threads wait for each other in every product. Layers do not have to.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from quantize.graphs import give_back
 
@@ -25,13 +24,15 @@ def side_by_side(jobs: Iterable[Callable[[], object]], threads: int) -> None:
 
     workers = max(min(threads, _LAYERS), 1)
     each = max(threads // workers, 1)
-    waiting: deque[Future[object]] = deque()
+    waiting: set[Future[object]] = set()
     with threadpool_limits(each, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         # One that waits holds its weights already.
         for job in jobs:
             if len(waiting) > workers:
-                waiting.popleft().result()
-            waiting.append(pool.submit(job))
-        for done in waiting:
-            done.result()
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for ended in done:
+                    ended.result()
+            waiting.add(pool.submit(job))
+        for ended in waiting:
+            ended.result()
     give_back()

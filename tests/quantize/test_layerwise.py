@@ -31,6 +31,22 @@ def test_every_job_is_done_and_no_product_takes_more_threads() -> None:
     assert _blas_threads() == before
 
 
+def test_a_long_job_keeps_nobody_waiting() -> None:
+    others = threading.Event()
+    done: list[int] = []
+
+    def long() -> None:
+        assert others.wait(timeout=20)
+
+    def short(number: int) -> None:
+        done.append(number)
+        if len(done) == 8:
+            others.set()
+
+    side_by_side([long, *(partial(short, i) for i in range(8))], 2)
+    assert sorted(done) == list(range(8))
+
+
 def test_what_a_job_raises_ends_the_rest() -> None:
     done: list[int] = []
 
