@@ -31,7 +31,12 @@ class Ahead:
         """One that waits; None where there is none. No more are started from now on."""
         self._enough.set()
         waiting = self._waiting[runtime]
-        return waiting.popleft() if waiting else None
+        while waiting:
+            child = waiting.popleft()
+            # What ended one while there was no work for it is no failure of the work.
+            if not child.has_ended():
+                return child
+        return None
 
     def start(self, runtimes: Sequence[str]) -> None:
         """Start one process per runtime, and end those that are left once that is asked for.

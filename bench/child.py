@@ -52,8 +52,8 @@ def awaited(readiness: int) -> tuple[dict[str, Any], Any]:
             with contextlib.suppress(Exception):
                 made = _function(message["ready"])(*message["words"])
             os.write(readiness, b".")
-    except ValueError:
-        pass  # Cut off in the middle of a line.
+    except (ValueError, BrokenPipeError):
+        pass  # Cut off in the middle of a line, or before it could be told that this is ready.
     finally:
         signal.signal(signal.SIGINT, before)
     os._exit(1)  # The parent is gone; nobody waits for an answer.

@@ -60,6 +60,11 @@ class Child:
         """Have it call a function before there is an order; see `head_start`."""
         _send({"ready": ready, "words": words}, self.process)
 
+    def has_ended(self) -> bool:
+        """Whether it is gone. It stays to be reaped: until then its group's number is its own."""
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, how) is not None
+
     def until_ready(self, timeout_s: float) -> None:
         """Wait until it has done what it was last told, or has ended; so long at most.
 
@@ -196,7 +201,8 @@ def _send(message: dict[str, Any], process: subprocess.Popen[bytes]) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a child and all that it started, whatever they do."""
-    with process:
+    # One that had died left unread what it was told.
+    with contextlib.suppress(BrokenPipeError), process:
         # Before the child is reaped, while its group's number cannot be another's.
         _signal_group(process.pid, signal.SIGKILL)
 

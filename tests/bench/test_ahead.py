@@ -61,11 +61,26 @@ def test_those_that_nobody_needed_end_with_the_block(monkeypatch: pytest.MonkeyP
     assert "ahead" not in {t.name for t in threading.enumerate()}
 
 
+def test_one_that_was_killed_while_it_waited_is_not_taken() -> None:
+    with started_ahead(["onnxruntime"] * 2) as ahead:
+        end = time.monotonic() + 60
+        while len(ahead._waiting["onnxruntime"]) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        first, second = ahead._waiting["onnxruntime"]
+        os.kill(first.process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, first.process.pid, os.WEXITED | os.WNOWAIT)
+        assert ahead.take("onnxruntime") is second
+        assert ahead.take("onnxruntime") is None
+
+
 class Slow:
     """A process that gets ready when it is told to."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
+
+    def has_ended(self) -> bool:
+        return False
 
     def until_ready(self, timeout_s: float) -> None:
         assert self.go.wait(timeout_s)

@@ -321,6 +321,11 @@ def test_the_child_gets_ready_and_waits(monkeypatch: pytest.MonkeyPatch) -> None
             child.awaited(told)
         assert ended.value.args == (1,)
     os.close(readiness)
+    # Its parent was killed meanwhile: there is nobody to tell, and nothing to tell the user.
+    _told(monkeypatch, number)
+    with pytest.raises(Exited) as ended:
+        child.awaited(told)
+    assert ended.value.args == (1,)
     os.close(told)
 
 
@@ -480,6 +485,20 @@ def test_a_child_that_died_before_its_order_is_a_matter_of_resources(
         os.kill(_ready(tmp_path), signal.SIGKILL)
         with pytest.raises(ResourceError, match="SIGKILL"):
             _run(f"{jobs}:add", tmp_path, job={"a": 1, "b": 2}, child=waiting)
+
+
+def test_what_a_dead_child_was_told_is_no_error_of_ours(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with head_start(f"{jobs}:ready") as waiting:
+        assert not waiting.has_ended()
+        os.kill(_ready(tmp_path), signal.SIGKILL)
+        waiting.until_ready(60)
+        os.waitid(os.P_PID, waiting.process.pid, os.WEXITED | os.WNOWAIT)
+        assert waiting.has_ended()
+        waiting.get_ready(f"{jobs}:ready")
+    assert waiting.process.returncode == -signal.SIGKILL
 
 
 def _open_files() -> int:
