@@ -171,7 +171,10 @@ class Run:
         from quantize.timing import FEWEST
 
         known = read_speeds(self.recipe)
-        return [] if known is None else [known.fastest, self.recipe.served_by] * FEWEST
+        # One that knows no FP32 foresees nothing either: every runtime is timed then.
+        if known is None or not known.fp32:
+            return []
+        return [known.fastest, self.recipe.served_by] * FEWEST
 
     def _report(self) -> "Report":
         if count := self.journal.count():
