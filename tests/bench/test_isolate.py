@@ -78,6 +78,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def twice(word): return 2 * word\n"
         "def both(job, made): return [job, made]\n"
         "def number(job): return os.getpid()\n"
+        "def asks(job): return sys.stdin.read()\n"
         "def limits(job):\n"
         "    core = resource.getrlimit(resource.RLIMIT_CORE)[0]\n"
         "    return [core, os.getpgrp() == os.getpid()]\n"
@@ -385,6 +386,10 @@ def test_a_child_with_a_head_start_gets_the_next_order(
 def test_what_was_made_ahead_is_handed_to_the_job(jobs: str, tmp_path: Path) -> None:
     with head_start(f"{jobs}:twice", "ab") as waiting:
         assert _run(f"{jobs}:both", tmp_path, job={"a": 1}, child=waiting) == [{"a": 1}, "abab"]
+
+
+def test_a_job_that_asks_for_input_gets_none(jobs: str, tmp_path: Path) -> None:
+    assert _run(f"{jobs}:asks", tmp_path, timeout_s=60) == ""
 
 
 def test_a_crash_before_the_order_is_told_with_its_place(jobs: str, tmp_path: Path) -> None:

@@ -491,8 +491,9 @@ def test_a_recipe_that_no_runtime_takes_is_unsupported(
         run(replace(job, effort=replay), again, Silent())
 
 
+@pytest.mark.parametrize("fitted", [True, False])
 def test_evened_out_channels_are_replayed(
-    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fitted: bool
 ) -> None:
     plain = run(job, staging, Silent())
     # Rows tell how far, and are taken while the samples calibrate.
@@ -500,7 +501,11 @@ def test_evened_out_channels_are_replayed(
     recipe, again = staging / "recipe.toml", tmp_path / "again"
     text = recipe.read_text(encoding="utf-8").partition("[strengths]")[0]
     second = next(x for x in text.splitlines() if x.endswith("# second")).partition(" =")[0]
+    if not fitted:
+        text = text.replace("correct_bias = true", "correct_bias = false")
+        text = text.replace('rounding = "learned"', 'rounding = "nearest"')
     recipe.write_text(f"{text}\n[strengths]\n{second} = 0.5\n", encoding="utf-8")
+    assert read_recipe(recipe).recipe.reads_rows == fitted
     again.mkdir()
     effort = replace(job.effort, recipe=recipe)
     report = run(replace(job, effort=effort), again, Silent())

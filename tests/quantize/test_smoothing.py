@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from bench.errors import UnsupportedError
 from bench.models import Feeds, read_model
-from quantize import smoothing
+from quantize import smoothing, strengths
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
 from quantize.equalize import find_groups
@@ -21,10 +21,9 @@ from quantize.prepare import prepare
 from quantize.recipe import Recipe
 from quantize.rows import RowStore, Window, windows_of
 from quantize.smoothing import even_out, even_out_as
-from quantize.strengths import captured_by
+from quantize.strengths import Captured, Reader, captured_by
 from quantize.trials import Workbench, attempt, run_probes
 from quantize.variants import best_variant, smoothed
-from quantize.watching import expose
 from tests import tiny
 from tests.int8 import run, samples_of
 
@@ -338,21 +337,49 @@ def test_of_many_rows_some_are_kept_and_the_largest_value_of_all() -> None:
 
 
 def test_readers_of_one_tensor_tell_of_it_together(tmp_path: Path) -> None:
-    bench = workbench(tmp_path, convs(tmp_path / "c.onnx"), images())
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": np.diag([1.0, 8.0, 64.0]).astype(np.float32).reshape(3, 3, 1, 1),
+        "w2": rng.standard_normal((2, 3, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        # It skips what lies between.
+        helper.make_node("Conv", ["r", "w2"], ["y"], name="some", strides=[2, 2]),
+        helper.make_node("Conv", ["r", "w2"], ["z"], name="all"),
+    ]
+    outputs: list[tiny.Port] = [("y", F, None), ("z", F, None)]
+    path = tmp_path / "c.onnx"
+    tiny.save(path, nodes, [("x", F, ["n", 3, "h", "w"])], outputs, weights)
+    feeds = images()
+    for feed in feeds:
+        feed["x"][:, :, 1, 1] = 3.0
+    bench = workbench(tmp_path, path, feeds)
     graph = ir.load(bench.fp32.path)
     (group,) = find_groups(graph, bench.anchors)
-    assert [a for _, a in group.reads] == ["depthwise", "grouped"]
+    assert [a for _, a in group.reads] == ["some", "all"]
     (found,) = smoothing._captured(bench, (group,), graph).values()
-    samples = samples_of(images()[4:], bench.fp32.inputs)
-    seen = [np.maximum(run(first_of(bench, tmp_path), s.feeds)["r"], 0) for s in samples]
-    largest = np.max([x.max(axis=(0, 2, 3)) for x in seen], axis=0)
-    assert np.allclose(found.largest, largest, rtol=1e-5)
+    assert found.largest.tolist() == [3.0, 24.0, 192.0]
 
 
-def first_of(bench: Workbench, folder: Path) -> Path:
-    out = folder / "shown.onnx"
-    expose(bench.fp32.path, ["r"], out)
-    return out
+def test_a_tensor_that_was_not_finite_is_left_alone(tmp_path: Path) -> None:
+    source = block(tmp_path / "b.onnx", outlier=60.0, residual=False)
+    bench = workbench(tmp_path, source, inputs())
+    graph = ir.load(bench.fp32.path)
+    groups = find_groups(graph, bench.anchors)
+    assert set(smoothing._captured(bench, groups, graph)) == {"l"}
+    bench.calibration.tensors["l"].nonfinite = 1
+    assert smoothing._captured(bench, groups, graph) == {}
+
+
+def test_noise_is_that_of_codes_that_hold_zero() -> None:
+    rows = np.linspace(100, 101, 400, dtype=np.float32).reshape(100, 4)
+    captured = {"t": Captured(rows, rows.max(axis=0))}
+    exact = Reader(np.full((1, 2, 4), 1e-9, np.float32), np.ones((1, 4), np.float32), 1)
+    noise = strengths._noise([("t", exact)], captured, np.ones(4, np.float32))
+    # A step of 101 / 255, not of 1 / 255.
+    assert noise == pytest.approx((101 / 255) ** 2 / 12 / 100.5**2, rel=0.2)
 
 
 def norm(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
