@@ -3,7 +3,7 @@
     runtimes ─▶ one process after the other: Python, the runtime's package ─▶ waits
     ─▶ taken, opens a model, is timed (`bench.latency`)
 
-Starting them all when they are needed keeps whoever waits for a measurement waiting for imports.
+Started when they are needed, they would have whoever waits for a measurement wait for imports.
 """
 
 import contextlib

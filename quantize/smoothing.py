@@ -158,7 +158,8 @@ def _started(
     if not groups or (rewritten := _rewritten(bench, groups, factors)) is None:
         return bench
     model, anchors = rewritten
-    changed = {t for g in groups for t in g.tensors}
+    # Not what a Mul that was put in reads.
+    changed = {t for g in groups if not g.inserted for t in g.tensors}
     tensors = {n: t for n, t in bench.calibration.tensors.items() if n not in changed}
     if samples is not None:
         tensors |= _seen(bench, model, anchors, tensors, samples, states)

@@ -260,8 +260,13 @@ def test_who_reads_a_tensor_beside_a_mul_has_rows_that_are_not_divided(tmp_path:
     path = tiny.save(tmp_path / "b.onnx", nodes, [("x", F, shape)], outputs, made)
     bench = workbench(tmp_path, path, inputs())
     evened = even_out(bench, "vnni", samples_of(inputs()[4:], bench.fp32.inputs), {})
-    assert [s.muls for s in evened.starts] == [1]
+    (start,) = evened.starts
+    assert start.muls == 1
     own_rows_are_near(evened)
+    # What it reads is what it was, and has been seen.
+    old, new = bench.calibration.tensors, start.calibration.tensors
+    assert new["l"] is old["l"]
+    assert new.keys() - old.keys() == {a.data for a in start.anchors if a.name == "q"}
 
 
 def own_rows_are_near(bench: Workbench) -> None:
