@@ -9,6 +9,7 @@ Started when they are needed, they would have whoever waits for a measurement wa
 import contextlib
 import logging
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # To import a package; one that hangs keeps the next ones from starting no longer than this.
 _PATIENCE_S = 30.0
+# How long the end of all waits for such a one.
+_LOOK_S = 0.05
 
 
 class Ahead:
@@ -52,9 +55,16 @@ class Ahead:
                 except OSError as e:
                     logger.info("no process starts ahead: %s", e)
                     break
-                child.until_ready(_PATIENCE_S)
+                self._until_ready(child)
                 self._waiting[runtime].append(child)
             self._over.wait()
+
+    def _until_ready(self, child: Child) -> None:
+        """Wait for it as long as it may be needed."""
+        end = time.monotonic() + _PATIENCE_S
+        while not self._over.is_set() and time.monotonic() < end:
+            if child.until_ready(_LOOK_S):
+                break
 
     def end(self) -> None:
         """Start no more, and end those that are left."""

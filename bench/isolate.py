@@ -65,15 +65,20 @@ class Child:
         how = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self.process.pid, how) is not None
 
-    def until_ready(self, timeout_s: float) -> None:
+    def until_ready(self, timeout_s: float) -> bool:
         """Wait until it has done what it was last told, or has ended; so long at most.
 
         What it does late is told when it got its order.
+
+        Returns:
+            Whether it has, or has ended.
         """
         poll = select.poll()
         poll.register(self.readiness, select.POLLIN)
-        if poll.poll(timeout_s * 1000):
-            os.read(self.readiness, 1)
+        if not poll.poll(timeout_s * 1000):
+            return False
+        os.read(self.readiness, 1)
+        return True
 
 
 def run_isolated(
