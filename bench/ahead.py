@@ -34,7 +34,7 @@ class Ahead:
         """One that waits; None where there is none. No more are started from now on."""
         self._enough.set()
         waiting = self._waiting[runtime]
-        while waiting:
+        while waiting and not self._over.is_set():
             child = waiting.popleft()
             # What ended one while there was no work for it is no failure of the work.
             if not child.has_ended():

@@ -277,9 +277,11 @@ def _waiting(
 ) -> Iterator[Sequence[Child | None]]:
     """Processes that have opened a model each, and are at rest; none ahead of a single round.
 
-    A single round measures how long all of that takes.
+    A single round measures how long all of that takes, so nothing may start beside it.
     """
     if len(jobs) == 1:
+        if ahead is not None:
+            ahead.end()
         yield [None]
         return
     with contextlib.ExitStack() as held:

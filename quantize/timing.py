@@ -99,6 +99,9 @@ def time_models(
         step: Told processes done and in all.
         ahead: Processes that were started before, for quick rounds.
     """
+    if ahead is not None and not question.quick:
+        # Nothing may start beside rounds that do not take it.
+        ahead.end()
     variants = [
         Variant(f"{kind} {runtime}", model, runtime, "cpu", bench.threads, bench.batch)
         for kind, model, names in (("FP32", bench.fp32, runtimes[0]), ("INT8", int8, runtimes[1]))

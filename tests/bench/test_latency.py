@@ -2,6 +2,8 @@ import contextlib
 import dataclasses
 import itertools
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import isolate, latency
-from bench.ahead import Ahead
+from bench.ahead import Ahead, started_ahead
 from bench.errors import InputError, ResourceError, UsageError
 from bench.isolate import Child
 from bench.latency import (
@@ -168,6 +170,18 @@ def test_processes_that_wait_are_taken_before_others_start(
     assert known == set(orders[:2])
     assert len(set(orders)) == 3
     assert [r.load_ns for r in found.rounds] == [None] * 3
+
+
+def test_none_waits_beside_a_single_round(variant: Variant) -> None:
+    with started_ahead(["onnxruntime"] * 3) as ahead:
+        options: dict[str, Any] = {"seconds_per_round": 0.01, "haste": Haste(ahead=ahead)}
+        (found,) = measure([variant], FEEDS, rounds=1, **options)
+        assert ahead.take("onnxruntime") is None
+        end = time.monotonic() + 60
+        while time.monotonic() < end and "ahead" in {t.name for t in threading.enumerate()}:
+            time.sleep(0.01)
+        assert "ahead" not in {t.name for t in threading.enumerate()}
+    assert found.cold_ms is not None
 
 
 def test_an_interrupt_leaves_none_of_the_processes_that_started(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.ahead import Ahead
 from bench.compare import CONFIDENCE, Comparison
 from bench.latency import Latency, Variant
 from bench.models import Model
@@ -38,6 +39,7 @@ def timed(
     effort: Effort = Effort(),  # noqa: B008 - frozen
     asked: list[dict[str, Any]] | None = None,
     held_up: float = 0.0,
+    ahead: Ahead | None = None,
 ) -> Timing:
     """A benchmark whose INT8 rounds are off by so much, as logarithms."""
     offsets = iter(draw(100))
@@ -61,7 +63,8 @@ def timed(
     before, timing.measure = timing.measure, measure  # type: ignore[assignment]
     try:
         runtimes = (["onnxruntime"], ["onnxruntime"])
-        return time_models(bench, model("int8"), runtimes, effort, question, lambda *_: None)
+        step = lambda *_: None  # noqa: E731
+        return time_models(bench, model("int8"), runtimes, effort, question, step, ahead)
     finally:
         timing.measure = before
 
@@ -182,6 +185,15 @@ def test_errors_of_all_looks_add_up_to_that_of_one_interval(rounds: int) -> None
     counts = [n for n, _ in looks]
     assert counts == sorted(set(counts))
     assert rounds in counts
+
+
+@pytest.mark.parametrize(("question", "ends"), [(FASTER, True), (quick(), False)])
+def test_nothing_starts_beside_rounds_that_do_not_take_it(
+    question: Question, *, ends: bool
+) -> None:
+    ahead = Ahead()
+    timed(waves(0.05), question, ahead=ahead)
+    assert ahead._over.is_set() == ends
 
 
 @pytest.mark.parametrize("question", [FASTER, Question((1.0,), brief=True), quick()])
