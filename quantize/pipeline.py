@@ -174,7 +174,8 @@ class Run:
         # One that knows no FP32 foresees nothing either: every runtime is timed then.
         if known is None or not known.fp32:
             return []
-        return [known.fastest, self.recipe.served_by] * FEWEST
+        timed = (known.fastest, self.recipe.served_by)
+        return [r for r in timed if not self.runtimes or r in self.runtimes] * FEWEST
 
     def _report(self) -> "Report":
         if count := self.journal.count():

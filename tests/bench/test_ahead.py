@@ -113,7 +113,7 @@ def test_they_start_one_after_the_other_and_none_once_one_was_taken(
         started[1].go.set()
         assert are(2)
         # It was started before, and serves the next one.
-        assert ahead.take("r") is started[1]
+        assert taken(ahead, "r") is started[1]
 
 
 def test_an_import_that_hangs_does_not_keep_the_end_waiting(

@@ -781,6 +781,16 @@ def test_in_another_place_or_by_an_older_recipe_everything_is_timed_anew(
     assert made.fp32["openvino"].times == 1.0
 
 
+def test_no_process_starts_ahead_for_a_runtime_that_may_not_serve(
+    job: Job, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreseen: list[Sequence[str]] = []
+    start = pipeline.started_ahead
+    monkeypatch.setattr(pipeline, "started_ahead", lambda r: foreseen.append(r) or start(r))
+    replayed(job, ranked, tmp_path / "again", runtimes=("openvino",))
+    assert foreseen == [[]]
+
+
 def test_a_replay_in_full_times_everything_and_looks_into_the_model(
     job: Job, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
