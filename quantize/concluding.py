@@ -60,7 +60,6 @@ class Begun:
     Attributes:
         source: The converted model.
         calibration: Samples to calibrate with.
-        calibrated: Those of them that are no probes.
         bench: What all candidates share.
         opening: Their judge.
         first: Candidates that were judged already.
@@ -68,7 +67,6 @@ class Begun:
 
     source: Model
     calibration: Samples
-    calibrated: Samples
     bench: Workbench
     opening: Opening
     first: tuple[Judged, ...]
@@ -169,22 +167,20 @@ class _Conclusion:
     def even_out(self) -> Workbench:
         """Offer graphs with evened-out channels, as the recipe says or where it may help."""
         run, bench = self.run, self.begun.bench
-        states, effort = self.job.data.states, self.job.effort
-        rest = self.begun.calibrated
+        effort = self.job.effort
         if run.replay is not None:
             recipe = run.replay.recipe
-            return even_out_as(bench, recipe, rest, states) if recipe.strengths else bench
+            return even_out_as(bench, recipe) if recipe.strengths else bench
         if "native" not in bench.engines:
             return bench
         # Costs a pass for each of up to two graphs. A run that goes on decides as the first did.
-        key = bench.key(samples=rest.digest)
         took = next(s for s in run.stages if s.name == "calibrate")
-        calibrating = run.journal.remember(Stage, "calibrating", key, lambda: took)
+        calibrating = run.journal.remember(Stage, "calibrating", bench.key(), lambda: took)
         if 2 * calibrating.seconds > effort.budget_s * _EVEN_OUT_SHARE:
             run.notes.append("channels were not evened out: a pass over the samples takes too long")
             return bench
         end_s = min(bench.deadline_s, perf_counter() + effort.budget_s * _EVEN_OUT_SHARE)
-        evened = even_out(replace(bench, deadline_s=end_s), run.targets[0], rest, states)
+        evened = even_out(replace(bench, deadline_s=end_s), run.targets[0])
         return replace(evened, deadline_s=bench.deadline_s)
 
     def search(self, bench: Workbench) -> Found:

@@ -205,8 +205,7 @@ class Run:
 
             # Looking for the others imports them.
             bench = replace(bench, runtimes=self.runtimes or installed_runtimes())
-            calibrated = calibration.subset(self._held(len(calibration))[1])
-            return conclude(self, Begun(source, calibration, calibrated, bench, opening, first))
+            return conclude(self, Begun(source, calibration, bench, opening, first))
 
     # Stages
 

@@ -15,7 +15,6 @@ from bench.errors import UnsupportedError
 from bench.models import Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import calibrate
-from quantize.data import Samples
 from quantize.equalize import Factors, Group, apply, find_groups
 from quantize.graphs import opened
 from quantize.histograms import TensorStatistics
@@ -36,16 +35,12 @@ _PARITY_DB = 70.0
 _QUIET_DB = 45.0
 
 
-def even_out(
-    bench: Workbench, target: str, samples: Samples, states: Mapping[str, str]
-) -> Workbench:
+def even_out(bench: Workbench, target: str) -> Workbench:
     """Add graphs with evened-out channels to those that candidates start from.
 
     Args:
         bench: With the statistics of its own graph.
         target: Of the plain candidate, which has to leave something to gain.
-        samples: Those that calibrated it.
-        states: Output to input names that carry state.
 
     Returns:
         The same with up to two starts more: what folds into constants, and that with Muls put in
@@ -58,10 +53,10 @@ def even_out(
     strengths, factors = _choose(bench, groups)
     kept = [g for g in groups if g.name in strengths]
     folded = [g for g in kept if not g.inserted]
-    evened = _started(bench, kept, strengths, factors, samples, states)
+    evened = _started(bench, kept, strengths, factors)
     if len(folded) == len(kept) or evened is bench or bench.late:
         return evened
-    return _started(evened, folded, strengths, factors, samples, states)
+    return _started(evened, folded, strengths, factors)
 
 
 def _choose(
@@ -93,9 +88,7 @@ def _is_noisy(bench: Workbench, target: str) -> bool:
     return trial is not None and trial.noise_db < _QUIET_DB
 
 
-def even_out_as(
-    bench: Workbench, recipe: Recipe, samples: Samples, states: Mapping[str, str]
-) -> Workbench:
+def even_out_as(bench: Workbench, recipe: Recipe) -> Workbench:
     """The same with the strengths of a recipe, without looking for any.
 
     A pass over the samples is spared where no layer of it needs a range.
@@ -113,8 +106,7 @@ def even_out_as(
     if not unknown:
         _, factors = _choose(bench, groups, strengths)
         if len(factors) == len(strengths):
-            seen = samples if recipe.is_static else None
-            bench = _started(bench, groups, strengths, factors, seen, states)
+            bench = _started(bench, groups, strengths, factors, seen=recipe.is_static)
     if not any(s.strengths == strengths for s in bench.starts):
         where = f"node {unknown[0]!r}" if unknown else "this model"
         raise UnsupportedError(
@@ -146,12 +138,12 @@ def _started(
     groups: Sequence[Group],
     strengths: Mapping[str, float],
     factors: Mapping[str, Factors],
-    samples: Samples | None,
-    states: Mapping[str, str],
+    *,
+    seen: bool = True,
 ) -> Workbench:
     """Add the graph in which these groups are evened out, if there are any.
 
-    It has statistics of its own, or none of what changed where no samples are given. Those of a
+    It has statistics of its own, or none of what changed where none are to be `seen`. Those of a
     graph with more groups would do but for the last bits of some, and a replay, which makes one
     graph, would not make the file that its search made.
     """
@@ -161,8 +153,8 @@ def _started(
     # Not what a Mul that was put in reads.
     changed = {t for g in groups if not g.inserted for t in g.tensors}
     tensors = {n: t for n, t in bench.calibration.tensors.items() if n not in changed}
-    if samples is not None:
-        tensors |= _seen(bench, model, anchors, tensors, samples, states)
+    if seen:
+        tensors |= _seen(bench, model, anchors, tensors)
     muls = sum(a.data != b.data for a, b in zip(anchors, bench.anchors, strict=True))
     calibration = replace(
         bench.calibration,
@@ -175,22 +167,20 @@ def _started(
 
 
 def _seen(
-    bench: Workbench,
-    model: Model,
-    anchors: tuple[Anchor, ...],
-    known: Collection[str],
-    samples: Samples,
-    states: Mapping[str, str],
+    bench: Workbench, model: Model, anchors: tuple[Anchor, ...], known: Collection[str]
 ) -> dict[str, TensorStatistics]:
     """Statistics of what is not known of an evened-out graph."""
+    store = bench.calibration.rows
+    assert store is not None
+    samples, states, threads = store.samples, store.states, bench.threads
     with opened(model.path) as graph:
         watch = [t for t in watch_list(graph, anchors) if t not in known]
     key = bench.key(evened=model.sha256, samples=samples.digest, tensors=watch, states=states)
     return remember_calibration(
         bench.journal,
-        {**key, "threads": bench.threads},
+        {**key, "threads": threads},
         lambda: calibrate(
-            model, watch, samples, threads=bench.threads, scratch=bench.scratch, states=states
+            model, watch, samples, threads=threads, scratch=bench.scratch, states=states
         ),
     ).tensors
 

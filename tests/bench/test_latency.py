@@ -151,7 +151,7 @@ def test_processes_that_wait_are_taken_before_others_start(
         return give(*order, child=child, **rest)
 
     class Two(Ahead):
-        """Has two of the runtime, and others of another one."""
+        """Has two processes."""
 
         def take(self, runtime: str) -> Child | None:
             assert runtime == "onnxruntime"

@@ -128,7 +128,7 @@ def _by_engine(
     bench = Workbench(fp32, anchors, found, probes, outputs, runtimes, threads, order.folder)
     bench = replace(bench, engines=(engine,))
     if engine == "native":
-        bench = even_out(bench, order.target, samples, states)
+        bench = even_out(bench, order.target)
     expected = expectation(bench)
     modes = expected.modes if expected is not None else None
     name, plan = next(iter(plans(anchors, order.target, runtimes, (engine,), modes).items()))

@@ -80,7 +80,7 @@ def made(folder: Path, *, outlier: float = 60.0, residual: bool = False) -> Work
     bench = workbench(
         folder, block(folder / "b.onnx", outlier=outlier, residual=residual), inputs()
     )
-    return even_out(bench, "vnni", samples_of(inputs()[4:], bench.fp32.inputs), {})
+    return even_out(bench, "vnni")
 
 
 def static(bench: Workbench, **options: Any) -> Recipe:
@@ -145,7 +145,7 @@ def test_only_tensors_of_the_group_have_new_statistics(tmp_path: Path) -> None:
 def test_what_would_come_too_late_is_not_begun(tmp_path: Path) -> None:
     source = block(tmp_path / "b.onnx", outlier=60.0, residual=False)
     bench = replace(workbench(tmp_path, source, inputs()), deadline_s=0.0)
-    evened = even_out(bench, "vnni", samples_of(inputs()[4:], bench.fp32.inputs), {})
+    evened = even_out(bench, "vnni")
     assert evened.starts == ()
     assert not list(tmp_path.glob("even-*.onnx"))
 
@@ -175,13 +175,12 @@ def test_a_rewrite_that_changes_outputs_is_dropped(
 def test_a_recipe_brings_back_the_same_graph(tmp_path: Path) -> None:
     bench = made(tmp_path)
     (start,) = bench.starts
-    rest = samples_of(inputs()[4:], bench.fp32.inputs)
     plain = replace(bench, starts=())
-    again = even_out_as(plain, static(bench, strengths=start.strengths), rest, {})
+    again = even_out_as(plain, static(bench, strengths=start.strengths))
     assert [s.strengths for s in again.starts] == [start.strengths]
     assert again.starts[0].model.sha256 == start.model.sha256
     with pytest.raises(UnsupportedError, match="node 'k'"):
-        even_out_as(plain, static(bench, strengths={"q": 0.5, "k": 0.5}), rest, {})
+        even_out_as(plain, static(bench, strengths={"q": 0.5, "k": 0.5}))
 
 
 def test_where_nothing_is_static_no_sample_runs_again_and_the_file_is_the_same(
@@ -194,8 +193,7 @@ def test_where_nothing_is_static_no_sample_runs_again_and_the_file_is_the_same(
     recipe = replace(recipe, rounding="learned")
     searched = attempt(bench, recipe, "searched")
     monkeypatch.setattr(smoothing, "calibrate", lambda *_, **__: pytest.fail("no range is needed"))
-    rest = samples_of(inputs()[4:], bench.fp32.inputs)
-    again = even_out_as(replace(bench, starts=()), recipe, rest, {})
+    again = even_out_as(replace(bench, starts=()), recipe)
     # What is said of a tensor that was divided would be said of another one.
     assert "l" in bench.calibration.tensors
     assert "l" not in again.starts[0].calibration.tensors
@@ -218,12 +216,11 @@ def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path
     ports: list[tiny.Port] = [("x", F, ["b", "n", WIDTH]), ("y", F, ["b", "n", WIDTH])]
     path = tiny.save(tmp_path / "b.onnx", nodes, [ports[0]], [ports[1]], constants(60.0))
     bench = workbench(tmp_path, path, inputs())
-    rest = samples_of(inputs()[4:], bench.fp32.inputs)
-    every, folded = even_out(bench, "vnni", rest, {}).starts
+    every, folded = even_out(bench, "vnni").starts
     assert (every.muls, folded.muls) == (1, 0)
     for start in (every, folded):
         recipe = static(bench, strengths=start.strengths)
-        (again,) = even_out_as(replace(bench, starts=()), recipe, rest, {}).starts
+        (again,) = even_out_as(replace(bench, starts=()), recipe).starts
         assert again.model.sha256 == start.model.sha256
         old, new = start.calibration.tensors, again.calibration.tensors
         assert old.keys() == new.keys()
@@ -238,8 +235,7 @@ def test_rows_of_an_evened_out_graph_are_those_that_it_would_feed_its_layers(
     bench = made(tmp_path, residual=True)
     own_rows_are_near(bench)
     with_convs = workbench(tmp_path, convs(tmp_path / "c.onnx"), images())
-    samples = samples_of(images()[4:], with_convs.fp32.inputs)
-    evened = even_out(with_convs, "vnni", samples, {})
+    evened = even_out(with_convs, "vnni")
     assert set(evened.starts[0].strengths) == {"depthwise"}
     own_rows_are_near(evened)
 
@@ -259,7 +255,7 @@ def test_who_reads_a_tensor_beside_a_mul_has_rows_that_are_not_divided(tmp_path:
     made = constants(60.0) | {"w": weights}
     path = tiny.save(tmp_path / "b.onnx", nodes, [("x", F, shape)], outputs, made)
     bench = workbench(tmp_path, path, inputs())
-    evened = even_out(bench, "vnni", samples_of(inputs()[4:], bench.fp32.inputs), {})
+    evened = even_out(bench, "vnni")
     (start,) = evened.starts
     assert start.muls == 1
     own_rows_are_near(evened)
@@ -413,8 +409,7 @@ def test_channels_of_images_are_evened_out(tmp_path: Path) -> None:
         {"x": rng.uniform(0, 1, (1, 3, 5 + i, 4)).astype(np.float32)} for i in range(12)
     ]
     bench = workbench(tmp_path, path, feeds)
-    samples = samples_of(feeds[4:], bench.fp32.inputs)
-    even = even_out(bench, "vnni", samples, {})
+    even = even_out(bench, "vnni")
     (start,) = even.starts
     plain = attempt(even, static(even), "plain")
     assert (
