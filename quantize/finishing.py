@@ -21,10 +21,10 @@ from quantize.coverage import Coverage, covered
 from quantize.drift import Drift
 from quantize.evaluate import Evaluation
 from quantize.findings import find_causes
-from quantize.graphs import opened
+from quantize.graphs import light, opened
 from quantize.inspection import Inspection, Means, inspect_model
 from quantize.job import Job
-from quantize.keeping import place_model, recipe_of
+from quantize.keeping import move_model, place_model, recipe_of
 from quantize.lock import Lock, lock_checks, lock_of
 from quantize.looks import FIRST
 from quantize.proof.comparing import Proof
@@ -36,7 +36,6 @@ from quantize.speeds import to_toml as speeds_toml
 from quantize.timing import Timing
 from quantize.tolerance import Tolerance
 from quantize.trials import Workbench
-from quantize.watching import light
 
 _PROBES = 2
 
@@ -123,9 +122,10 @@ def finish(
         _, left = find_anchors(model)
     inside = _look_inside(job, results, quantized, left, staging / "scratch")
     layers = covered(inside.layers)
-    models = (_relative(fp32, staging), _relative(quantized, staging))
+    # The one moves there when nothing reads it, or what names its weights, any more.
+    models = (replace(fp32, path=Path(fp32.path.name)), _relative(quantized, staging))
     named = dict(zip((fp32.sha256, made.model.sha256), models, strict=True))
-    return Report(
+    report = Report(
         command=job.command,
         source=job.model.text,
         source_sha256=results.source.sha256,
@@ -165,6 +165,8 @@ def finish(
         first_pass_samples=results.first_pass_samples,
         inspection=replace(inside, model=models[1]),
     )
+    move_model(fp32, staging)
+    return report
 
 
 def further_checks(job: Job, results: Results) -> tuple[Check, ...]:
@@ -221,8 +223,7 @@ def _look_inside(
     source = None
     if not short:
         start = bench.start(best.trial.quantized.recipe)
-        # One whose weights lie in the scratch folder already, so that they are not copied again.
-        source = start.model.path if start.strengths else light(start.model, scratch)
+        source = light(start.model, scratch).path
     read = {r: bench.few.kernels(model, r, bench.threads) for r in runtimes if short}
     means = Means(
         runtimes=tuple(r for r in runtimes if r in TELLING),

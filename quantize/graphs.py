@@ -6,7 +6,8 @@ file ─▶ graph, large weights left where they are ─▶ file, with weights i
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bench.models import Model
 from bench.wire import LEAST_BYTES, Place, join, split
 
 # protobuf cannot hold more in memory; beyond it weights go to a file of their own.
 EXTERNAL_BYTES = 1_500_000_000
 # Of new weights that a graph may hold beside a file that it shares, or that file may hold in vain.
 _INLINE_BYTES = 64 << 20
+# Smaller constants are no trouble in the graph.
+_APART_BYTES = 256
 _WHOLE_BYTES = frozenset(
     k for k in ir.DataType if k.name not in ("UNDEFINED", "STRING") and k.bitwidth >= 8
 )
@@ -43,6 +47,34 @@ def save(model: ir.Model, out: Path, *, share: bool = False) -> None:
             value.const_value = tensor
     else:
         _write_whole(model, out)
+
+
+def save_apart(model: ir.Model, out: Path) -> None:
+    """Write a model with its weights beside it; those that lie in files there stay in them.
+
+    Args:
+        model: Stays as it is.
+        out: The `.onnx` to write.
+    """
+    held = {v: v.const_value for v in constants_of(model) if v.const_value is not None}
+    new = {v: t for v, t in held.items() if t.nbytes >= _APART_BYTES and not _lies_in(t, out)}
+    try:
+        if new:
+            folder, name = out.parent, f"{out.name}.data"
+            moved = ir.external_data.convert_tensors_to_external([*new.values()], folder, name)
+            for value, apart in zip(new, moved, strict=True):
+                value.const_value = apart
+        ir.save(model, out)
+    finally:
+        for value, tensor in new.items():
+            value.const_value = tensor
+
+
+def _lies_in(tensor: ir.TensorProtocol, out: Path) -> bool:
+    """Whether a tensor stays where it is: in a file beside `out`, or as text in the graph."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return Path(tensor.path).parent == out.parent
+    return tensor.dtype == ir.DataType.STRING
 
 
 def _write_whole(model: ir.Model, out: Path) -> None:
@@ -109,6 +141,50 @@ def _shared(model: ir.Model, out: Path) -> bool:
             base_dir=out.parent,
         )
     return True
+
+
+def light(model: Model, folder: Path) -> Model:
+    """The same model in a file that is read, written and opened in no time.
+
+    It says where in the model's own file the large weights lie, so that a runtime maps them instead
+    of parsing them. That file must not change or go then.
+
+    Args:
+        model: Stays as it is.
+        folder: For the copy.
+
+    Returns:
+        The model itself, where it lies in another folder (runtimes look for weights in no other),
+        where its weights lie beside it already, and where its file is put together in an unusual
+        way.
+    """
+    path = folder / f"light-{model.sha256[:16]}.onnx"
+    if folder != model.path.parent or too_large(model.size_bytes):
+        return model
+    if not path.exists():
+        try:
+            without, places = split(model.path)
+        except ValueError:
+            return model
+        path.write_bytes(_pointing(without, places, model.path))
+    return replace(model, path=path)
+
+
+def _pointing(without: bytes, places: Sequence[Place], path: Path) -> bytes:
+    """A model from `split` that says where in the file `path` its weights lie."""
+    import onnx
+
+    proto, file = onnx.ModelProto.FromString(without), _File(path)
+    for place in places:
+        tensor = proto.graph.initializer[place.index]
+        if not _is_plain(tensor):
+            tensor.raw_data = file.read(place)
+            continue
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        told = {"location": path.name, "offset": place.offset, "length": place.length}
+        for key, value in told.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return bytes(proto.SerializeToString())
 
 
 def too_large(size_bytes: int) -> bool:

@@ -29,7 +29,7 @@ class Ground:
 
     Attributes:
         job: What was asked.
-        fp32: To be the baseline.
+        fp32: To be the baseline; as a file that opens at once.
         samples: To judge on, in random order where no state is carried; once a replay has ended
             early, those that ran.
         metric: What scores them.

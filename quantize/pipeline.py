@@ -30,7 +30,7 @@ from quantize.candidates import Aim, Judge, Judged
 from quantize.data import Samples
 from quantize.early import first_models
 from quantize.gate import Verdict
-from quantize.graphs import load
+from quantize.graphs import light, load
 from quantize.ground import Ground
 from quantize.job import Effort, Job, Progress
 from quantize.journal import (
@@ -39,7 +39,7 @@ from quantize.journal import (
     not_fatal,
     remember_calibration,
 )
-from quantize.keeping import keep_best
+from quantize.keeping import keep_best, move_model
 from quantize.metric import Metric
 from quantize.opening import Opening
 from quantize.outputs import OutputStore
@@ -118,6 +118,7 @@ class Run:
         self.recipe: RecipeFile | None = None
         self.ahead: Ahead | None = None
         self.replay: Replay | None = None
+        self.fp32: Model
         self.ground: Ground
         self.lock: Lock | None = None
         self.elsewhere: Elsewhere | None = None
@@ -188,14 +189,15 @@ class Run:
         with self.stage("prepare"):
             calibration, evaluation = self.divide(everything, calibration)
             metric = chosen_metric(self.job.limits, evaluation)
-            fp32 = self.prepare(source, everything, metric)
+            self.fp32 = self.prepare(source, everything, metric)
+            opened = light(self.fp32, self.scratch)
             if self.lock is not None:
                 from quantize.lock import refuse_other
 
                 refuse_other(self.lock, evaluation.digest, metric.name)
         with OutputStore(folder=self.scratch) as reference:
             self.ground = Ground(
-                *(self.job, fp32, evaluation, metric, reference, self.threads, self.progress),
+                *(self.job, opened, evaluation, metric, reference, self.threads, self.progress),
                 self.journal,
                 self.interrupt,
             )
@@ -218,7 +220,7 @@ class Run:
             with self.stage("baseline"):
                 judging = ground.settle(ground.score)
         with self.stage("calibrate"):
-            bench = self.calibrate(ground.fp32, calibration)
+            bench = self.calibrate(self.fp32, calibration)
         opening = Opening(ground, seen, partial(self._told, bench), bench.few, judging)
         if self.replay is not None:
             return bench, opening, ()
@@ -229,12 +231,15 @@ class Run:
 
     def prepare(self, source: Model, samples: Samples, metric: Metric) -> Model:
         """One clean FP32 graph, compared with what it was made from."""
-        out = self.staging / "model.fp32.onnx"
+        folder = source.path.parent
+        out = folder / "model.fp32.onnx"
         made = prepared(self.job, source, samples, metric, out, self.threads)
-        # It may be gigabytes, and nothing reads it any more.
-        shutil.rmtree(source.path.parent)
         self.notes += made.notes
-        return made.model
+        # What names its weights where they lie has to lie beside it, so it is published at the end.
+        model = move_model(made.model, self.scratch)
+        # The source may be gigabytes, and nothing reads it any more.
+        shutil.rmtree(folder)
+        return model
 
     def divide(self, everything: Samples, calibration: Samples | None) -> tuple[Samples, Samples]:
         """Samples that calibrate, and those that judge."""
@@ -267,7 +272,7 @@ class Run:
             anchors,
             statistics,
             probes,
-            run_probes(fp32, probes, self.threads),
+            run_probes(light(fp32, self.scratch), probes, self.threads),
             self.runtimes or _FIRST,
             timed_threads,
             self.scratch,

@@ -28,6 +28,7 @@ from quantize.graphs import (
     load,
     release,
     save,
+    save_apart,
     tensors_of,
     too_large,
     weight_bytes,
@@ -88,7 +89,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     try:
         model = _cleaned(source, notes, shown)
         # Apart, so that neither we nor the runtime hold the weights several times over.
-        ir.save(model, raw, external_data=f"{raw.name}.data")
+        save_apart(model, raw)
     except (ir.serde.SerdeError, TypeError, ValueError) as e:
         raise InputError(
             f"{shown}: its graph makes no sense: {_root(e)}. The file is damaged, or its exporter "

@@ -16,7 +16,7 @@ from bench.models import Model, read_model
 from quantize.anchors import Anchor, find_anchors
 from quantize.calibrate import calibrate
 from quantize.equalize import Factors, Group, apply, find_groups
-from quantize.graphs import opened
+from quantize.graphs import light, opened
 from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
 from quantize.outputs import noise_shares, to_db
@@ -25,7 +25,6 @@ from quantize.recipe import Recipe
 from quantize.rows import Divided, RowStore, windows_of
 from quantize.strengths import Captured, Weights, best_strength, captured_by, factors_of
 from quantize.trials import Start, Workbench, attempt_or_none, run_probes
-from quantize.watching import light
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ def _rewritten(
     """The FP32 graph with groups evened out and its anchors; None where it computes otherwise."""
     out = bench.scratch / f"even-{len(groups)}.onnx"
     # Weights go from file to file: inside one they would be in memory three times.
-    with opened(light(bench.fp32, bench.scratch)) as model:
+    with opened(light(bench.fp32, bench.scratch).path) as model:
         apply(model, groups, factors)
         anchors = find_anchors(model)[0]
         ir.save(model, out, external_data=f"{out.name}.data")

@@ -15,7 +15,7 @@ from bench.runtimes import RUNTIMES, Settings
 from bench.runtimes.seam import Session
 from quantize.data import Samples, infer_inputs, read_samples
 from quantize.evaluate import try_metric
-from quantize.graphs import load, save
+from quantize.graphs import light, load, save
 from quantize.job import DataSpec, Job, Limits
 from quantize.metric import Metric
 from quantize.metrics import METRICS, compares_texts, resolve_metric
@@ -96,17 +96,22 @@ def prepared(
 ) -> Prepared:
     """One clean FP32 graph that computes what `source` does, the same each time.
 
+    Light copies of both are left beside it, and its weights are read where they lie if the source
+    lies there, too.
+
     Raises:
         UnsupportedError: Two runs on one sample differ.
         InputError: The metric does not fit its outputs.
     """
+    folder = out.parent
+    source = light(source, source.path.parent)
     made = prepare(source, out, name=job.model.text)
     # Run a few times only, and as large as the model is.
     settings = Settings(threads=threads, packed=False)
     reference = _opened(source.path, settings, job.model.text)
     feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
     refuse_random(reference.run, feeds[0], job.model.text)
-    check_parity(reference.run, made.model.path, feeds)
+    check_parity(reference.run, light(made.model, folder).path, feeds)
     try_metric(metric, reference, samples)
     reference.close()
     return made

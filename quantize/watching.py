@@ -23,7 +23,7 @@ from bench.models import Array, Feeds, Model
 from bench.runtimes.onnxruntime import open_errors, session_options
 from bench.runtimes.seam import Settings
 from quantize.data import Samples
-from quantize.graphs import give_back, load, opened, save, too_large
+from quantize.graphs import give_back, light, load, save, too_large
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -125,7 +125,7 @@ def passes(
     workers = 1 if states else _side_by_side(groups, threads)
     path = scratch / "watched.onnx"
     for number, group in enumerate(groups):
-        expose(light(model, scratch), group, path)
+        expose(light(model, scratch).path, group, path)
         # A worker computes as well; the other threads help all of them.
         packed = not too_large(model.size_bytes)
         session = _open(path, threads - workers + 1, packed=packed)
@@ -189,7 +189,7 @@ def _groups(
     some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
     path = scratch / "sizes.onnx"
-    shapes = _expose_shapes(light(model, scratch), names, path)
+    shapes = _expose_shapes(light(model, scratch).path, names, path)
     found = dict(_run(_open(path, 0, packed=False), list(shapes.values()), samples[largest].feeds))
     sizes = {n: 4 * int(np.prod(found[s], dtype=np.int64)) for n, s in shapes.items()}
     return _pack({n: sizes.get(n, 0) for n in names})
@@ -209,20 +209,6 @@ def _side_by_side(groups: Iterable[Mapping[str, int]], threads: int) -> int:
     """Samples that may run at once: what is watched of them takes the memory of one group."""
     held = sum(size for group in groups for size in group.values())
     return max(1, min(threads, GROUP_BYTES // max(held, 1)))
-
-
-def light(model: Model, scratch: Path) -> Path:
-    """A copy with its weights beside it, which is read and written in no time.
-
-    A model that is too large for one file is such a one already.
-    """
-    if too_large(model.size_bytes):
-        return model.path
-    path = scratch / f"light-{model.sha256[:16]}.onnx"
-    if not path.exists():
-        with opened(model.path) as graph:
-            ir.save(graph, path, external_data=f"{path.stem}.data")
-    return path
 
 
 def write_beside(model: ir.Model, source: Path, out: Path) -> None:

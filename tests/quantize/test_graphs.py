@@ -12,8 +12,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.models import read_model
-from quantize.graphs import load, opened, save, weight_bytes
+from bench.models import Feeds, read_model
+from bench.runtimes import RUNTIMES, Settings
+from quantize import graphs
+from quantize.graphs import light, load, opened, save, save_apart, weight_bytes
 from tests import tiny
 
 FLOAT = TensorProto.FLOAT
@@ -211,3 +213,77 @@ def test_numbers_that_are_not_stored_as_bytes_stay_as_they_are(tmp_path: Path) -
     ir.save(ir.load(tmp_path / "m.onnx"), tmp_path / "wanted.onnx")
     save(load(tmp_path / "m.onnx"), tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "wanted.onnx").read_bytes()
+
+
+def ran(path: Path, feeds: Feeds) -> Feeds:
+    session = RUNTIMES["onnxruntime"].open(path, Settings(threads=1))
+    try:
+        return session.run(feeds)
+    finally:
+        session.close()
+
+
+def test_a_light_copy_says_where_in_the_models_file_its_weights_lie(tmp_path: Path) -> None:
+    model = read_model(many(tmp_path / "m.onnx"))
+    found = light(model, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", found.path.name}
+    assert found.path.stat().st_size < 4096
+    assert (found.sha256, found.size_bytes) == (model.sha256, model.size_bytes)
+    assert read_model(found.path).size_bytes > model.size_bytes
+    feeds = {"x": np.random.default_rng(1).random((3, SIDE), np.float32)}
+    np.testing.assert_array_equal(ran(found.path, feeds)["y"], ran(model.path, feeds)["y"])
+    for theirs, ours in zip(held(ir.load(found.path)), held(ir.load(model.path)), strict=True):
+        assert isinstance(theirs, ir.ExternalTensor)
+        np.testing.assert_array_equal(theirs.numpy(), ours.numpy())
+    written = found.path.stat().st_mtime_ns
+    assert light(model, tmp_path).path.stat().st_mtime_ns == written
+
+
+def test_models_that_no_light_copy_can_point_into_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_model(many(tmp_path / "m.onnx"))
+    (tmp_path / "elsewhere").mkdir()
+    assert light(model, tmp_path / "elsewhere") is model
+
+    def refuse(_: Path) -> None:
+        raise ValueError("2 graphs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "split", refuse)
+        assert light(model, tmp_path) is model
+    # Its weights lie beside it already.
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 100)
+    assert light(model, tmp_path) is model
+    assert {p.name for p in tmp_path.rglob("*")} == {"m.onnx", "elsewhere"}
+
+
+def test_weights_that_lie_beside_a_graph_stay_there_as_it_is_written(tmp_path: Path) -> None:
+    source = light(read_model(many(tmp_path / "m.onnx")), tmp_path).path
+    wanted = {
+        n: t.numpy()
+        for n, t in zip(sorted(f"w{i}" for i in range(MANY)), held(ir.load(source)), strict=True)
+    }
+    model = ir.load(source)
+    new, text = (
+        np.ones((SIDE, SIDE), np.float32),
+        ir.StringTensor(np.array([b"a" * 300]), name="words"),
+    )
+    model.graph.initializers["w3"].const_value = ir.Tensor(new)
+    words = ir.Value(name="words", const_value=text)
+    model.graph.initializers.add(words)
+    save_apart(model, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").stat().st_size == new.nbytes
+    # It is what it was.
+    assert isinstance(model.graph.initializers["w3"].const_value, ir.Tensor)
+    found = ir.load(tmp_path / "out.onnx").graph.initializers
+    assert found["words"].const_value.string_data() == text.string_data()  # type: ignore[union-attr]
+    for name, values in {**wanted, "w3": new}.items():
+        np.testing.assert_array_equal(found[name].const_value.numpy(), values)  # type: ignore[union-attr]
+    # In another folder, none lies beside it.
+    (tmp_path / "other").mkdir()
+    save_apart(model, tmp_path / "other" / "out.onnx")
+    assert (tmp_path / "other" / "out.onnx.data").stat().st_size == MANY * new.nbytes
+    # Where all of them lie there, none is written.
+    save_apart(ir.load(source), tmp_path / "same.onnx")
+    assert not (tmp_path / "same.onnx.data").exists()

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from bench.models import read_model
 from bench.stages import Stage
 from quantize import keeping
-from quantize.keeping import keep_best
+from quantize.keeping import keep_best, move_model
+from tests import tiny
 
 
 def test_the_best_so_far_takes_the_place_of_the_one_before(
@@ -28,3 +30,17 @@ def test_the_best_so_far_takes_the_place_of_the_one_before(
         kept = {p.name for p in (tmp_path / "best").iterdir()}
         assert kept == {"model.onnx", "recipe.toml", "verdict.json"}
         assert {p.name for p in tmp_path.iterdir()} == {"best", f"best-{sha256[:16]}"}
+
+
+def test_a_model_moves_with_its_weights_and_leaves_everything_else(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    model = read_model(tiny.linear(before / "m.onnx"))
+    for name in ("m.onnx.data", "other.onnx", "other.onnx.data"):
+        (before / name).write_text(name)
+    moved = move_model(model, after)
+    assert moved.path == after / "m.onnx"
+    assert read_model(moved.path) == moved
+    assert {p.name for p in after.iterdir()} == {"m.onnx", "m.onnx.data"}
+    assert {p.name for p in before.iterdir()} == {"other.onnx", "other.onnx.data"}

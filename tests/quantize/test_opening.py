@@ -38,14 +38,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
-    """Stretches of samples that were scored: the model's file, first and last."""
+    """Stretches of samples that were scored: the model, first and last."""
     seen: list[tuple[str, int, int]] = []
     real = Scoring.run_to
 
     def run_to(self: Scoring, stop: int, *rest: Any) -> None:
         first = self.done
         real(self, stop, *rest)
-        seen.append((self.model.path.name.partition("-")[0], first, self.done))
+        kind = self.model.path.name.partition("-")[0]
+        # FP32 is scored from a light copy of its file.
+        seen.append(({"light": "fp32"}.get(kind, kind), first, self.done))
 
     monkeypatch.setattr(Scoring, "run_to", run_to)
     return seen
@@ -79,10 +81,10 @@ def test_a_pass_is_told_from_half_of_the_samples_and_the_rest_follows(
     heard = Looking()
     report = run(job, staging, heard, work=tmp_path / "work")
     at = (0, 25, 50, 100, 200)
-    pairs = [(f, a, b) for a, b in pairwise(at) for f in ("model.fp32.onnx", "trial")]
+    pairs = [(f, a, b) for a, b in pairwise(at) for f in ("fp32", "trial")]
     assert before == pairs
     # Nothing twice, and nothing left out.
-    rest = [("model.fp32.onnx", 200, 400), ("trial", 200, 400)]
+    rest = [("fp32", 200, 400), ("trial", 200, 400)]
     assert scored[: len(pairs) + 2] == [*pairs, *rest]
     assert heard.stages[:4] == ["read", "prepare", "calibrate", "first model"]
     assert ("first model", 800, 800) in heard.steps
@@ -124,7 +126,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
     shutil.rmtree(tmp_path / "killed")
     scored.clear()
     assert timeless(run(job, staging, Silent(), work=work)) == timeless(whole)
-    fp32 = [s for s in scored if s[0] == "model.fp32.onnx"]
+    fp32 = [s for s in scored if s[0] == "fp32"]
     # Scores of FP32 are kept as soon as they are complete.
     assert (fp32 == []) == (at != "first passing model")
 
@@ -136,11 +138,11 @@ def test_a_candidate_that_is_lost_ends_and_fp32_goes_on(
     heard = Silent()
     report = run(job, staging, heard)
     assert scored[:5] == [
-        ("model.fp32.onnx", 0, 25),
+        ("fp32", 0, 25),
         ("trial", 0, 25),
-        ("model.fp32.onnx", 25, 50),
+        ("fp32", 25, 50),
         ("trial", 25, 50),
-        ("model.fp32.onnx", 50, 400),
+        ("fp32", 50, 400),
     ]
     assert not any(line.startswith("first passing") for line in heard.said)
     assert report.trials[0].samples == 50
@@ -222,7 +224,7 @@ def test_a_replay_ends_with_the_look_that_tells(
     monkeypatch.setattr(concluding, "look_into", look_into)
     heard = Silent()
     report = run(replay, staging, heard)
-    assert scored == [("model.fp32.onnx", 0, 200), ("trial", 0, 200)]
+    assert scored == [("fp32", 0, 200), ("trial", 0, 200)]
     assert "baseline" not in heard.stages
     verdict = report.verdict
     assert (verdict.outcome, verdict.n, verdict.confidence) == ("pass", 200, 0.95)
