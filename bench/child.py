@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import errors
-from bench.errors import VnnifyError, full_disk
+from bench.errors import VnnifyError, full_disk, stems_from_interrupt
 
 _PR_SET_PDEATHSIG = 1
 
@@ -79,21 +79,28 @@ def work(order: dict[str, Any], made: Any, answer_file: int) -> None:
 
 def _answer(order: dict[str, Any], made: Any) -> tuple[str, int]:
     """What the job returns, or the error that it ended with, as JSON; the exit status."""
-    status, arguments = 0, [order["job"]] if made is None else [order["job"], made]
+    arguments = [order["job"]] if made is None else [order["job"], made]
     try:
-        return json.dumps({"value": _function(order["target"])(*arguments)}), status
-    except VnnifyError as e:
-        kind, message = _public_class(e), str(e)
-    except MemoryError:
-        kind, message = "ResourceError", "out of memory."
-    except KeyboardInterrupt:
-        kind, message, status = "KeyboardInterrupt", "", 130
-    except Exception as e:  # noqa: BLE001 - carried to the parent, which raises it as ChildError
-        import traceback
-
-        full = full_disk(e, order["folder"])
-        kind, message = ("ResourceError", str(full)) if full else ("", traceback.format_exc())
+        return json.dumps({"value": _function(order["target"])(*arguments)}), 0
+    except (Exception, KeyboardInterrupt) as e:  # noqa: BLE001 - the parent raises it again
+        kind, message = _told(e, order["folder"])
+    status = 130 if kind == "KeyboardInterrupt" else 0
     return json.dumps({"error": kind, "message": message}), status
+
+
+def _told(error: BaseException, folder: str) -> tuple[str, str]:
+    """What the parent gets to raise: a class, empty for a bug of ours, and a message."""
+    if stems_from_interrupt(error):
+        return "KeyboardInterrupt", ""
+    if isinstance(error, VnnifyError):
+        return _public_class(error), str(error)
+    if isinstance(error, MemoryError):
+        return "ResourceError", "out of memory."
+    if (full := full_disk(error, folder)) is not None:
+        return "ResourceError", str(full)
+    import traceback
+
+    return "", "".join(traceback.format_exception(error))
 
 
 def _function(text: str) -> Callable[..., Any]:

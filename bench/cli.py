@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bench.errors import ExitCode, OutputError, ResourceError, UsageError, VnnifyError, full_disk
+from bench.errors import (
+    ExitCode,
+    OutputError,
+    ResourceError,
+    UsageError,
+    VnnifyError,
+    full_disk,
+    stems_from_interrupt,
+)
 from bench.store import atomic_write, dump
 
 # What a command works with is imported when it runs: `quantize` needs no more of this module than
@@ -242,7 +250,8 @@ def guard(app: typer.Typer, given: "Given | None" = None) -> NoReturn:
     except KeyboardInterrupt:
         status = ExitCode.INTERRUPTED
     except Exception as e:  # noqa: BLE001 - the last place before the interpreter's own report
-        status = _explain(e, debug=debug)
+        interrupted = stems_from_interrupt(e)
+        status = ExitCode.INTERRUPTED if interrupted else _explain(e, debug=debug)
     if status == ExitCode.INTERRUPTED:
         say("error: interrupted; nothing was published.")
     if terminated and status in _WITHOUT_ERROR:

@@ -24,6 +24,17 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
+def stems_from_interrupt(error: BaseException) -> bool:
+    """Whether an interrupt is behind an error.
+
+    One that comes while a native module is imported, the module turns into an ImportError.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__
+    return cause is not None
+
+
 class ExitCode(IntEnum):
     """What a command's exit status means to a CI job."""
 

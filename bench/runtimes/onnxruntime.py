@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError, UnfitError
+from bench.errors import InputError, UnfitError, stems_from_interrupt
 from bench.models import Feeds, without_weights
 from bench.runtimes.seam import Session, Settings
 
@@ -237,6 +237,8 @@ def _package() -> Any:
     try:
         import onnxruntime
     except ImportError as e:
+        if stems_from_interrupt(e):
+            raise KeyboardInterrupt from e
         raise UnfitError(
             "the runtime `onnxruntime` needs the package onnxruntime: pip install onnxruntime"
         ) from e

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.errors import InputError, UnfitError, UnsupportedError
+from bench.errors import InputError, UnfitError, UnsupportedError, stems_from_interrupt
 from bench.models import Array, Feeds
 from bench.runtimes.seam import Session, Settings
 
@@ -72,6 +72,8 @@ def load_package() -> Any:
     try:
         import openvino
     except ImportError as e:
+        if stems_from_interrupt(e):
+            raise KeyboardInterrupt from e
         raise UnfitError(
             "the runtime `openvino` needs the package openvino: pip install 'vnnify[openvino]'"
         ) from e

@@ -340,10 +340,17 @@ def test_debug_shows_where_an_error_came_from(run: Cli) -> None:
     assert err.splitlines()[-1] == "error: oh"
 
 
+def half_imported() -> ImportError:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
         (KeyboardInterrupt(), 130),
+        (half_imported(), 130),
         (SystemExit(143), 143),
         (SystemExit(None), 0),
         (SystemExit("text"), 1),
@@ -354,7 +361,7 @@ def test_other_ends(run: Cli, error: BaseException, status: int) -> None:
     found, _, err = run(app=_failing(error))
     assert found == status
     # What ends with a status of its own has told why; SIGTERM is told below.
-    assert ("interrupted" in err) == isinstance(error, KeyboardInterrupt)
+    assert ("interrupted" in err) == isinstance(error, KeyboardInterrupt | ImportError)
 
 
 def test_help_needs_no_runtime() -> None:

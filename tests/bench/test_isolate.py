@@ -52,6 +52,11 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "        raise ValueError('archive left open')\n"
         "def memory(job): raise MemoryError\n"
         "def interrupt(job): raise KeyboardInterrupt\n"
+        "def half_imported(job):\n"
+        "    try:\n"
+        "        raise KeyboardInterrupt\n"
+        "    except KeyboardInterrupt as e:\n"
+        "        raise ImportError('initialization failed') from e\n"
         "def leave(job): sys.exit(3)\n"
         "def segv(job): os.kill(os.getpid(), signal.SIGSEGV); time.sleep(9)\n"
         "def kill(job): os.kill(os.getpid(), job['signal']); time.sleep(9)\n"
@@ -145,9 +150,10 @@ def test_want_of_memory_is_a_matter_of_resources(jobs: str, tmp_path: Path) -> N
         _run(f"{jobs}:memory", tmp_path)
 
 
-def test_an_interrupt_stays_an_interrupt(jobs: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["interrupt", "half_imported"])
+def test_an_interrupt_stays_an_interrupt(jobs: str, tmp_path: Path, job: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _run(f"{jobs}:interrupt", tmp_path)
+        _run(f"{jobs}:{job}", tmp_path)
 
 
 def test_leaving_without_an_answer_is_said(jobs: str, tmp_path: Path) -> None:

@@ -141,6 +141,18 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
         OnnxRuntime().version()
 
 
+def test_an_interrupt_of_an_import_is_no_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What native modules make of one."""
+    code = "raise ImportError('initialization failed') from KeyboardInterrupt()"
+    (tmp_path / "onnxruntime.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(KeyboardInterrupt):
+        OnnxRuntime().version()
+
+
 class _Recorder:
     """Stands in for a GPU build: notes what is asked of it and says what it is told to say."""
 

@@ -222,6 +222,18 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
         OpenVino().version()
 
 
+def test_an_interrupt_of_an_import_is_no_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What native modules make of one."""
+    code = "raise ImportError('initialization failed') from KeyboardInterrupt()"
+    (tmp_path / "openvino.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino")
+    with pytest.raises(KeyboardInterrupt):
+        OpenVino().version()
+
+
 def test_a_read_only_scalar_input_runs(tmp_path: Path) -> None:
     scalar = helper.make_tensor_value_info("s", TensorProto.INT64, [])
     out = helper.make_tensor_value_info("y", TensorProto.INT64, [])
