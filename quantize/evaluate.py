@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import InputError, UsageError
+from bench.errors import InputError, UsageError, VnnifyError
 from bench.models import Feeds, Model
 from bench.runtimes.seam import Runtime, Session, Settings
 from quantize.data import Samples
@@ -28,6 +28,8 @@ from quantize.outputs import OutputStore, first_nonfinite
 from quantize.scores import Labels
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from quantize.served import Few
 
 # The score of a non-finite sample where the metric has no worst one; JSON knows no infinity.
@@ -49,12 +51,14 @@ class Execution:
         states: Output -> input: what one run returned is fed to the next. The first run takes the
             sample's own value. Scores are then not independent of each other.
         few: Samples that are run besides, once all others have been.
+        opened: The model, where it is being opened already; see `opened_beside`.
     """
 
     runtime: Runtime
     settings: Settings
     states: Mapping[str, str] = field(default_factory=dict)
     few: "Few | None" = None
+    opened: "Future[Session] | None" = None
 
     @property
     def opening(self) -> Settings:
@@ -164,6 +168,29 @@ def evaluate(
         if execution.few is not None and scores.done == len(samples):
             execution.few.see(scores)
         return scores.evaluation()
+
+
+@contextlib.contextmanager
+def opened_beside(model: Model, execution: Execution) -> Iterator[Execution]:
+    """Open a model to be judged while the block does something else first.
+
+    Args:
+        model: To judge.
+        execution: How.
+
+    Yields:
+        The same execution, which takes the model that is being opened. It is closed in any case.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(execution.runtime.open, model.path, execution.opening)
+        try:
+            yield replace(execution, opened=opened)
+        finally:
+            # Why it could not be opened, who waits for it is told.
+            with contextlib.suppress(VnnifyError):
+                opened.result().close()
 
 
 @contextlib.contextmanager
@@ -374,7 +401,10 @@ def _evaluation(
 
 @contextlib.contextmanager
 def _opened(model: Model, execution: Execution) -> Iterator[Session]:
-    session = execution.runtime.open(model.path, execution.opening)
+    if execution.opened is not None:
+        session = execution.opened.result()
+    else:
+        session = execution.runtime.open(model.path, execution.opening)
     try:
         yield session
     finally:

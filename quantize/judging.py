@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.machine import canary
 from bench.runtimes import Settings, find_runtime
@@ -22,6 +22,11 @@ from quantize.shares import Shares
 from quantize.stopping import Interrupt
 from quantize.targets import TARGETS
 from quantize.tolerance import Tolerance, exactly
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from bench.runtimes import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Judging:
         unlikely: bool = False,
         whole: bool = False,
         few: Few | None = None,
+        opened: "Future[Session] | None" = None,
     ) -> tuple[Evaluation, Verdict] | None:
         """Scores on the target's arithmetic, and the verdict against FP32; None if interrupted.
 
@@ -81,8 +87,10 @@ class Judging:
             unlikely: Whether little is expected of it; see `quantize.shares`.
             whole: Run it on every sample, even if it is lost before.
             few: Samples that it runs besides, for `quantize.served`.
+            opened: The same, where it is being opened already.
         """
-        found = self.evaluate(quantized, runtime, looks=None if whole else self.looks, few=few)
+        looks = None if whole else self.looks
+        found = self.evaluate(quantized, runtime, looks=looks, few=few, opened=opened)
         return None if found is None else self.told(found, unlikely=unlikely)
 
     def adopt(
@@ -146,6 +154,7 @@ class Judging:
         native: bool = False,
         looks: Looks | None = None,
         few: Few | None = None,
+        opened: "Future[Session] | None" = None,
     ) -> Evaluation | None:
         """Scores on the target's arithmetic or, if `native`, this CPU's; None if interrupted."""
         execution = execution_of(quantized, runtime, self.threads, self.states, native=native)
@@ -158,7 +167,7 @@ class Judging:
             quantized.model,
             self.samples,
             self.metric,
-            replace(execution, few=few),
+            replace(execution, few=few, opened=opened),
             reference=self.reference,
             watch=partial(self._watch, looks),
         )

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from quantize.evaluate import Evaluation, Scoring, scoring
+from quantize.evaluate import Evaluation, Execution, Scoring, scoring
 from quantize.gate import Verdict
 from quantize.ground import Ground
 from quantize.judging import Judging, execution_of
@@ -21,6 +22,11 @@ from quantize.looks import looks_at
 from quantize.quantizers import QuantizedModel
 from quantize.sequential import Foresight, Looks
 from quantize.served import Few
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from bench.runtimes import Session
 
 Told = Callable[[QuantizedModel, str, Verdict], None]
 """Hears of a candidate, its runtime, and the pass on the samples so far; once at most."""
@@ -45,14 +51,20 @@ class Opening:
     judging: Judging | None = None
 
     def __call__(
-        self, quantized: QuantizedModel, runtime: str, *, unlikely: bool = False
+        self,
+        quantized: QuantizedModel,
+        runtime: str,
+        *,
+        unlikely: bool = False,
+        opened: "Future[Session] | None" = None,
     ) -> tuple[Evaluation, Verdict] | None:
         """Scores of a candidate and the verdict, see `Judging`; the first one runs beside FP32."""
         seen, ground = self.foresight, self.ground
         # A replay that was killed after all samples had run goes on with the last look.
         if self.judging is not None or seen is None or ground.knows_scores:
-            return self.rest()(quantized, runtime, unlikely=unlikely, few=self.few)
-        how = execution_of(quantized, runtime, ground.threads, {})
+            judge = self.rest()
+            return judge(quantized, runtime, unlikely=unlikely, few=self.few, opened=opened)
+        how = replace(self.execution(quantized, runtime), opened=opened)
         with (
             self._fp32() as fp32,
             scoring(
@@ -69,6 +81,11 @@ class Opening:
                 scores = int8.evaluation() if lost else self._all(int8, fp32.done)
             self.few.see(int8)
         return self.rest().adopt(quantized, runtime, scores, unlikely=unlikely)
+
+    def execution(self, quantized: QuantizedModel, runtime: str) -> Execution:
+        """How a candidate will be run."""
+        ground = self.ground
+        return execution_of(quantized, runtime, ground.threads, ground.job.data.states)
 
     def rest(self) -> Judging:
         """What judges from here on; scores FP32 where no candidate came."""

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from bench.compare import interval_text, ratio_text
 from bench.errors import UnsupportedError
-from quantize.candidates import Found, Judge, Judged
+from quantize.candidates import Found, Judged
 from quantize.drift import Drift, drift, seen_ranges
+from quantize.evaluate import opened_beside
 from quantize.gate import Verdict
 from quantize.job import ROUNDS
+from quantize.opening import Opening
 from quantize.outputs import MOST_DB
 from quantize.recipe import Recipe, RecipeFile, fit
 from quantize.speeds import Speeds, contenders, deciding, difference, place_of, read_speeds
@@ -105,29 +107,33 @@ def _told(known: Speeds, runtimes: Sequence[str], timed: Sequence[str]) -> str:
     )
 
 
-def run_recipe(replay: Replay, bench: Workbench, judge: Judge) -> Found:
+def run_recipe(replay: Replay, bench: Workbench, judge: Opening) -> Found:
     """Make and judge the one candidate, in the runtime that served the model of the recipe.
 
-    Nothing is timed: the benchmark that ends the run does that.
+    Nothing is timed: the benchmark that ends the run does that. A runtime opens the model twice,
+    side by side: to be served, with all threads, and to be judged, with one for each sample.
 
     Raises:
         UnsupportedError: No runtime opens it.
         KeyboardInterrupt: A person asked for the end before there was a verdict.
     """
     trial = attempt(bench, replay.recipe, "recipe")
-    model = trial.quantized.model
+    quantized, model = trial.quantized, trial.quantized.model
     fitting = [r for r in bench.runtimes if may_serve(r, replay.recipe, bench)]
     runtimes = sorted(fitting, key=lambda r: r != replay.file.served_by)
-    runtime = next((r for r in runtimes if serves(r, model, bench, trial.noise_db)), None)
-    if runtime is None:
-        raise UnsupportedError(
-            f"{replay.file.where}: its model opens in none of {', '.join(bench.runtimes)}. Allow "
-            "another --runtime."
-        )
-    if (outcome := judge(trial.quantized, runtime)) is None:
-        raise KeyboardInterrupt
-    judged = Judged(trial, runtime, *outcome)
-    return Found(judged, (judged,), (trial,), {}, "the recipe was replayed")
+    for runtime in runtimes:
+        with opened_beside(model, judge.execution(quantized, runtime)) as how:
+            if not serves(runtime, model, bench, trial.noise_db):
+                continue
+            outcome = judge(quantized, runtime, opened=how.opened)
+        if outcome is None:
+            raise KeyboardInterrupt
+        judged = Judged(trial, runtime, *outcome)
+        return Found(judged, (judged,), (trial,), {}, "the recipe was replayed")
+    raise UnsupportedError(
+        f"{replay.file.where}: its model opens in none of {', '.join(bench.runtimes)}. Allow "
+        "another --runtime."
+    )
 
 
 def early_note(verdict: Verdict) -> str | None:

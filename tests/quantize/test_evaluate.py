@@ -15,7 +15,7 @@ from bench.models import Model, TensorSpec, read_model
 from bench.runtimes.onnxruntime import OnnxRuntime
 from bench.runtimes.seam import Settings
 from quantize.data import read_samples
-from quantize.evaluate import Execution, evaluate, first_scores
+from quantize.evaluate import Execution, evaluate, first_scores, opened_beside
 from quantize.gate import judge
 from quantize.metrics import METRICS, Metric, resolve_metric
 from quantize.outputs import OutputStore
@@ -392,6 +392,41 @@ def classifier(tmp_path):
         return read_model(tmp_path / "c.onnx")
 
     return build
+
+
+# --- opened beside other work ---
+
+
+def test_a_model_that_is_being_opened_is_judged_and_not_opened_again(tmp_path, model):
+    asked = run_with(echo, threads=3)
+    opened = []
+    asked.runtime.open = lambda *how: opened.append(how) or FakeRuntime.open(asked.runtime, *how)
+    with opened_beside(model, asked) as execution:
+        evaluate(model, numbered_samples(tmp_path, 5), METRICS["mae"], execution)
+        assert asked.runtime.session.closed
+    # As it would have been opened: one thread for each of so many samples.
+    assert opened == [(model.path, Settings(threads=1, streams=3))]
+    evaluate(model, numbered_samples(tmp_path, 5), METRICS["mae"], asked)
+    assert len(opened) == 2
+
+
+def test_a_model_that_nobody_judged_is_closed(model):
+    execution = run_with(echo)
+    with opened_beside(model, execution):
+        pass
+    assert execution.runtime.session.closed
+
+
+def test_why_a_model_could_not_be_opened_is_told_to_who_judges_it(tmp_path, model):
+    def refuse(*_):
+        raise InputError("m.onnx: refused")
+
+    execution = run_with(echo)
+    execution.runtime.open = refuse
+    with opened_beside(model, execution):
+        pass
+    with opened_beside(model, execution) as beside, pytest.raises(InputError, match="refused"):
+        evaluate(model, numbered_samples(tmp_path, 5), METRICS["mae"], beside)
 
 
 def test_two_models_are_evaluated_and_judged(tmp_path, classifier):
