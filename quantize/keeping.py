@@ -1,7 +1,6 @@
 """A candidate in a folder: its file, and the recipe that makes it again."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from bench.models import Model, read_model
@@ -63,11 +62,10 @@ def recipe_of(
     return to_toml(quantized.recipe, marks, facts, seen)
 
 
-def move_model(model: Model, folder: Path) -> Model:
+def move_model(model: Model, folder: Path) -> None:
     """Move a model that `save` wrote into a folder, with its weights where they lie beside it."""
     for file in model.path.parent.glob(f"{model.path.name}*"):
         file.rename(folder / file.name)
-    return replace(model, path=folder / model.path.name)
 
 
 def place_model(quantized: QuantizedModel, folder: Path) -> Model:

@@ -39,7 +39,7 @@ from quantize.journal import (
     not_fatal,
     remember_calibration,
 )
-from quantize.keeping import keep_best, move_model
+from quantize.keeping import keep_best
 from quantize.metric import Metric
 from quantize.opening import Opening
 from quantize.outputs import OutputStore
@@ -231,15 +231,13 @@ class Run:
 
     def prepare(self, source: Model, samples: Samples, metric: Metric) -> Model:
         """One clean FP32 graph, compared with what it was made from."""
-        folder = source.path.parent
-        out = folder / "model.fp32.onnx"
-        made = prepared(self.job, source, samples, metric, out, self.threads)
-        self.notes += made.notes
         # What names its weights where they lie has to lie beside it, so it is published at the end.
-        model = move_model(made.model, self.scratch)
-        # The source may be gigabytes, and nothing reads it any more.
-        shutil.rmtree(folder)
-        return model
+        out = self.scratch / "model.fp32.onnx"
+        made = prepared(self.job, source, samples, metric, out, self.threads)
+        # It may be gigabytes, and nothing reads it any more.
+        shutil.rmtree(source.path.parent)
+        self.notes += made.notes
+        return made.model
 
     def divide(self, everything: Samples, calibration: Samples | None) -> tuple[Samples, Samples]:
         """Samples that calibrate, and those that judge."""

@@ -69,13 +69,17 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
+def prepare(
+    source: Model, out: Path, *, name: str | None = None, folder: Path | None = None
+) -> Prepared:
     """Write a clean FP32 copy of `source` to `out`.
 
     Args:
         source: A model as exported; not changed.
         out: The `.onnx` to write, in a folder that holds nothing of the same name.
         name: What the user calls the model; None for its path.
+        folder: For what is written on the way, that of `out` if None. Weights that lie in files
+            there are not copied.
 
     Raises:
         InputError: A weight is NaN or infinite, or the runtime refuses the graph.
@@ -85,7 +89,8 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     """
     notes: list[str] = []
     shown = name or str(source.path)
-    raw = out.with_name(f"{out.stem}.raw.onnx")
+    # The source may have brought files of any name.
+    raw = (folder or out.parent) / f"raw-{source.sha256[:16]}.onnx"
     try:
         model = _cleaned(source, notes, shown)
         # Apart, so that neither we nor the runtime hold the weights several times over.
@@ -104,7 +109,7 @@ def prepare(source: Model, out: Path, *, name: str | None = None) -> Prepared:
     refuse_nonfinite(model, shown)
     save(model, out, share=True)
     release(model)
-    for leftover in out.parent.glob(f"{out.stem}.raw*"):
+    for leftover in raw.parent.glob(f"{raw.stem}*"):
         leftover.unlink()
     return Prepared(read_model(out), tuple(notes))
 

@@ -96,22 +96,20 @@ def prepared(
 ) -> Prepared:
     """One clean FP32 graph that computes what `source` does, the same each time.
 
-    Light copies of both are left beside it, and its weights are read where they lie if the source
-    lies there, too.
+    Light copies of both are left beside them.
 
     Raises:
         UnsupportedError: Two runs on one sample differ.
         InputError: The metric does not fit its outputs.
     """
-    folder = out.parent
     source = light(source, source.path.parent)
-    made = prepare(source, out, name=job.model.text)
+    made = prepare(source, out, name=job.model.text, folder=source.path.parent)
     # Run a few times only, and as large as the model is.
     settings = Settings(threads=threads, packed=False)
     reference = _opened(source.path, settings, job.model.text)
     feeds = [samples[i].feeds for i in range(min(_PARITY_SAMPLES, len(samples)))]
     refuse_random(reference.run, feeds[0], job.model.text)
-    check_parity(reference.run, light(made.model, folder).path, feeds)
+    check_parity(reference.run, light(made.model, out.parent).path, feeds)
     try_metric(metric, reference, samples)
     reference.close()
     return made

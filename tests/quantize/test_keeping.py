@@ -39,8 +39,7 @@ def test_a_model_moves_with_its_weights_and_leaves_everything_else(tmp_path: Pat
     model = read_model(tiny.linear(before / "m.onnx"))
     for name in ("m.onnx.data", "other.onnx", "other.onnx.data"):
         (before / name).write_text(name)
-    moved = move_model(model, after)
-    assert moved.path == after / "m.onnx"
-    assert read_model(moved.path) == moved
+    move_model(model, after)
+    assert read_model(after / "m.onnx").sha256 == model.sha256
     assert {p.name for p in after.iterdir()} == {"m.onnx", "m.onnx.data"}
     assert {p.name for p in before.iterdir()} == {"other.onnx", "other.onnx.data"}

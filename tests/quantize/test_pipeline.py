@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,6 +100,24 @@ def test_a_model_whose_weights_lie_beside_it_is_published_with_them(
     assert all((staging / f"{n}.data").is_file() for n in names)
     assert report.inspection is not None
     assert any("noise of single layers is unknown" in n for n in report.inspection.notes)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_published_fp32_model_with_its_weights_beside_it_is_quantized_again(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, large: bool
+) -> None:
+    """Files that the source brings have the names of those that a run writes."""
+    if large:
+        monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 100)
+    source = tmp_path / "model.fp32.onnx"
+    onnx_ir.save(onnx_ir.load(job.model.text), source, external_data=f"{source.name}.data")
+    again = tmp_path / "again"
+    again.mkdir()
+    first = run(job, staging, Silent())
+    second = run(replace(job, model=ModelSpec(str(source))), again, Silent())
+    assert {p.name for p in again.iterdir()} == {p.name for p in staging.iterdir()}
+    assert second.fp32.sha256 == first.fp32.sha256
+    assert second.int8.sha256 == first.int8.sha256
 
 
 def test_the_report_shows_where_noise_is_made(job: Job, staging: Path) -> None:
