@@ -677,8 +677,9 @@ def test_a_replay_serves_in_the_runtime_of_its_recipe(
     assert timed == ["FP32 onnxruntime", "FP32 openvino", f"INT8 {runtime}"]
     assert list(report.served[0].noise_db) == [1, 2]
     if canary(runtime) == "exact":
-        # All that is asked of it is asked of one session with each number of threads.
-        assert opened == [2, 1]
+        # All that is asked of it is asked of one session with each number of threads, and both are
+        # opened side by side.
+        assert sorted(opened) == [1, 2]
 
 
 def replayed(job: Job, recipe: Path, out: Path, **effort: Any) -> Report:
