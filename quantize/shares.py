@@ -19,6 +19,7 @@ and nothing where they lose the same samples (J. Tian, A. Ramdas: Online control
 error rate, Statistical Methods in Medical Research 30 (2021) 976-993).
 """
 
+import math
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -70,7 +71,8 @@ class Shares:
     @property
     def _rest(self) -> float:
         """What those that failed have left."""
-        return 1 - sum(self.given[n] for n in self.failed)
+        # Rounded once: names in a set come in another order in each process.
+        return 1 - math.fsum(self.given[n] for n in self.failed)
 
     def note(self, name: tuple[str, str], verdict: Verdict) -> None:
         """Learn what became of it."""
