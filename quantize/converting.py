@@ -9,6 +9,7 @@ from bench.machine import available_threads
 from bench.models import Feeds, Model, synthetic_feeds
 from bench.runtimes import RUNTIMES, Settings
 from quantize.data import infer_inputs, read_samples
+from quantize.graphs import light
 from quantize.images import Preprocessing
 from quantize.plugins import is_function_text
 from quantize.prepare import prepare
@@ -39,11 +40,12 @@ def convert_file(
         samples = read_samples(
             data, inputs, scratch=folder, preprocessing=preprocessing, limit=_PARITY_SAMPLES
         )
-    (folder / "source").mkdir()
-    source = convert(spec, samples, folder / "source" / "model.onnx")
+    brought = folder / "source"
+    brought.mkdir()
+    source = light(convert(spec, samples, brought / "model.onnx"), brought)
     clean = folder / "clean"
     clean.mkdir()
-    prepared = prepare(source, clean / name, name=spec.text)
+    prepared = prepare(source, clean / name, name=spec.text, folder=brought)
     feeds = [s.feeds for s in samples] if samples is not None else _made_up(source, spec)
     settings = Settings(threads=available_threads(), packed=False)
     reference = RUNTIMES["onnxruntime"].open(source.path, settings)

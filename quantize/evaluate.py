@@ -171,22 +171,22 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def opened_beside(model: Model, execution: Execution) -> Iterator[Execution]:
+def opened_beside(model: Model, execution: Execution) -> Iterator["Future[Session]"]:
     """Open a model to be judged while the block does something else first.
 
     Args:
         model: To judge.
-        execution: How.
+        execution: How; the same takes what is yielded as `opened`.
 
     Yields:
-        The same execution, which takes the model that is being opened. It is closed in any case.
+        What is being opened. It is closed in any case.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
         opened = pool.submit(execution.runtime.open, model.path, execution.opening)
         try:
-            yield replace(execution, opened=opened)
+            yield opened
         finally:
             # Why it could not be opened, who waits for it is told.
             with contextlib.suppress(VnnifyError):

@@ -155,8 +155,8 @@ def light(model: Model, folder: Path) -> Model:
 
     Returns:
         The model itself, where it lies in another folder (runtimes look for weights in no other),
-        where its weights lie beside it already, and where its file is put together in an unusual
-        way.
+        where it is too large for one file, so that its weights lie beside it already, and where its
+        file is put together in an unusual way.
     """
     path = folder / f"light-{model.sha256[:16]}.onnx"
     if folder != model.path.parent or too_large(model.size_bytes):

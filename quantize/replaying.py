@@ -122,10 +122,10 @@ def run_recipe(replay: Replay, bench: Workbench, judge: Opening) -> Found:
     fitting = [r for r in bench.runtimes if may_serve(r, replay.recipe, bench)]
     runtimes = sorted(fitting, key=lambda r: r != replay.file.served_by)
     for runtime in runtimes:
-        with opened_beside(model, judge.execution(quantized, runtime)) as how:
+        with opened_beside(model, judge.execution(quantized, runtime)) as opened:
             if not serves(runtime, model, bench, trial.noise_db):
                 continue
-            outcome = judge(quantized, runtime, opened=how.opened)
+            outcome = judge(quantized, runtime, opened=opened)
         if outcome is None:
             raise KeyboardInterrupt
         judged = Judged(trial, runtime, *outcome)

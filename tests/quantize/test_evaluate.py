@@ -401,7 +401,8 @@ def test_a_model_that_is_being_opened_is_judged_and_not_opened_again(tmp_path, m
     asked = run_with(echo, threads=3)
     opened = []
     asked.runtime.open = lambda *how: opened.append(how) or FakeRuntime.open(asked.runtime, *how)
-    with opened_beside(model, asked) as execution:
+    with opened_beside(model, asked) as beside:
+        execution = replace(asked, opened=beside)
         evaluate(model, numbered_samples(tmp_path, 5), METRICS["mae"], execution)
         assert asked.runtime.session.closed
     # As it would have been opened: one thread for each of so many samples.
@@ -425,8 +426,9 @@ def test_why_a_model_could_not_be_opened_is_told_to_who_judges_it(tmp_path, mode
     execution.runtime.open = refuse
     with opened_beside(model, execution):
         pass
+    samples = numbered_samples(tmp_path, 5)
     with opened_beside(model, execution) as beside, pytest.raises(InputError, match="refused"):
-        evaluate(model, numbered_samples(tmp_path, 5), METRICS["mae"], beside)
+        evaluate(model, samples, METRICS["mae"], replace(execution, opened=beside))
 
 
 def test_two_models_are_evaluated_and_judged(tmp_path, classifier):
