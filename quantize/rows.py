@@ -123,7 +123,8 @@ def rows_of(
         found = flat[_draw(len(flat), count, random)][:, None, :]
     else:
         found = _patches(values, window, count, random)
-    return found[np.isfinite(found).all(axis=(1, 2))]
+    finite = np.isfinite(found).all(axis=(1, 2))
+    return found if finite.all() else found[finite]
 
 
 def _draw(total: int, count: int, random: np.random.Generator) -> NDArray[np.intp]:
@@ -162,7 +163,8 @@ def _patches(
         inside = (inside[:, :, None] & valid[:, None, :]).reshape(len(chosen), -1)
     flat = values.reshape(batch, channels, -1)
     # Advanced indices on both sides of a slice: [rows, taps, channels].
-    found = np.where(inside[:, :, None], flat[sample[:, None], :, index], np.float32(0))
+    found = flat[sample[:, None], :, index]
+    found[~inside] = 0
     return found.transpose(0, 2, 1).reshape(len(chosen), window.groups, -1)
 
 

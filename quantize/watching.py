@@ -188,11 +188,36 @@ def _groups(
     """Names in groups that fit in memory, with their bytes on the largest of some samples."""
     some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
-    path = scratch / "sizes.onnx"
-    shapes = _expose_shapes(light(model, scratch).path, names, path)
-    found = dict(_run(_open(path, 0, packed=False), list(shapes.values()), samples[largest].feeds))
-    sizes = {n: 4 * int(np.prod(found[s], dtype=np.int64)) for n, s in shapes.items()}
+    feeds, source = samples[largest].feeds, light(model, scratch).path
+    graph = load(source)
+    shapes = _shapes_told(graph, names, feeds)
+    if unknown := [n for n in names if n not in shapes]:
+        path = scratch / "sizes.onnx"
+        outputs = _expose_shapes(graph, unknown)
+        write_beside(graph, source, path)
+        found = dict(_run(_open(path, 0, packed=False), list(outputs.values()), feeds))
+        shapes |= {n: found[o] for n, o in outputs.items() if o in found}
+    sizes = {n: 4 * int(np.prod(s, dtype=np.int64)) for n, s in shapes.items()}
     return _pack({n: sizes.get(n, 0) for n in names})
+
+
+def _shapes_told(
+    graph: ir.Model, names: Iterable[str], feeds: Feeds
+) -> dict[str, Sequence[int] | Array]:
+    """Shapes of those tensors for which the graph tells them, once its inputs' sizes are known."""
+    sizes: dict[str, int] = {}
+    for given in graph.graph.inputs:
+        if given.name in feeds and given.shape is not None:
+            pairs = zip(given.shape, feeds[given.name].shape, strict=True)
+            sizes |= {d.value: n for d, n in pairs if isinstance(d, ir.SymbolicDim) and d.value}
+    known = {str(v.name): v.shape for node in graph.graph for v in node.outputs}
+    found: dict[str, Sequence[int] | Array] = {}
+    for name in names:
+        shape = known.get(name)
+        dims = [d if isinstance(d, int) else sizes.get(d.value or "") for d in shape or ()]
+        if shape is not None and None not in dims:
+            found[name] = [d for d in dims if d is not None]
+    return found
 
 
 def _pack(sizes: Mapping[str, int]) -> list[dict[str, int]]:
@@ -236,9 +261,8 @@ def expose(path: Path, names: Iterable[str], out: Path) -> None:
     write_beside(model, path, out)
 
 
-def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str]:
-    """Write a copy of a model whose outputs are the shapes of tensors; their names by tensor."""
-    model = load(path)
+def _expose_shapes(model: ir.Model, names: Iterable[str]) -> dict[str, str]:
+    """Make the shapes of tensors outputs of a graph, in place; their names by tensor."""
     known = {v.name: v for node in model.graph for v in node.outputs}
     shapes: dict[str, str] = {}
     for name in names:
@@ -248,5 +272,4 @@ def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str
         node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
-    write_beside(model, path, out)
     return shapes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -146,6 +147,30 @@ def test_one_graph_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run(path, ["c", "r", "m"], feeds, threads=2)
     # One to see sizes, then one for each tensor.
     assert len(held) == 4
+
+
+def test_only_sizes_that_the_graph_does_not_tell_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = onnx.load(chain(tmp_path / "m.onnx"))
+    # As the graph was prepared: by the names of what is fed, as numbers, or not at all.
+    told = {"c": ["n", 4, "h", 6], "r": ["n", 4, "unk__1", 6], "level": []}
+    infos = [helper.make_tensor_value_info(n, FLOAT, shape) for n, shape in told.items()]
+    proto.graph.value_info.extend(infos)
+    onnx.save(proto, tmp_path / "told.onnx")
+    model, asked = read_model(tmp_path / "told.onnx"), list[str]()
+    samples, real = samples_of(ragged(), model.inputs), module._expose_shapes
+    names = ["c", "r", "m", "level"]
+    monkeypatch.setattr(
+        module, "_expose_shapes", lambda g, wanted: asked.extend(wanted) or real(g, wanted)
+    )
+    # The largest sample has 2 of them, 7 high.
+    largest = 2 * 4 * 7 * 6 * 4
+    expected = [{"c": largest, "r": largest, "m": 2 * 4 * 7 * 5 * 4, "level": 4}]
+    assert module._groups(model, names, samples, tmp_path) == expected
+    assert asked == ["r", "m"]
+    monkeypatch.setattr(module, "_open", lambda *_, **__: pytest.fail("all sizes are told"))
+    assert module._groups(model, ["c", "level"], samples, tmp_path) == [{"c": largest, "level": 4}]
 
 
 def test_samples_run_side_by_side_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
