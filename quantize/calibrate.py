@@ -14,6 +14,7 @@ import numpy as np
 from bench.models import Array, Model
 from quantize.data import Samples
 from quantize.histograms import TensorStatistics
+from quantize.kept import Keeping, Seen, ValueStore
 from quantize.rows import Found, RowStore, Taking, Window
 from quantize.sources.seam import ModelSpec
 from quantize.watching import Watch, passes
@@ -32,6 +33,7 @@ class Calibration:
         states: Output to input names that carry state from one to the next.
         rows: Of what FP32 feeds its layers; those that were not taken meanwhile are taken when the
             first candidate asks for them.
+        values: Of tensors that a graph with evened-out channels may divide.
         origin: The trained model as the user named it, for what quantizes that and not its graph.
     """
 
@@ -42,6 +44,7 @@ class Calibration:
     source: Samples | None = None
     states: Mapping[str, str] = field(default_factory=dict)
     rows: RowStore | None = None
+    values: ValueStore | None = None
     origin: ModelSpec | None = None
 
     def magnitudes(self) -> dict[str, float]:
@@ -86,6 +89,7 @@ def calibrate_for(
     rows: RowStore,
     windows: Iterable[Window] = (),
     progress: Callable[[int, int], None] | None = None,
+    keeping: Keeping | None = None,
 ) -> Calibration:
     """The same for the model, samples and tensors of a store, which may get rows on the way.
 
@@ -93,6 +97,7 @@ def calibrate_for(
         rows: What to run and to watch.
         windows: Layers whose rows are kept; each reads a tensor that is watched.
         progress: Called with samples done and in all.
+        keeping: What is to be kept of some tensors, where one pass shows all.
 
     Raises:
         InputError: The model cannot run on a sample.
@@ -102,32 +107,68 @@ def calibrate_for(
     every = (model, sorted(rows.tensors), samples, rows.threads, rows.scratch, states)
     with rows.taking(windows) as taking:
         for watched in passes(*every):
+            if keeping is None or watched.passes > 1:
+                keeping = Keeping({}, {}, 0)
             before, total = watched.number * len(samples), watched.passes * len(samples)
-            for done, _ in enumerate(_taken(watched, samples, stats, taking), start=1):
+            for done, _ in enumerate(_taken(watched, samples, stats, taking, keeping), start=1):
                 if progress is not None:
                     progress(before + done, total)
     return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states, rows)
 
 
+def keep_values(values: ValueStore, wanted: Iterable[str], rows: RowStore) -> None:
+    """Run the samples once more for those of the wanted tensors that were not seen yet.
+
+    They are the same as when they are kept while samples calibrate: the same graph runs. Where it
+    would have to run in several parts, nothing is kept, then as now.
+
+    Args:
+        values: Where they go.
+        wanted: Names of tensors.
+        rows: Model and samples.
+
+    Raises:
+        InputError: The model cannot run on a sample.
+    """
+    model, samples, states = rows.model, rows.samples, rows.states
+    every = (model, sorted(rows.tensors), samples, rows.threads, rows.scratch, states)
+    with values.keeping(wanted) as keeping:
+        if not keeping.axes:
+            return
+        for watched in passes(*every):
+            if watched.passes > 1:
+                return
+            for seen in watched.over(
+                samples, lambda _, found: [s for n, array in found for s in keeping.of(n, array)]
+            ):
+                keeping.write(seen)
+
+
 def _taken(
-    watched: Watch, samples: Samples, stats: Mapping[str, TensorStatistics], taking: Taking
+    watched: Watch,
+    samples: Samples,
+    stats: Mapping[str, TensorStatistics],
+    taking: Taking,
+    keeping: Keeping,
 ) -> Iterator[None]:
-    """Add every sample to `stats`, write its rows, and yield after each."""
+    """Add every sample to `stats`, write its rows and what is kept of it, and yield after each."""
     # Of each thread; merged, they are the same however samples fell to threads.
     own: dict[int, dict[str, TensorStatistics]] = defaultdict(
         lambda: {n: TensorStatistics() for n in watched.wanted}
     )
 
-    def take(index: int, values: Iterator[tuple[str, Array]]) -> Found:
-        seen, rows = own[threading.get_ident()], []
+    def take(index: int, values: Iterator[tuple[str, Array]]) -> tuple[Found, Seen]:
+        found, rows, kept = own[threading.get_ident()], Found(), Seen()
         for name, array in values:
             if array.dtype == np.float32:
-                seen[name].add(array)
+                found[name].add(array)
             rows += taking.rows(index, name, array)
-        return rows
+            kept += keeping.of(name, array)
+        return rows, kept
 
-    for rows in watched.over(samples, take):
+    for rows, kept in watched.over(samples, take):
         taking.write(rows)
+        keeping.write(kept)
         yield
     for seen in own.values():
         for name, found in seen.items():

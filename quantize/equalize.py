@@ -100,6 +100,11 @@ def find_groups(model: ir.Model, anchors: Iterable[Anchor]) -> tuple[Group, ...]
     return tuple(found[n] for n in known if n in found)
 
 
+def axes_of(groups: Iterable[Group]) -> dict[str, int]:
+    """Axis of the channels, 1 or -1, by name of every tensor of FP32 that is divided."""
+    return {name: axis for group in groups for name, axis in group.tensors.items()}
+
+
 def _unshares(group: Group, nodes: Mapping[str, ir.Node]) -> bool:
     """Whether it would copy large constants that other nodes read as well."""
     values = (nodes[e.node].inputs[e.index] for e in group.edits)

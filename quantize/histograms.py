@@ -55,22 +55,30 @@ class TensorStatistics:
 
     def add(self, values: Array) -> None:
         """Take in one tensor of any shape; samples may be stacked on its first axis."""
-        self.samples += 1
         if values.size == 0:
+            self.samples += 1
             return
-        low, high = float(values.min()), float(values.max())
+        self.add_binned(float(values.min()), float(values.max()), *binned(values))
+
+    def add_binned(self, low: float, high: float, values: NDArray[np.float32], every: int) -> None:
+        """Take in one tensor of which no more than this is known.
+
+        Args:
+            low: Smallest of its values.
+            high: Largest of them.
+            values: float32 [values], those that `binned` gives.
+            every: What each of these counts for.
+        """
+        self.samples += 1
         if not math.isfinite(low) or not math.isfinite(high):
             self.nonfinite += 1
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
-        every = _stride(values.shape[1:])
-        rows = values.reshape(len(values) if values.ndim else 1, -1)[:, ::every].astype(np.float32)
-        flat = rows.reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            self.bins += every * self._counted(flat[start : start + _CHUNK])
-        self.count += every * flat.size
-        self.zeros += every * int(np.count_nonzero(flat == 0))
+        for start in range(0, values.size, _CHUNK):
+            self.bins += every * self._counted(values[start : start + _CHUNK])
+        self.count += every * values.size
+        self.zeros += every * int(np.count_nonzero(values == 0))
 
     def _counted(self, part: NDArray[np.float32]) -> NDArray[np.intp]:
         # Scaling by a power of two is exact, so the bin of a value never depends on rounding. Only
@@ -105,6 +113,13 @@ class TensorStatistics:
     def _coarsen(self, exponent: int) -> None:
         self.bins = _coarser(self.bins, exponent - self.exponent)
         self.exponent = exponent
+
+
+def binned(values: Array) -> tuple[NDArray[np.float32], int]:
+    """Those values of a tensor, not empty, that are binned, and what each of them counts for."""
+    every = _stride(values.shape[1:])
+    rows = values.reshape(len(values) if values.ndim else 1, -1)[:, ::every]
+    return rows.astype(np.float32).reshape(-1), every
 
 
 def _coarser(bins: NDArray[np.int64], steps: int) -> NDArray[np.int64]:

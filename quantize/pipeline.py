@@ -11,7 +11,7 @@ goes to `refused/` in it.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from quantize.journal import (
     remember_calibration,
 )
 from quantize.keeping import keep_best
+from quantize.kept import ValueStore
 from quantize.metric import Metric
 from quantize.opening import Opening
 from quantize.outputs import OutputStore
@@ -261,8 +262,7 @@ class Run:
 
             self.replay = fitted(self.recipe, fingerprints(model, anchors))
         held, rest = self._held(len(samples))
-        watched, windows = watch_list(model, anchors), self._windows(model, anchors)
-        statistics = self._statistics(fp32, watched, samples.subset(rest), windows)
+        statistics = self._statistics(fp32, model, anchors, samples.subset(rest))
         probes = tuple(samples[i].feeds for i in held)
         timed_threads = self.job.effort.threads or 1 if self._is_throughput() else self.threads
         return Workbench(
@@ -290,24 +290,41 @@ class Run:
         nodes = {str(n.name): n for n in model.graph}
         return tuple(windows_of(nodes, anchors).values())
 
+    def _values(
+        self, model: "ir.Model", anchors: tuple[Anchor, ...]
+    ) -> tuple[ValueStore | None, set[str]]:
+        """Where values go that a graph may divide, and whose the graph of a replay does divide."""
+        recipe = self.replay.recipe if self.replay is not None else None
+        if recipe is None or not (recipe.is_static and recipe.strengths):
+            return None, set()
+        from quantize.equalize import axes_of, find_groups
+
+        groups = find_groups(model, anchors)
+        divided = axes_of(g for g in groups if g.name in recipe.strengths)
+        return ValueStore(axes_of(groups), self.scratch), set(divided)
+
     def _statistics(
-        self, fp32: Model, tensors: tuple[str, ...], samples: Samples, windows: tuple[Window, ...]
+        self, fp32: Model, model: "ir.Model", anchors: tuple[Anchor, ...], samples: Samples
     ) -> Calibration:
-        states = self.job.data.states
+        states, tensors = self.job.data.states, watch_list(model, anchors)
         rows = RowStore(fp32, samples, states, self.threads, self.scratch, tensors)
-        found = remember_calibration(
-            self.journal,
-            {
-                "fp32": fp32.sha256,
-                "samples": samples.digest,
-                "tensors": tensors,
-                "states": states,
-                "threads": self.threads,
-            },
-            lambda: calibrate_for(rows, windows, self.progress.step),
-        )
+        windows, (values, divided) = self._windows(model, anchors), self._values(model, anchors)
+
+        def make() -> Calibration:
+            with values.keeping(divided) if values is not None else nullcontext() as keeping:
+                return calibrate_for(rows, windows, self.progress.step, keeping)
+
+        key = {
+            "fp32": fp32.sha256,
+            "samples": samples.digest,
+            "tensors": tensors,
+            "states": states,
+            "threads": self.threads,
+        }
+        found = remember_calibration(self.journal, key, make)
         # The journal keeps what was learned, not the samples; an engine may want to see them.
-        return replace(found, source=samples, states=states, rows=rows, origin=self.job.model)
+        found = replace(found, source=samples, states=states, origin=self.job.model)
+        return replace(found, rows=rows, values=values)
 
     def _held(self, total: int) -> tuple[list[int], list[int]]:
         return held_out(total, PROBES, ordered=bool(self.job.data.states))

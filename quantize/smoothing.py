@@ -1,7 +1,8 @@
 """How far to even out channels: graphs with less noise of INT8 that compute the same.
 
-groups + rows of FP32 ─▶ `quantize.strengths` ─▶ rewritten FP32 graphs, their changed tensors
-calibrated again, their rows divided ─▶ `quantize.trials` compares
+groups + rows of FP32 ─▶ `quantize.strengths` ─▶ rewritten FP32 graphs ─▶ rows and statistics of
+what changed: FP32's, divided; what was not kept for that is calibrated again ─▶ `quantize.trials`
+compares
 """
 
 import logging
@@ -14,15 +15,16 @@ import onnx_ir as ir
 from bench.errors import UnsupportedError
 from bench.models import Model, read_model
 from quantize.anchors import Anchor, find_anchors
-from quantize.calibrate import calibrate
-from quantize.equalize import Factors, Group, apply, find_groups
+from quantize.calibrate import Calibration, calibrate, keep_values
+from quantize.equalize import Factors, Group, apply, axes_of, find_groups
 from quantize.graphs import light, opened
 from quantize.histograms import TensorStatistics
 from quantize.journal import remember_calibration
+from quantize.kept import ValueStore
 from quantize.outputs import noise_shares, to_db
 from quantize.placement import watch_list
 from quantize.recipe import Recipe
-from quantize.rows import Divided, RowStore, windows_of
+from quantize.rows import Divided, windows_of
 from quantize.strengths import Captured, Weights, best_strength, captured_by, factors_of
 from quantize.trials import Start, Workbench, attempt_or_none, run_probes
 
@@ -50,12 +52,21 @@ def even_out(bench: Workbench, target: str) -> Workbench:
     if not groups or not _is_noisy(bench, target) or bench.late:
         return bench
     strengths, factors = _choose(bench, groups)
+    bench = _with_values(bench, groups)
     kept = [g for g in groups if g.name in strengths]
     folded = [g for g in kept if not g.inserted]
     evened = _started(bench, kept, strengths, factors)
     if len(folded) == len(kept) or evened is bench or bench.late:
         return evened
     return _started(evened, folded, strengths, factors)
+
+
+def _with_values(bench: Workbench, groups: Sequence[Group]) -> Workbench:
+    """The same with somewhere to keep values of what these groups, all of the graph, divide."""
+    if bench.calibration.values is not None:
+        return bench
+    values = ValueStore(axes_of(groups), bench.scratch)
+    return replace(bench, calibration=replace(bench.calibration, values=values))
 
 
 def _choose(
@@ -103,6 +114,7 @@ def even_out_as(bench: Workbench, recipe: Recipe) -> Workbench:
     groups = [g for g in known if g.name in strengths]
     unknown = sorted(set(strengths) - {g.name for g in groups})
     if not unknown:
+        bench = _with_values(bench, known)
         _, factors = _choose(bench, groups, strengths)
         if len(factors) == len(strengths):
             bench = _started(bench, groups, strengths, factors, seen=recipe.is_static)
@@ -142,66 +154,72 @@ def _started(
 ) -> Workbench:
     """Add the graph in which these groups are evened out, if there are any.
 
-    It has statistics of its own, or none of what changed where none are to be `seen`. Those of a
-    graph with more groups would do but for the last bits of some, and a replay, which makes one
-    graph, would not make the file that its search made.
+    What changed has statistics of its own, or none where none are to be `seen`. Those that another
+    graph, with more groups, would see differ in the last bits of some, and a replay, which makes
+    one graph, would not make the file that its search made.
     """
     if not groups or (rewritten := _rewritten(bench, groups, factors)) is None:
         return bench
     model, anchors = rewritten
-    # Not what a Mul that was put in reads.
-    changed = {t for g in groups if not g.inserted for t in g.tensors}
-    tensors = {n: t for n, t in bench.calibration.tensors.items() if n not in changed}
+    divided, rows = _divided(bench, groups, factors, anchors), bench.calibration.rows
+    tensors = {n: t for n, t in bench.calibration.tensors.items() if n not in divided}
     if seen:
-        tensors |= _seen(bench, model, anchors, tensors)
+        tensors |= _seen(bench, model, anchors, divided, tensors)
     muls = sum(a.data != b.data for a, b in zip(anchors, bench.anchors, strict=True))
     calibration = replace(
         bench.calibration,
         tensors=tensors,
         model_sha256=model.sha256,
-        rows=_rows(bench, groups, factors, anchors),
+        rows=None if rows is None else rows.evened(divided),
     )
     start = Start({g.name: strengths[g.name] for g in groups}, muls, model, anchors, calibration)
     return replace(bench, starts=(*bench.starts, start))
 
 
 def _seen(
-    bench: Workbench, model: Model, anchors: tuple[Anchor, ...], known: Collection[str]
+    bench: Workbench,
+    model: Model,
+    anchors: tuple[Anchor, ...],
+    divided: Mapping[str, Divided],
+    known: Collection[str],
 ) -> dict[str, TensorStatistics]:
     """Statistics of what is not known of an evened-out graph."""
-    store = bench.calibration.rows
-    assert store is not None
-    samples, states, threads = store.samples, store.states, bench.threads
+    rows, values = bench.calibration.rows, bench.calibration.values
+    assert rows is not None
+    assert values is not None
+    samples, states, threads = rows.samples, rows.states, bench.threads
     with opened(model.path) as graph:
         watch = [t for t in watch_list(graph, anchors) if t not in known]
+
+    def make() -> Calibration:
+        keep_values(values, (d.tensor for d in divided.values()), rows)
+        told = {n: values.divided(d.tensor, d.factors) for n, d in divided.items() if n in watch}
+        tensors = {n: found for n, found in told.items() if found is not None}
+        if rest := [n for n in watch if n not in tensors]:
+            own = calibrate(
+                model, rest, samples, threads=threads, scratch=bench.scratch, states=states
+            )
+            tensors |= own.tensors
+        return Calibration(tensors, model.sha256, samples.digest, len(samples))
+
     key = bench.key(evened=model.sha256, samples=samples.digest, tensors=watch, states=states)
-    return remember_calibration(
-        bench.journal,
-        {**key, "threads": threads},
-        lambda: calibrate(
-            model, watch, samples, threads=threads, scratch=bench.scratch, states=states
-        ),
-    ).tensors
+    return remember_calibration(bench.journal, {**key, "threads": threads}, make).tensors
 
 
-def _rows(
+def _divided(
     bench: Workbench,
     groups: Sequence[Group],
     factors: Mapping[str, Factors],
     anchors: Sequence[Anchor],
-) -> RowStore | None:
-    """Rows of what an evened-out graph feeds its layers: those of FP32, divided."""
-    store = bench.calibration.rows
-    if store is None:
-        return None
-    owners = {t: g for g in groups for t in g.tensors}
-    divided = {}
+) -> dict[str, Divided]:
+    """What tensors of an evened-out graph are of FP32's, by name."""
+    found = {t: Divided(t, factors[g.name]) for g in groups if not g.inserted for t in g.tensors}
+    inserted = {t: g for g in groups if g.inserted for t in g.tensors}
     for new, old in zip(anchors, bench.anchors, strict=True):
-        group = owners.get(old.data)
         # Beside a Mul that was put in, others go on reading the tensor as it was.
-        if group is not None and group.inserted == (new.data != old.data):
-            divided[new.data] = Divided(old.data, factors[group.name])
-    return store.evened(divided)
+        if new.data != old.data:
+            found[new.data] = Divided(old.data, factors[inserted[old.data].name])
+    return found
 
 
 def _rewritten(

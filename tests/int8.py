@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bench.models import Feeds, TensorSpec, read_model
 from bench.runtimes.onnxruntime import OnnxRuntime
@@ -22,6 +22,8 @@ from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.quantizers import QuantizedModel, quantize
 from quantize.recipe import Recipe
+from quantize.rows import RowStore
+from tests import tiny
 
 
 def samples_of(feeds: Sequence[Feeds], inputs: Sequence[TensorSpec]) -> Samples:
@@ -206,3 +208,25 @@ def convolve(
         taps = tuple(range(2 + rank, 2 + 2 * rank))
         parts.append(np.tensordot(part, kernel, axes=[(1, *taps), (1, *range(2, 2 + rank))]))
     return np.moveaxis(np.concatenate(parts, axis=-1), -1, 1)
+
+
+def residual(path: Path) -> RowStore:
+    """80 samples of a sum that is fused into the convolution before it, unless that is watched."""
+    random = np.random.default_rng(0)
+    kernels = {n: random.normal(0, 0.05, (32, 32, 3, 3)).astype(np.float32) for n in "abc"}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["u"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["u", "b"], ["v"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["u", "v"], ["w"], "sum"),
+        helper.make_node("Relu", ["w"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "c"], ["y"], "third", pads=[1, 1, 1, 1]),
+    ]
+    shape = [1, 32, 16, 16]
+    tiny.save(
+        path, nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape)], kernels
+    )
+    model, graph = read_model(path), ir.load(path)
+    feeds = [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(80)]
+    samples = samples_of(feeds, model.inputs)
+    watched = watch_list(graph, find_anchors(graph)[0])
+    return RowStore(model, samples, {}, 2, path.parent, watched)

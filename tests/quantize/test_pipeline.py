@@ -28,6 +28,7 @@ from bench.render import render
 from bench.runtimes import RUNTIMES, Session, Settings, installed_runtimes
 from bench.store import dump, load
 from bench.yardsticks import Bout, Yardsticks
+from quantize import calibrate as calibrating
 from quantize import (
     concluding,
     finishing,
@@ -39,6 +40,7 @@ from quantize import (
     replaying,
     rows,
     served,
+    smoothing,
     starting,
     trials,
 )
@@ -515,8 +517,11 @@ def test_evened_out_channels_are_replayed(
     job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fitted: bool
 ) -> None:
     plain = run(job, staging, Silent())
-    # Rows tell how far, and are taken while the samples calibrate.
+    # Rows tell how far, and are taken while the samples calibrate; what is divided is kept then.
     monkeypatch.setattr(rows, "passes", lambda *_: pytest.fail("the rows are there"))
+    monkeypatch.setattr(smoothing, "calibrate", lambda *_, **__: pytest.fail("values are there"))
+    once, real = list[object](), calibrating.passes
+    monkeypatch.setattr(calibrating, "passes", lambda *a: (once.append(w) or w for w in real(*a)))
     recipe, again = staging / "recipe.toml", tmp_path / "again"
     text = recipe.read_text(encoding="utf-8").partition("[strengths]")[0]
     second = next(x for x in text.splitlines() if x.endswith("# second")).partition(" =")[0]
@@ -528,6 +533,7 @@ def test_evened_out_channels_are_replayed(
     again.mkdir()
     effort = replace(job.effort, recipe=recipe)
     report = run(replace(job, effort=effort), again, Silent())
+    assert len(once) == 1
     assert report.recipe.strengths == {"second": 0.5}
     assert report.recipe.name.endswith("1 tensors evened out")
     assert "= 0.5  # second" in (again / "recipe.toml").read_text(encoding="utf-8")

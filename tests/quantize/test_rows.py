@@ -16,10 +16,9 @@ from quantize import rows as module
 from quantize import watching
 from quantize.anchors import find_anchors
 from quantize.calibrate import calibrate_for
-from quantize.placement import watch_list
 from quantize.rows import Divided, RowStore, Window, rows_of, window_of, windows_of
 from tests import tiny
-from tests.int8 import samples_of
+from tests.int8 import residual, samples_of
 from tests.streams import same
 
 FLOAT = TensorProto.FLOAT
@@ -155,26 +154,6 @@ def test_rows_stay_within_their_limits(tmp_path: Path, monkeypatch: pytest.Monke
     assert shapes == [(60, 1, 18), (96, 1, 6)]
     for shape in shapes:
         assert math.prod(shape) * 4 <= max(18 * 4 * 60, 100 * 6 * 4)
-
-
-def residual(path: Path) -> RowStore:
-    """A sum behind a convolution, which ONNX Runtime fuses unless the convolution is watched."""
-    random = np.random.default_rng(0)
-    kernels = {n: random.normal(0, 0.05, (32, 32, 3, 3)).astype(np.float32) for n in "abc"}
-    nodes = [
-        helper.make_node("Conv", ["x", "a"], ["u"], "first", pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", ["u", "b"], ["v"], "second", pads=[1, 1, 1, 1]),
-        helper.make_node("Add", ["u", "v"], ["w"], "sum"),
-        helper.make_node("Relu", ["w"], ["r"], "relu"),
-        helper.make_node("Conv", ["r", "c"], ["y"], "third", pads=[1, 1, 1, 1]),
-    ]
-    shape = [1, 32, 16, 16]
-    tiny.save(path, nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)], kernels)
-    model, graph = read_model(path), ir.load(path)
-    feeds = [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(80)]
-    samples = samples_of(feeds, model.inputs)
-    watched = watch_list(graph, find_anchors(graph)[0])
-    return RowStore(model, samples, {}, 2, path.parent, watched)
 
 
 @pytest.mark.parametrize("group_bytes", [1, 128 << 20])

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from bench.errors import UnsupportedError
 from bench.models import Feeds, read_model
-from quantize import smoothing, strengths
+from quantize import kept, smoothing, strengths
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
 from quantize.equalize import find_groups
@@ -26,6 +26,7 @@ from quantize.trials import Workbench, attempt, run_probes
 from quantize.variants import best_variant, smoothed
 from tests import tiny
 from tests.int8 import run, samples_of
+from tests.streams import same
 
 F = TensorProto.FLOAT
 WIDTH = 16
@@ -202,7 +203,11 @@ def test_where_nothing_is_static_no_sample_runs_again_and_the_file_is_the_same(
     assert searched.noise_db > 30
 
 
-def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept_bytes", [0, 24 << 20])
+def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(
+    kept_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "_TENSOR_BYTES", kept_bytes)
     # The first norm's output is read beside the products, so that a Mul has to divide it; what the
     # second one makes changes by the last bits with it.
     nodes = [
@@ -225,8 +230,42 @@ def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(tmp_path
         old, new = start.calibration.tensors, again.calibration.tensors
         assert old.keys() == new.keys()
         for name, seen in old.items():
-            assert (seen.low, seen.high) == (new[name].low, new[name].high), name
-            assert np.array_equal(seen.bins, new[name].bins), name
+            same(seen, new[name])
+
+
+def test_statistics_of_a_divided_tensor_are_those_that_its_graph_would_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = workbench(tmp_path, block(tmp_path / "b.onnx", outlier=60.0, residual=True), inputs())
+    with monkeypatch.context() as patch:
+        patch.setattr(smoothing, "calibrate", lambda *_, **__: pytest.fail("they were kept"))
+        (start,) = even_out(bench, "vnni").starts
+    assert start.muls == 2
+    new = {a.data for a in start.anchors} - {a.data for a in bench.anchors}
+    samples = samples_of(inputs()[4:], start.model.inputs)
+    own = calibrate(start.model, sorted(new), samples, threads=1, scratch=tmp_path, states={})
+    for name in new:
+        found, expected = start.calibration.tensors[name], own.tensors[name]
+        assert found.count == expected.count
+        assert found.samples == expected.samples
+        np.testing.assert_allclose(
+            [found.low, found.high], [expected.low, expected.high], rtol=1e-5
+        )
+
+
+def test_what_was_too_much_to_keep_is_calibrated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept_start,) = made(tmp_path).starts
+    monkeypatch.setattr(kept, "_TENSOR_BYTES", 0)
+    calls, real = list[Sequence[str]](), smoothing.calibrate
+    monkeypatch.setattr(
+        smoothing, "calibrate", lambda m, t, *_, **o: calls.append(t) or real(m, t, *_, **o)
+    )
+    (start,) = made(tmp_path).starts
+    assert calls == [["l"]]
+    found, expected = (s.calibration.tensors["l"] for s in (start, kept_start))
+    np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], rtol=1e-5)
 
 
 def test_rows_of_an_evened_out_graph_are_those_that_it_would_feed_its_layers(
