@@ -208,15 +208,18 @@ def _shapes_told(
     sizes: dict[str, int] = {}
     for given in graph.graph.inputs:
         if given.name in feeds and given.shape is not None:
-            pairs = zip(given.shape, feeds[given.name].shape, strict=True)
-            sizes |= {d.value: n for d, n in pairs if isinstance(d, ir.SymbolicDim) and d.value}
+            for dim, size in zip(given.shape, feeds[given.name].shape, strict=True):
+                if isinstance(dim, ir.SymbolicDim) and dim.value:
+                    # Where inputs disagree in what one name means, rather too much memory.
+                    sizes[dim.value] = max(size, sizes.get(dim.value, 0))
     known = {str(v.name): v.shape for node in graph.graph for v in node.outputs}
     found: dict[str, Sequence[int] | Array] = {}
     for name in names:
-        shape = known.get(name)
-        dims = [d if isinstance(d, int) else sizes.get(d.value or "") for d in shape or ()]
-        if shape is not None and None not in dims:
-            found[name] = [d for d in dims if d is not None]
+        if (shape := known.get(name)) is not None:
+            dims = [d if isinstance(d, int) else sizes.get(d.value or "", 0) for d in shape]
+            # Some write 0 or -1 for what they do not know.
+            if all(d > 0 for d in dims):
+                found[name] = dims
     return found
 
 

@@ -154,7 +154,9 @@ def test_only_sizes_that_the_graph_does_not_tell_are_looked_for(
 ) -> None:
     proto = onnx.load(chain(tmp_path / "m.onnx"))
     # As the graph was prepared: by the names of what is fed, as numbers, or not at all.
-    told = {"c": ["n", 4, "h", 6], "r": ["n", 4, "unk__1", 6], "level": []}
+    told = {"c": ["n", 4, "h", 6], "r": ["n", 4, "unk__1", 6], "level": [], "m": [0, 4, "h", -1]}
+    # One name for two sizes, of which the other is smaller.
+    proto.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "h"
     infos = [helper.make_tensor_value_info(n, FLOAT, shape) for n, shape in told.items()]
     proto.graph.value_info.extend(infos)
     onnx.save(proto, tmp_path / "told.onnx")
