@@ -107,10 +107,9 @@ def calibrate_for(
     every = (model, sorted(rows.tensors), samples, rows.threads, rows.scratch, states)
     with rows.taking(windows) as taking:
         for watched in passes(*every):
-            if keeping is None or watched.passes > 1:
-                keeping = Keeping({}, {}, 0)
+            kept = keeping if keeping is not None and watched.passes == 1 else Keeping.nothing()
             before, total = watched.number * len(samples), watched.passes * len(samples)
-            for done, _ in enumerate(_taken(watched, samples, stats, taking, keeping), start=1):
+            for done, _ in enumerate(_taken(watched, samples, stats, taking, kept), start=1):
                 if progress is not None:
                     progress(before + done, total)
     return Calibration(stats, model.sha256, samples.digest, len(samples), samples, states, rows)
@@ -119,8 +118,8 @@ def calibrate_for(
 def keep_values(values: ValueStore, wanted: Iterable[str], rows: RowStore) -> None:
     """Run the samples once more for those of the wanted tensors that were not seen yet.
 
-    They are the same as when they are kept while samples calibrate: the same graph runs. Where it
-    would have to run in several parts, nothing is kept, then as now.
+    The same graph runs as when samples calibrate, so that what is kept is the same to the last bit.
+    Where samples have to pass several times, nothing is kept, neither here nor then.
 
     Args:
         values: Where they go.
@@ -132,16 +131,20 @@ def keep_values(values: ValueStore, wanted: Iterable[str], rows: RowStore) -> No
     """
     model, samples, states = rows.model, rows.samples, rows.states
     every = (model, sorted(rows.tensors), samples, rows.threads, rows.scratch, states)
-    with values.keeping(wanted) as keeping:
+    with values.keeping(wanted, len(samples)) as keeping:
         if not keeping.axes:
             return
+
+        def take(_: int, found: Iterator[tuple[str, Array]]) -> Seen:
+            return [seen for name, array in found for seen in keeping.of(name, array)]
+
         for watched in passes(*every):
             if watched.passes > 1:
                 return
-            for seen in watched.over(
-                samples, lambda _, found: [s for n, array in found for s in keeping.of(n, array)]
-            ):
+            for seen in watched.over(samples, take):
                 keeping.write(seen)
+                if not keeping.axes:
+                    return
 
 
 def _taken(
@@ -158,10 +161,11 @@ def _taken(
     )
 
     def take(index: int, values: Iterator[tuple[str, Array]]) -> tuple[Found, Seen]:
-        found, rows, kept = own[threading.get_ident()], Found(), Seen()
+        rows: Found = []
+        kept: Seen = []
         for name, array in values:
             if array.dtype == np.float32:
-                found[name].add(array)
+                own[threading.get_ident()][name].add(array)
             rows += taking.rows(index, name, array)
             kept += keeping.of(name, array)
         return rows, kept

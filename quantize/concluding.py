@@ -173,7 +173,8 @@ class _Conclusion:
             return even_out_as(bench, recipe) if recipe.strengths else bench
         if "native" not in bench.engines:
             return bench
-        # Costs a pass for each of up to two graphs. A run that goes on decides as the first did.
+        # Costs a pass, or one for each of up to two graphs where too much would have to be kept. A
+        # run that goes on decides as the first did.
         took = next(s for s in run.stages if s.name == "calibrate")
         calibrating = run.journal.remember(Stage, "calibrating", bench.key(), lambda: took)
         if 2 * calibrating.seconds > effort.budget_s * _EVEN_OUT_SHARE:

@@ -9,7 +9,7 @@ between a normalization and the products behind it (Xiao et al., 2022).
     graph + anchors ─▶ find_groups ─▶ Group ×N ─▶ apply(factors) ─▶ the same function, other ranges
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +100,9 @@ def find_groups(model: ir.Model, anchors: Iterable[Anchor]) -> tuple[Group, ...]
     return tuple(found[n] for n in known if n in found)
 
 
-def axes_of(groups: Iterable[Group]) -> dict[str, int]:
-    """Axis of the channels, 1 or -1, by name of every tensor of FP32 that is divided."""
-    return {name: axis for group in groups for name, axis in group.tensors.items()}
+def axes_of(groups: Iterable[Group], watched: Container[str]) -> dict[str, int]:
+    """Axis of the channels, 1 or -1, by name of every watched tensor that groups divide."""
+    return {n: axis for g in groups for n, axis in g.tensors.items() if n in watched}
 
 
 def _unshares(group: Group, nodes: Mapping[str, ir.Node]) -> bool:

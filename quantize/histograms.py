@@ -117,7 +117,7 @@ class TensorStatistics:
 
 def binned(values: Array) -> tuple[NDArray[np.float32], int]:
     """Those values of a tensor, not empty, that are binned, and what each of them counts for."""
-    every = _stride(values.shape[1:])
+    every = stride_of(values.shape[1:])
     rows = values.reshape(len(values) if values.ndim else 1, -1)[:, ::every]
     return rows.astype(np.float32).reshape(-1), every
 
@@ -133,7 +133,7 @@ def _coarser(bins: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=256)
-def _stride(row: tuple[int, ...]) -> int:
+def stride_of(row: tuple[int, ...]) -> int:
     """Every how many values of a row of this shape one is binned.
 
     It shares no factor with any axis, so that every column and channel gets its turn.

@@ -11,7 +11,7 @@ goes to `refused/` in it.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -290,28 +290,30 @@ class Run:
         nodes = {str(n.name): n for n in model.graph}
         return tuple(windows_of(nodes, anchors).values())
 
-    def _values(
-        self, model: "ir.Model", anchors: tuple[Anchor, ...]
-    ) -> tuple[ValueStore | None, set[str]]:
-        """Where values go that a graph may divide, and whose the graph of a replay does divide."""
+    def _divided(
+        self, model: "ir.Model", anchors: tuple[Anchor, ...], watched: tuple[str, ...]
+    ) -> tuple[dict[str, int], set[str]]:
+        """Of a replay: axes of what any graph divides, and the tensors that its own graph does."""
         recipe = self.replay.recipe if self.replay is not None else None
         if recipe is None or not (recipe.is_static and recipe.strengths):
-            return None, set()
+            return {}, set()
         from quantize.equalize import axes_of, find_groups
 
         groups = find_groups(model, anchors)
-        divided = axes_of(g for g in groups if g.name in recipe.strengths)
-        return ValueStore(axes_of(groups), self.scratch), set(divided)
+        ours = axes_of((g for g in groups if g.name in recipe.strengths), watched)
+        return axes_of(groups, watched), set(ours)
 
     def _statistics(
         self, fp32: Model, model: "ir.Model", anchors: tuple[Anchor, ...], samples: Samples
     ) -> Calibration:
         states, tensors = self.job.data.states, watch_list(model, anchors)
         rows = RowStore(fp32, samples, states, self.threads, self.scratch, tensors)
-        windows, (values, divided) = self._windows(model, anchors), self._values(model, anchors)
+        windows = self._windows(model, anchors)
+        axes, divided = self._divided(model, anchors, tensors)
+        values = ValueStore(axes, self.scratch)
 
         def make() -> Calibration:
-            with values.keeping(divided) if values is not None else nullcontext() as keeping:
+            with values.keeping(divided, len(samples)) as keeping:
                 return calibrate_for(rows, windows, self.progress.step, keeping)
 
         key = {

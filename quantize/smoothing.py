@@ -63,9 +63,10 @@ def even_out(bench: Workbench, target: str) -> Workbench:
 
 def _with_values(bench: Workbench, groups: Sequence[Group]) -> Workbench:
     """The same with somewhere to keep values of what these groups, all of the graph, divide."""
-    if bench.calibration.values is not None:
+    rows, values = bench.calibration.rows, bench.calibration.values
+    if rows is None or (values is not None and values.axes):
         return bench
-    values = ValueStore(axes_of(groups), bench.scratch)
+    values = ValueStore(axes_of(groups, rows.tensors), bench.scratch)
     return replace(bench, calibration=replace(bench.calibration, values=values))
 
 
@@ -154,9 +155,9 @@ def _started(
 ) -> Workbench:
     """Add the graph in which these groups are evened out, if there are any.
 
-    What changed has statistics of its own, or none where none are to be `seen`. Those that another
-    graph, with more groups, would see differ in the last bits of some, and a replay, which makes
-    one graph, would not make the file that its search made.
+    What changed has statistics of its own, or none where none are to be `seen`. Where they are
+    calibrated again, those of a graph with more groups would do but for the last bits of some, and
+    a replay, which makes one graph, would not make the file that its search made.
     """
     if not groups or (rewritten := _rewritten(bench, groups, factors)) is None:
         return bench
@@ -193,7 +194,7 @@ def _seen(
 
     def make() -> Calibration:
         keep_values(values, (d.tensor for d in divided.values()), rows)
-        told = {n: values.divided(d.tensor, d.factors) for n, d in divided.items() if n in watch}
+        told = {n: values.divided(d.tensor, d.factors) for n, d in divided.items()}
         tensors = {n: found for n, found in told.items() if found is not None}
         if rest := [n for n in watch if n not in tensors]:
             own = calibrate(

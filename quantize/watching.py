@@ -7,6 +7,7 @@ tensors together would take too much memory, the samples pass several times, eac
 graph that has only some of them as outputs. All these graphs share one file of weights.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from bench.errors import InputError
 from bench.models import Array, Feeds, Model
@@ -27,6 +29,8 @@ from quantize.graphs import give_back, light, load, save, too_large
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 # Tensors fetched in one run hold at most this much together.
@@ -133,10 +137,12 @@ def passes(
         wanted = (*group, *(n for n in tensors if n in inputs and number == 0))
         fetched = tuple(dict.fromkeys([*group, *states])) or (model.outputs[0].name,)
         watched = Watch(session, wanted, fetched, states, workers, number, len(groups))
-        yield watched
-        # Before the next one takes as much memory, whoever still holds this.
-        del session, watched.session
-        give_back()
+        try:
+            yield watched
+        finally:
+            # Before the next one takes as much memory, whoever still holds this.
+            del session, watched.session
+            give_back()
 
 
 def _run(
@@ -190,7 +196,7 @@ def _groups(
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
     feeds, source = samples[largest].feeds, light(model, scratch).path
     graph = load(source)
-    shapes = _shapes_told(graph, names, feeds)
+    shapes: dict[str, tuple[int, ...] | Array] = {**_shapes_told(graph, names, feeds)}
     if unknown := [n for n in names if n not in shapes]:
         path = scratch / "sizes.onnx"
         outputs = _expose_shapes(graph, unknown)
@@ -201,26 +207,23 @@ def _groups(
     return _pack({n: sizes.get(n, 0) for n in names})
 
 
-def _shapes_told(
-    graph: ir.Model, names: Iterable[str], feeds: Feeds
-) -> dict[str, Sequence[int] | Array]:
-    """Shapes of those tensors for which the graph tells them, once its inputs' sizes are known."""
-    sizes: dict[str, int] = {}
+def _shapes_told(graph: ir.Model, names: Iterable[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """Shapes of those tensors for which they follow from what is fed; changes the graph's.
+
+    What else the graph says of shapes is its author's word, and may be that of another input.
+    """
     for given in graph.graph.inputs:
-        if given.name in feeds and given.shape is not None:
-            for dim, size in zip(given.shape, feeds[given.name].shape, strict=True):
-                if isinstance(dim, ir.SymbolicDim) and dim.value:
-                    # Where inputs disagree in what one name means, rather too much memory.
-                    sizes[dim.value] = max(size, sizes.get(dim.value, 0))
-    known = {str(v.name): v.shape for node in graph.graph for v in node.outputs}
-    found: dict[str, Sequence[int] | Array] = {}
-    for name in names:
-        if (shape := known.get(name)) is not None:
-            dims = [d if isinstance(d, int) else sizes.get(d.value or "", 0) for d in shape]
-            # Some write 0 or -1 for what they do not know.
-            if all(d > 0 for d in dims):
-                found[name] = dims
-    return found
+        if given.name in feeds:
+            given.shape = ir.Shape(feeds[given.name].shape)
+    made = [v for node in graph.graph.all_nodes() for v in node.outputs]
+    for value in made:
+        value.shape = None
+    try:
+        ShapeInferencePass(data_prop=True)(graph)
+    except Exception as e:  # noqa: BLE001 - the pass wraps whatever the C++ inference throws
+        logger.info("shape inference failed, sizes are looked at: %s", e)
+    wanted = {v.name: v.shape for v in made if v.shape is not None and v.shape.is_static()}
+    return {n: wanted[n].numpy() for n in names if n in wanted}
 
 
 def _pack(sizes: Mapping[str, int]) -> list[dict[str, int]]:

@@ -145,34 +145,56 @@ def test_one_graph_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "_open", opened)
     monkeypatch.setattr(module, "GROUP_BYTES", 1)
     run(path, ["c", "r", "m"], feeds, threads=2)
-    # One to see sizes, then one for each tensor.
-    assert len(held) == 4
+    assert len(held) == 3
+    # One more to see sizes that do not follow.
+    monkeypatch.setattr(module, "_shapes_told", lambda *_: {})
+    run(path, ["c", "r", "m"], feeds, threads=2)
+    assert len(held) == 7
 
 
-def test_only_sizes_that_the_graph_does_not_tell_are_looked_for(
+def test_only_sizes_that_do_not_follow_from_the_inputs_are_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proto = onnx.load(chain(tmp_path / "m.onnx"))
-    # As the graph was prepared: by the names of what is fed, as numbers, or not at all.
-    told = {"c": ["n", 4, "h", 6], "r": ["n", 4, "unk__1", 6], "level": [], "m": [0, 4, "h", -1]}
-    # One name for two sizes, of which the other is smaller.
-    proto.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "h"
-    infos = [helper.make_tensor_value_info(n, FLOAT, shape) for n, shape in told.items()]
+    # As many as there are in a sample.
+    proto.graph.node.extend(
+        [
+            helper.make_node("NonZero", ["ids"], ["places"]),
+            helper.make_node("Cast", ["places"], ["z"], to=FLOAT),
+        ]
+    )
+    # What exporters leave behind: shapes of another input, of none, and one name for two sizes.
+    stale = {"c": [1, 4, 2, 6], "r": ["n", 4, 0, -1], "m": ["h", 4, "n", 5], "z": [1, 1]}
+    infos = [helper.make_tensor_value_info(n, FLOAT, shape) for n, shape in stale.items()]
     proto.graph.value_info.extend(infos)
-    onnx.save(proto, tmp_path / "told.onnx")
-    model, asked = read_model(tmp_path / "told.onnx"), list[str]()
+    onnx.save(proto, tmp_path / "stale.onnx")
+    model, asked = read_model(tmp_path / "stale.onnx"), list[str]()
     samples, real = samples_of(ragged(), model.inputs), module._expose_shapes
-    names = ["c", "r", "m", "level"]
     monkeypatch.setattr(
         module, "_expose_shapes", lambda g, wanted: asked.extend(wanted) or real(g, wanted)
     )
-    # The largest sample has 2 of them, 7 high.
-    largest = 2 * 4 * 7 * 6 * 4
-    expected = [{"c": largest, "r": largest, "m": 2 * 4 * 7 * 5 * 4, "level": 4}]
+    # The largest sample has 2 of them, 7 high, and 5 numbers.
+    largest, numbers = 2 * 4 * 7 * 4, np.count_nonzero(ragged()[3]["ids"])
+    told = {"c": 6 * largest, "r": 6 * largest, "m": 5 * largest, "level": 4}
+    names = ["c", "r", "m", "level", "z"]
+    expected = [{**told, "z": 4 * numbers}]
     assert module._groups(model, names, samples, tmp_path) == expected
-    assert asked == ["r", "m"]
+    assert asked == ["z"]
     monkeypatch.setattr(module, "_open", lambda *_, **__: pytest.fail("all sizes are told"))
-    assert module._groups(model, ["c", "level"], samples, tmp_path) == [{"c": largest, "level": 4}]
+    assert module._groups(model, names[:-1], samples, tmp_path) == [told]
+
+
+def test_where_shapes_cannot_be_inferred_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("in native code")
+
+    expected = run(chain(tmp_path / "m.onnx"), ["c", "r"], ragged())
+    monkeypatch.setattr(module.ShapeInferencePass, "__call__", failing)
+    found = run(tmp_path / "m.onnx", ["c", "r"], ragged())
+    for name, stats in found.tensors.items():
+        same(stats, expected.tensors[name])
 
 
 def test_samples_run_side_by_side_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:

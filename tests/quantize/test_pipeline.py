@@ -4,7 +4,7 @@ import itertools
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
@@ -35,6 +35,7 @@ from quantize import (
     graphs,
     ground,
     judging,
+    kept,
     pipeline,
     ranking,
     replaying,
@@ -512,6 +513,30 @@ def test_a_recipe_that_no_runtime_takes_is_unsupported(
         run(replace(job, effort=replay), again, Silent())
 
 
+def with_strength(recipe: Path, layer: str, edits: Mapping[str, str]) -> Path:
+    """The recipe, rewritten so that channels in front of a layer are evened out."""
+    text = recipe.read_text(encoding="utf-8").partition("[strengths]")[0]
+    mark = next(x for x in text.splitlines() if x.endswith(f"# {layer}")).partition(" =")[0]
+    for old, new in edits.items():
+        text = text.replace(old, new)
+    recipe.write_text(f"{text}\n[strengths]\n{mark} = 0.5\n", encoding="utf-8")
+    return recipe
+
+
+def keeping(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[str], set[str]]]:
+    """Filled with what graphs may divide, and what is to be kept of it, each time."""
+    asked: list[tuple[set[str], set[str]]] = []
+    real = kept.ValueStore.keeping
+
+    def spied(self: kept.ValueStore, wanted: Iterable[str], samples: int) -> object:
+        found = set(wanted)
+        asked.append((set(self.axes), found))
+        return real(self, found, samples)
+
+    monkeypatch.setattr(kept.ValueStore, "keeping", spied)
+    return asked
+
+
 @pytest.mark.parametrize("fitted", [True, False])
 def test_evened_out_channels_are_replayed(
     job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fitted: bool
@@ -520,25 +545,36 @@ def test_evened_out_channels_are_replayed(
     # Rows tell how far, and are taken while the samples calibrate; what is divided is kept then.
     monkeypatch.setattr(rows, "passes", lambda *_: pytest.fail("the rows are there"))
     monkeypatch.setattr(smoothing, "calibrate", lambda *_, **__: pytest.fail("values are there"))
-    once, real = list[object](), calibrating.passes
+    once, real, asked = list[object](), calibrating.passes, keeping(monkeypatch)
     monkeypatch.setattr(calibrating, "passes", lambda *a: (once.append(w) or w for w in real(*a)))
-    recipe, again = staging / "recipe.toml", tmp_path / "again"
-    text = recipe.read_text(encoding="utf-8").partition("[strengths]")[0]
-    second = next(x for x in text.splitlines() if x.endswith("# second")).partition(" =")[0]
-    if not fitted:
-        text = text.replace("correct_bias = true", "correct_bias = false")
-        text = text.replace('rounding = "learned"', 'rounding = "nearest"')
-    recipe.write_text(f"{text}\n[strengths]\n{second} = 0.5\n", encoding="utf-8")
+    nearest = {"correct_bias = true": "correct_bias = false", '"learned"': '"nearest"'}
+    recipe = with_strength(staging / "recipe.toml", "second", {} if fitted else nearest)
     assert read_recipe(recipe).recipe.reads_rows == fitted
+    again = tmp_path / "again"
     again.mkdir()
     effort = replace(job.effort, recipe=recipe)
     report = run(replace(job, effort=effort), again, Silent())
     assert len(once) == 1
+    # What all groups of the graph divide shares the room.
+    assert asked[0] == ({"r1", "features"}, {"r1"})
     assert report.recipe.strengths == {"second": 0.5}
     assert report.recipe.name.endswith("1 tensors evened out")
     assert "= 0.5  # second" in (again / "recipe.toml").read_text(encoding="utf-8")
     assert report.fp32.sha256 == plain.fp32.sha256
     assert report.int8.sha256 != plain.int8.sha256
+
+
+def test_a_replay_without_static_layers_keeps_nothing_to_be_divided(
+    job: Job, staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job, staging, Silent())
+    dynamic = {'"static"  # head': '"dynamic"  # head', '"static"': '"float"'}
+    recipe = with_strength(staging / "recipe.toml", "head", dynamic)
+    asked, again = keeping(monkeypatch), tmp_path / "again"
+    again.mkdir()
+    report = run(replace(job, effort=replace(job.effort, recipe=recipe)), again, Silent())
+    assert report.recipe.strengths == {"head": 0.5}
+    assert asked == [(set(), set())]
 
 
 def test_a_small_budget_leaves_channels_as_they_are(

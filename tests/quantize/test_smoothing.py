@@ -15,7 +15,7 @@ from bench.models import Feeds, read_model
 from quantize import kept, smoothing, strengths
 from quantize.anchors import Mode, find_anchors
 from quantize.calibrate import calibrate
-from quantize.equalize import find_groups
+from quantize.equalize import Group, axes_of, find_groups
 from quantize.placement import watch_list
 from quantize.prepare import prepare
 from quantize.recipe import Recipe
@@ -203,13 +203,12 @@ def test_where_nothing_is_static_no_sample_runs_again_and_the_file_is_the_same(
     assert searched.noise_db > 30
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 24 << 20])
-def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(
-    kept_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kept, "_TENSOR_BYTES", kept_bytes)
-    # The first norm's output is read beside the products, so that a Mul has to divide it; what the
-    # second one makes changes by the last bits with it.
+def two_norms(folder: Path) -> Workbench:
+    """A group for each.
+
+    The first norm's output is read beside the products, so that a Mul has to divide it; what the
+    second one makes changes by the last bits with it.
+    """
     nodes = [
         helper.make_node("LayerNormalization", ["x", "g", "h"], ["l"], name="l"),
         helper.make_node("MatMul", ["l", "m"], ["q"], name="q"),
@@ -219,8 +218,16 @@ def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(
         helper.make_node("Tanh", ["k"], ["y"], name="y"),
     ]
     ports: list[tiny.Port] = [("x", F, ["b", "n", WIDTH]), ("y", F, ["b", "n", WIDTH])]
-    path = tiny.save(tmp_path / "b.onnx", nodes, [ports[0]], [ports[1]], constants(60.0))
-    bench = workbench(tmp_path, path, inputs())
+    path = tiny.save(folder / "b.onnx", nodes, [ports[0]], [ports[1]], constants(60.0))
+    return workbench(folder, path, inputs())
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 24 << 20])
+def test_a_replay_has_the_statistics_of_the_start_that_its_search_chose(
+    kept_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "_TENSOR_BYTES", kept_bytes)
+    bench = two_norms(tmp_path)
     every, folded = even_out(bench, "vnni").starts
     assert (every.muls, folded.muls) == (1, 0)
     for start in (every, folded):
@@ -251,6 +258,26 @@ def test_statistics_of_a_divided_tensor_are_those_that_its_graph_would_see(
         np.testing.assert_allclose(
             [found.low, found.high], [expected.low, expected.high], rtol=1e-5
         )
+
+
+def test_tensors_of_all_groups_share_the_room_whichever_of_them_are_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = two_norms(tmp_path)
+    # Of 20 samples 12 rows of 16 values, and the extremes of 16 channels: more than a half of it.
+    monkeypatch.setattr(kept, "_TOTAL_BYTES", int(1.5 * 20 * 4 * (12 * 16 + 32)))
+    monkeypatch.setattr(smoothing, "best_strength", lambda g, *_: None if g.inserted else 1.0)
+    calls, real = list[Sequence[str]](), smoothing.calibrate
+    monkeypatch.setattr(
+        smoothing, "calibrate", lambda m, t, *_, **o: calls.append(t) or real(m, t, *_, **o)
+    )
+    (start,) = even_out(bench, "vnni").starts
+    recipe = static(bench, strengths=start.strengths)
+    (again,) = even_out_as(replace(bench, starts=()), recipe).starts
+    assert calls == [["o"], ["o"]]
+    same(start.calibration.tensors["o"], again.calibration.tensors["o"])
+    # A tensor that nobody watches is never kept, and takes no room.
+    assert axes_of([Group((), {"a": 1, "b": -1}, (), 2)], ["b"]) == {"b": -1}
 
 
 def test_what_was_too_much_to_keep_is_calibrated_again(
