@@ -27,3 +27,7 @@ def _head_start(words: Sequence[str]) -> "contextlib.AbstractContextManager[Chil
     from bench.isolate import head_start
 
     return head_start("quantize.commands.work:get_ready")
+
+
+if __name__ == "__main__":
+    main()

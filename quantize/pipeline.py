@@ -140,7 +140,10 @@ class Run:
 
             self.lock = read_lock(self.job.lock)
         if effort.recipe is not None:
+            from quantize.replaying import refuse_options
+
             self.recipe = read_recipe(effort.recipe)
+            refuse_options(self.recipe, effort)
             find_engines((self.recipe.recipe.engine,), self.job.model)
         if effort.predict_for is not None:
             from bench.forecast import read_elsewhere

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.compare import interval_text, ratio_text
-from bench.errors import UnsupportedError
+from bench.errors import UnsupportedError, UsageError
 from quantize.candidates import Found, Judged
 from quantize.drift import Drift, drift, seen_ranges
 from quantize.evaluate import opened_beside
 from quantize.gate import Verdict
-from quantize.job import ROUNDS
+from quantize.job import ROUNDS, Effort
 from quantize.opening import Opening
 from quantize.outputs import MOST_DB
 from quantize.recipe import Recipe, RecipeFile, fit
@@ -32,6 +32,26 @@ class Replay:
     recipe: Recipe
     marks: dict[str, str]
     speeds: Speeds | None = None
+
+
+def refuse_options(file: RecipeFile, effort: Effort) -> None:
+    """Refuse what was asked for beside a recipe that decides otherwise.
+
+    Raises:
+        UsageError: It was made for another target, or by another engine.
+    """
+    made, asked = file.recipe, {}
+    if effort.target not in ("auto", made.target):
+        asked["--target"] = (effort.target, made.target)
+    # What is there by default was not asked for.
+    if made.engine not in effort.engines and effort.engines != Effort().engines:
+        asked["--engine"] = (",".join(effort.engines), made.engine)
+    for option, (wanted, found) in asked.items():
+        raise UsageError(
+            f"{option} {wanted}: {file.where} says {found}, and a replay changes nothing that its "
+            f"recipe decides. Leave {option} out, here and in vnnify.toml, or search without "
+            "--recipe."
+        )
 
 
 def fitted(file: RecipeFile, marks: dict[str, str]) -> Replay:

@@ -84,9 +84,10 @@ def _cost(report: Report) -> str:
     early = sum(t.samples < report.evaluations[0].count for t in judged)
     spent = sum(t.evaluation_seconds for t in judged)
     making = sum(t.seconds for t in report.trials)
+    count = len(report.trials)
     text = (
-        f"{len(report.trials)} candidates, made and looked at in {making:.1f} s; {len(judged)} of "
-        f"them evaluated in {spent:.1f} s"
+        f"{count} candidate{'s' * (count != 1)}, made and looked at in {making:.1f} s; "
+        f"{len(judged)} of them evaluated in {spent:.1f} s"
     )
     text = f"{text}, {early} ended early because they were lost" if early else text
     if report.first_pass_s is None:

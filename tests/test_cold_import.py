@@ -125,3 +125,10 @@ def test_the_first_verdict_waits_for_no_later_stage() -> None:
     later = {"concluding", "search", "finishing", "report", "inspection", "timing", "lock"}
     assert not {f"quantize.{n}" for n in later} & {*loaded}
     assert not {"openvino", "onnxruntime", "pydantic", "bench.render"} & {*loaded}
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "quantize.cli", "quantize"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode == 2
+    assert "Missing argument" in run.stderr

@@ -274,6 +274,17 @@ def test_a_recipe_for_another_architecture_is_refused(run: Cli, shelf: Path, don
     assert not Path("vnnify-out").exists()
 
 
+def test_a_target_that_a_recipe_was_not_made_for_is_refused_before_the_work(
+    run: Cli, shelf: Path, done: Path
+) -> None:
+    options = ["--recipe", done / "recipe.toml", "--target", "vnni"]
+    status, _, err = run.quantize(shelf / "net.onnx", shelf / "data.npz", *options)
+    assert status == ExitCode.USAGE
+    assert f"--target vnni: recipe {done / 'recipe.toml'} says portable" in err
+    assert "reading" not in err
+    assert not Path("vnnify-out").exists()
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b"schema = 9", b"schema = "])
 def test_an_unreadable_recipe_is_refused_before_the_work(
     run: Cli, shelf: Path, content: bytes | None

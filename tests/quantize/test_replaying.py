@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from bench.errors import UnsupportedError
+from bench.errors import UnsupportedError, UsageError
 from bench.runtimes import Settings
 from quantize import replaying
 from quantize.evaluate import Execution
+from quantize.job import Effort
 from quantize.looks import Look
-from quantize.replaying import early_note, run_recipe
+from quantize.replaying import early_note, refuse_options, run_recipe
 from tests.fakes import FakeClock, FakeRuntime, FakeSession
 
 
@@ -24,6 +25,27 @@ def test_only_a_verdict_on_a_part_of_the_samples_says_so(
     verdict: Any = SimpleNamespace(look=None if done is None else Look(done, (500, 1000), 0.025))
     note = early_note(verdict)
     assert note is None if said is None else str(note).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({}, None),
+        ({"target": "vnni"}, None),
+        ({"engines": ("native", "inc")}, None),
+        ({"target": "portable"}, "--target portable: r.toml says vnni"),
+        ({"engines": ("nncf",)}, "--engine nncf: r.toml says inc"),
+        ({"engines": ("native", "nncf")}, "--engine native,nncf: r.toml says inc"),
+    ],
+)
+def test_what_contradicts_a_recipe_is_refused(options: dict[str, Any], refused: str | None) -> None:
+    made = SimpleNamespace(target="vnni", engine="inc")
+    file: Any = SimpleNamespace(recipe=made, where="r.toml")
+    if refused is None:
+        refuse_options(file, Effort(**options))
+        return
+    with pytest.raises(UsageError, match=f"^{refused}.* or search without --recipe"):
+        refuse_options(file, Effort(**options))
 
 
 @pytest.mark.parametrize("sound", [("openvino", "onnxruntime"), ("onnxruntime",), ()])
