@@ -7,7 +7,7 @@ from quantize.report import Report
 def layer_section(report: Report) -> Section:
     """Which layers run in INT8, why others do not, and what made them hard."""
     floats = [
-        (x.name, x.op, x.reason or "the plan that won leaves its kind in float")
+        (x.name, x.op, x.reason or "the recipe leaves it in float")
         for x in report.layers
         if x.mode == "float"
     ]

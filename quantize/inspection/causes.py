@@ -77,6 +77,6 @@ def _told(report: dict[str, Any]) -> dict[str, str]:
     texts = {str(k): str(v) for k, v in report["left"].items()}
     for layer in report["layers"]:
         if layer["mode"] == "float":
-            reason = layer["reason"] or "the plan that won leaves its kind in float"
+            reason = layer["reason"] or "the recipe leaves it in float"
             texts[str(layer["name"])] = str(reason)
     return texts

@@ -352,7 +352,7 @@ def test_causes_are_taken_from_the_report_beside_the_file(tmp_path: Path) -> Non
     floats, hard = told_beside(tmp_path / "m.onnx", "abc")
     assert floats == {
         "gru": "recurrent",
-        "a": "the plan that won leaves its kind in float",
+        "a": "the recipe leaves it in float",
         "b": "a signal front end",
     }
     assert hard == (Finding("c", "dead range: …", "nothing"),)

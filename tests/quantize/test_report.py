@@ -470,7 +470,7 @@ def test_every_latency_is_compared_with_the_fastest_fp32(report: Report) -> None
 def test_layers_in_float_say_why(report: Report) -> None:
     rows = {r[0]: r[2] for r in blocks(document(report), Table)["In float"].rows}
     assert rows == {
-        HOSTILE: "the plan that won leaves its kind in float",
+        HOSTILE: "the recipe leaves it in float",
         "deconv": "transposed convolution",
     }
     section = next(s for s in document(report).sections if s.title == "Layers")
