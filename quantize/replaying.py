@@ -40,18 +40,19 @@ def refuse_options(file: RecipeFile, effort: Effort) -> None:
     Raises:
         UsageError: It was made for another target, or by another engine.
     """
-    made, asked = file.recipe, {}
+    made = file.recipe
     if effort.target not in ("auto", made.target):
-        asked["--target"] = (effort.target, made.target)
+        raise _contradiction(file, f"--target {effort.target}", made.target)
     # What is there by default was not asked for.
     if made.engine not in effort.engines and effort.engines != Effort().engines:
-        asked["--engine"] = (",".join(effort.engines), made.engine)
-    for option, (wanted, found) in asked.items():
-        raise UsageError(
-            f"{option} {wanted}: {file.where} says {found}, and a replay changes nothing that its "
-            f"recipe decides. Leave {option} out, here and in vnnify.toml, or search without "
-            "--recipe."
-        )
+        raise _contradiction(file, f"--engine {','.join(effort.engines)}", made.engine)
+
+
+def _contradiction(file: RecipeFile, asked: str, decided: str) -> UsageError:
+    return UsageError(
+        f"{asked}: {file.where} says {decided}, and a replay changes nothing that its recipe "
+        "decides. Leave the option out, here and in vnnify.toml, or search without --recipe."
+    )
 
 
 def fitted(file: RecipeFile, marks: dict[str, str]) -> Replay:

@@ -195,23 +195,22 @@ def _groups(
     some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
     largest = max(some, key=lambda i: sum(v.nbytes for v in samples[i].feeds.values()))
     feeds, source = samples[largest].feeds, light(model, scratch).path
-    graph = load(source)
-    shapes: dict[str, tuple[int, ...] | Array] = {**_shapes_told(graph, names, feeds)}
+    shapes: dict[str, tuple[int, ...] | Array] = {**_shapes_told(source, names, feeds)}
     if unknown := [n for n in names if n not in shapes]:
         path = scratch / "sizes.onnx"
-        outputs = _expose_shapes(graph, unknown)
-        write_beside(graph, source, path)
+        outputs = _expose_shapes(source, unknown, path)
         found = dict(_run(_open(path, 0, packed=False), list(outputs.values()), feeds))
         shapes |= {n: found[o] for n, o in outputs.items() if o in found}
     sizes = {n: 4 * int(np.prod(s, dtype=np.int64)) for n, s in shapes.items()}
     return _pack({n: sizes.get(n, 0) for n in names})
 
 
-def _shapes_told(graph: ir.Model, names: Iterable[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    """Shapes of those tensors for which they follow from what is fed; changes the graph's.
+def _shapes_told(path: Path, names: Iterable[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """Shapes of those tensors of a model for which they follow from what is fed.
 
-    What else the graph says of shapes is its author's word, and may be that of another input.
+    What else it says of shapes is its author's word, and may be that of another input.
     """
+    graph = load(path)
     for given in graph.graph.inputs:
         if given.name in feeds:
             given.shape = ir.Shape(feeds[given.name].shape)
@@ -222,8 +221,8 @@ def _shapes_told(graph: ir.Model, names: Iterable[str], feeds: Feeds) -> dict[st
         ShapeInferencePass(data_prop=True)(graph)
     except Exception as e:  # noqa: BLE001 - the pass wraps whatever the C++ inference throws
         logger.info("shape inference failed, sizes are looked at: %s", e)
-    wanted = {v.name: v.shape for v in made if v.shape is not None and v.shape.is_static()}
-    return {n: wanted[n].numpy() for n in names if n in wanted}
+    found = {v.name: v.shape for v in made if v.shape is not None and v.shape.is_static()}
+    return {n: found[n].numpy() for n in names if n in found}
 
 
 def _pack(sizes: Mapping[str, int]) -> list[dict[str, int]]:
@@ -267,8 +266,9 @@ def expose(path: Path, names: Iterable[str], out: Path) -> None:
     write_beside(model, path, out)
 
 
-def _expose_shapes(model: ir.Model, names: Iterable[str]) -> dict[str, str]:
-    """Make the shapes of tensors outputs of a graph, in place; their names by tensor."""
+def _expose_shapes(path: Path, names: Iterable[str], out: Path) -> dict[str, str]:
+    """Write a copy of a model whose outputs are the shapes of tensors; their names by tensor."""
+    model = load(path)
     known = {v.name: v for node in model.graph for v in node.outputs}
     shapes: dict[str, str] = {}
     for name in names:
@@ -278,4 +278,5 @@ def _expose_shapes(model: ir.Model, names: Iterable[str]) -> dict[str, str]:
         node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
+    write_beside(model, path, out)
     return shapes

@@ -171,7 +171,7 @@ def test_only_sizes_that_do_not_follow_from_the_inputs_are_looked_for(
     model, asked = read_model(tmp_path / "stale.onnx"), list[str]()
     samples, real = samples_of(ragged(), model.inputs), module._expose_shapes
     monkeypatch.setattr(
-        module, "_expose_shapes", lambda g, wanted: asked.extend(wanted) or real(g, wanted)
+        module, "_expose_shapes", lambda p, wanted, o: asked.extend(wanted) or real(p, wanted, o)
     )
     # The largest sample has 2 of them, 7 high, and 5 numbers.
     largest, numbers = 2 * 4 * 7 * 4, np.count_nonzero(ragged()[3]["ids"])
